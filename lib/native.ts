@@ -1,0 +1,168 @@
+/**
+ * The only file that loads the addon. It says what went wrong in one message when none can be loaded, and turns the
+ * addon's completion callbacks into promises.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { CheckpointError, ConfigError, DataError, DeviceError, IoError, ShapeError, Siglip2Error, type ErrorCode } from './errors.js';
+
+/** A tensor's number on the native side: slot and generation; 0 stands for an absent tensor. */
+export type Handle = number;
+
+/** Bytes in use on one device. `scratchPeak` is kernel workspace, on top of `peak`. */
+export interface MemoryStats {
+  live: number;
+  peak: number;
+  reserved: number;
+  scratchPeak: number;
+  guardViolations: number;
+}
+
+/** How the addon was built, and what this machine's CPU gives it. */
+export interface BuildInfo {
+  cuda: 'cuda' | 'cuda-host' | 'none';
+  isa: 'avx2' | 'avx512';
+  nativeBf16: boolean;
+  onednn: string;
+  threads: number;
+  ops: { name: string; cuda: boolean }[];
+}
+
+interface Addon {
+  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): void;
+  allocate(device: number, bytes: number, dtype: number): Handle;
+  view(handle: Handle, byteOffset: number, bytes: number, dtype: number): Handle;
+  free(handle: Handle): void;
+  write(handle: Handle, data: NodeJS.TypedArray): void;
+  read(handle: Handle, into: NodeJS.TypedArray, id: number): void;
+  fillByte(handle: Handle, byte: number): void;
+  synchronize(device: number, id: number): void;
+  memory(device: number): MemoryStats;
+  resetPeak(device: number): void;
+  setMemoryLimit(device: number, bytes: number): void;
+  setDebug(device: number, on: boolean): void;
+  liveCount(): number;
+  shutdown(): void;
+  resizeImage(source: Uint8Array, height: number, width: number, channels: number,
+    target: Uint8Array, outHeight: number, outWidth: number): void;
+  deviceName(index: number): string;
+  buildInfo(): BuildInfo;
+  ops: Record<string, (...args: (number | boolean)[]) => void>;
+}
+
+let addon: Addon | undefined;
+let nextId = 1;
+const pending = new Map<number, { resolve: () => void; reject: (e: Error) => void; keep: unknown; at: Error }>();
+
+/** The package's folder: the nearest one above this file with a package.json of this name. */
+export function packageRoot(): string {
+  for (let dir = dirname(fileURLToPath(import.meta.url)); ; dir = dirname(dir)) {
+    const file = join(dir, 'package.json');
+    if (existsSync(file) && JSON.parse(readFileSync(file, 'utf8')).name === 'siglip2') return dir;
+    if (dir === dirname(dir)) throw new DeviceError('the package.json of siglip2 was not found above its own code; reinstall it');
+  }
+}
+
+function load(): Addon {
+  const root = packageRoot();
+  // Both must be in the environment before the OpenMP runtime loads: sleeping workers keep the event loop responsive,
+  // and the short spin spares a wake-up between the kernels of one step.
+  process.env['OMP_WAIT_POLICY'] ??= 'passive';
+  process.env['SIGLIP2_THREADS'] ??= String(availableParallelism());
+  const require = createRequire(import.meta.url);
+  const errors: string[] = [];
+  const wanted = process.env['SIGLIP2_BINARY'];
+  const attempts: [string, () => Addon][] = wanted
+    ? [[wanted, () => require(join(root, wanted)) as Addon]]
+    : [['build/Release/siglip2.node', () => (require('bindings') as (o: object) => Addon)({ bindings: 'siglip2', module_root: root })]];
+  for (const [name, attempt] of attempts) {
+    try {
+      return attempt();
+    } catch (e) {
+      errors.push(`  ${name}: ${(e as Error).message.split('\n')[0]}`);
+    }
+  }
+  throw new DeviceError(
+    `the native addon of siglip2 could not be loaded on ${process.platform}-${process.arch}, Node ${process.versions.node}:\n` +
+    `${errors.join('\n')}\n` +
+    'Remedies: 1. build it with `npm run setup` in the package folder; 2. libdnnl missing: `apt-get install libdnnl-dev`; ' +
+    '3. without CMake: `npx node-gyp rebuild`.', 'ERR_NATIVE');
+}
+
+function makeError(code: ErrorCode, message: string): Error {
+  switch (code) {
+    case 'ERR_SHAPE': return new ShapeError(message);
+    case 'ERR_CONFIG': return new ConfigError(message);
+    case 'ERR_DATA': return new DataError(message);
+    case 'ERR_CHECKPOINT': return new CheckpointError(message);
+    case 'ERR_IO': return new IoError(message);
+    case 'ERR_DEVICE': case 'ERR_MEMORY': case 'ERR_DISPOSED': return new DeviceError(message, code);
+    default: return new Siglip2Error(code, message);
+  }
+}
+
+function complete(id: number, error: string): void {
+  const p = pending.get(id);
+  pending.delete(id);
+  if (!p) return;
+  if (error) {
+    p.at.message = error;
+    p.reject(p.at);
+  } else {
+    p.resolve();
+  }
+}
+
+/** The loaded addon; the first call loads it. Throws DeviceError (ERR_NATIVE) with numbered remedies. */
+export function native(): Addon {
+  if (!addon) {
+    addon = load();
+    addon.start(makeError, complete);
+    // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are.
+    process.on('exit', () => addon!.shutdown());
+  }
+  return addon;
+}
+
+/** Starts an asynchronous native call; the promise settles when the device has got there. */
+export function completion(start: (id: number) => void, keep: unknown): Promise<void> {
+  const id = nextId++;
+  // The error is made here, so that a rejection shows the caller's stack.
+  const at = new DeviceError('');
+  return new Promise((resolve, reject) => {
+    pending.set(id, { resolve, reject, keep, at });
+    try {
+      start(id);
+    } catch (e) {
+      pending.delete(id);
+      reject(e as Error);
+    }
+  });
+}
+
+/**
+ * One native op by name. Its TypeScript signature is declared here, at its one use; native/op.h checks the count and
+ * kind of the arguments against the C++ signature.
+ */
+export function op<A extends (number | boolean)[]>(name: string): (...args: A) => void {
+  let f: ((...args: (number | boolean)[]) => void) | undefined;
+  return (...args) => {
+    f ??= native().ops[name];
+    if (!f) throw new DeviceError(`the addon has no op ${name}; rebuild it with \`npm run build\``, 'ERR_NATIVE');
+    f(...args);
+  };
+}
+
+/**
+ * Resizes one uint8 image (height, width, channels) with the antialiased bilinear filter of PIL, bit for bit. Runs in
+ * the calling thread and starts no device: meant for data-loading Workers.
+ */
+export function resizeImage(source: Uint8Array, height: number, width: number, channels: number,
+  outHeight: number, outWidth: number): Uint8Array {
+  const target = new Uint8Array(outHeight * outWidth * channels);
+  native().resizeImage(source, height, width, channels, target, outHeight, outWidth);
+  return target;
+}

@@ -1,0 +1,40 @@
+import { check, checkShape } from '../check.js';
+import { op, type Handle } from '../native.js';
+import { gradHandle, needsGrad, Param, record } from '../tape.js';
+import { empty, type Tensor } from '../tensor.js';
+
+const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
+  K: number]>('linear_forward');
+const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, weight: Handle,
+  M: number, N: number, K: number]>('linear_backward');
+
+/**
+ * Fully connected layer `y = x·Wᵀ + b`, optionally through GELU in its tanh form (SigLIP 2 uses no other).
+ * @param x (…, K), f32 or bf16
+ * @param weight (N, K) f32; its bf16 copy is used for bf16 activations
+ * @param bias (N) f32, or null
+ * @param options.gelu apply GELU; its input is kept for backward
+ * @returns (…, N) of x's type
+ * @throws ShapeError
+ */
+export function linear(x: Tensor, weight: Tensor, bias: Tensor | null, options: { gelu?: boolean } = {}): Tensor {
+  const K = x.shape.at(-1) ?? 0, M = x.size / K, N = weight.shape[0] ?? 0;
+  checkShape('linear', 'weight', weight, [N, K]);
+  if (bias) checkShape('linear', 'bias', bias, [N]);
+  const w = x.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;
+  check(w.dtype === x.dtype, 'linear', `weight is ${w.dtype} but x is ${x.dtype}`);
+  const shape = [...x.shape.slice(0, -1), N];
+  const y = empty(shape, x.dtype, x.device);
+  const pre = options.gelu ? empty(shape, x.dtype, x.device) : null;
+  forward(y.handle, pre?.handle ?? 0, x.handle, w.handle, bias?.handle ?? 0, M, N, K);
+  record({
+    inputs: [x], outputs: [y], saved: pre ? [pre] : [], params: [weight, bias],
+    backward(dy) {
+      const dx = needsGrad(x) ? empty(x.shape, x.dtype, x.device) : null;
+      back(dx?.handle ?? 0, gradHandle(weight), bias ? gradHandle(bias) : 0, dy!.handle, pre?.handle ?? 0, x.handle,
+        w.handle, M, N, K);
+      return [dx];
+    },
+  });
+  return y;
+}

@@ -1,0 +1,191 @@
+/**
+ * Reverse-mode differentiation: ops record how to go back, backward() walks the record in reverse. Gradients of
+ * parameters are accumulated (+=) by the ops themselves into `param.grad`; gradients of activations are set, and added
+ * where a tensor was used twice. First derivatives only.
+ */
+import { op, type Handle } from './native.js';
+import { Tensor, empty, scope, type DeviceName, type DType } from './tensor.js';
+
+const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
+
+/** A trainable tensor: a view of the parameter arena, with its gradient of the same shape (f32), null when frozen. */
+export class Param extends Tensor {
+  grad: Tensor | null = null;
+  /** The copy that kernels multiply with when activations are bf16; the f32 tensor itself otherwise. */
+  compute: Tensor = this;
+  constructor(handle: Handle, shape: readonly number[], dtype: DType, device: DeviceName, readonly name = '') {
+    super(handle, shape, dtype, device);
+  }
+}
+
+/** The gradient buffer that an op adds to; 0 when the weight is frozen or a plain tensor. */
+export function gradHandle(weight: Tensor): Handle {
+  return gradOf(weight)?.handle ?? 0;
+}
+/** The gradient tensor of a weight, or null when it is frozen. */
+export function gradOf(weight: Tensor): Tensor | null {
+  return weight instanceof Param ? weight.grad : null;
+}
+
+interface Entry {
+  inputs: (Tensor | null)[];
+  outputs: Tensor[];
+  /** Tensors that backward reads, beyond the inputs. */
+  saved: Tensor[];
+  /** Weights whose gradients backward accumulates. */
+  params?: (Tensor | null)[];
+  backward: (...grads: (Tensor | null)[]) => (Tensor | null)[];
+}
+
+let tape: Entry[] = [];
+let recording = true;
+/** Tensors whose gradient someone wants: leaves marked by the caller, and outputs of recorded ops. */
+const tracked = new WeakSet<Tensor>();
+
+/** Marks a tensor as a leaf: backward() returns its gradient. */
+export function requireGrad<T extends Tensor>(x: T): T {
+  tracked.add(x);
+  return x;
+}
+/** Whether an op must compute the gradient of this input. */
+export function needsGrad(x: Tensor | null): boolean {
+  return x !== null && tracked.has(x);
+}
+export function isRecording(): boolean { return recording; }
+
+/**
+ * Records one op: its differentiable inputs, its outputs, the tensors its backward reads, the weights it trains, and
+ * the function that turns output gradients (null where nothing flowed) into input gradients, one per input (null where
+ * not needed). It may return a gradient it was given, and one tensor for several inputs. Nothing is recorded under
+ * noGrad(), or when neither an input nor a weight wants a gradient.
+ */
+export function record(entry: Entry): void {
+  if (!recording) return;
+  if (!entry.inputs.some(needsGrad) && !entry.params?.some((p) => p && gradOf(p))) return;
+  for (const t of held(entry)) t.hold();
+  for (const t of entry.outputs) tracked.add(t);
+  tape.push(entry);
+}
+
+function held(entry: Entry): Tensor[] {
+  return [...entry.saved, ...entry.outputs, ...entry.inputs.filter((t) => t !== null)];
+}
+function drop(entry: Entry): void {
+  for (const t of held(entry)) t.release();
+}
+
+/** Runs `fn` without recording: inference, a frozen tower, an EMA teacher. */
+export function noGrad<T>(fn: () => T): T {
+  const before = recording;
+  recording = false;
+  try {
+    return fn();
+  } finally {
+    recording = before;
+  }
+}
+
+/** Forgets everything recorded so far, e.g. after an error in the middle of a step. */
+export function clearTape(): void {
+  for (const e of tape) drop(e);
+  tape = [];
+}
+
+/**
+ * Gradients of Σ weight · root. Roots are loss tensors, alone or with a weight or an explicit gradient tensor.
+ * Returns the gradients of leaves marked by requireGrad(); parameters got theirs in `param.grad`.
+ */
+export function backward(roots: Tensor | readonly (readonly [Tensor, Tensor | number])[]): Map<Tensor, Tensor> {
+  const entries = tape;
+  tape = [];
+  return run(entries, roots instanceof Tensor ? [[roots, 1]] : roots);
+}
+
+/** A loss op reads here the weight its scalar output was given; 1 when it is a plain root. */
+const scalarWeight = new WeakMap<Tensor, number>();
+export function lossWeight(loss: Tensor): number { return scalarWeight.get(loss) ?? 0; }
+
+function run(entries: Entry[], roots: readonly (readonly [Tensor, Tensor | number])[]): Map<Tensor, Tensor> {
+  const grads = new Map<Tensor, Tensor>();
+  const shared = new Set<Tensor>();  // several gradients in one memory: not to be written
+  const losses = new Set<Tensor>();  // scalar roots: their gradient is a number
+  for (const [t, g] of roots) {
+    if (typeof g === 'number') {
+      scalarWeight.set(t, g);
+      losses.add(t);
+    } else {
+      const mine = g.reshape(g.shape);
+      shared.add(mine);
+      grads.set(t, mine);
+    }
+  }
+  try {
+    for (let entry = entries.pop(); entry; entry = entries.pop()) {
+      const { inputs, outputs } = entry;
+      try {
+        if (!outputs.some((t) => grads.has(t) || losses.has(t))) continue;
+        const given = outputs.map((t) => grads.get(t) ?? null);
+        // The op's temporaries die with this scope; the gradients it returns live on in `grads`.
+        const made = scope(() => entry.backward(...given));
+        outputs.forEach((t, i) => {
+          grads.delete(t);
+          if (!made.includes(given[i]!)) given[i]?.dispose();
+        });
+        // A tensor returned for several inputs becomes several views before any of them is used up.
+        const own = made.map((g, i) => {
+          if (!g || made.indexOf(g) === i) return g;
+          const other = g.reshape(g.shape);
+          shared.add(g).add(other);
+          return other;
+        });
+        inputs.forEach((x, i) => {
+          const g = own[i];
+          if (x && g) grads.set(x, plus(grads.get(x), g, shared));
+        });
+      } finally {
+        drop(entry);
+      }
+    }
+  } finally {
+    for (const e of entries) drop(e);
+  }
+  return grads;
+}
+
+/** a + g, in a's memory where nobody else reads it; takes both over. */
+function plus(a: Tensor | undefined, g: Tensor, shared: Set<Tensor>): Tensor {
+  if (!a) return g;
+  const y = shared.has(a) ? empty(a.shape, a.dtype, a.device) : a;
+  add(y.handle, a.handle, g.handle, a.size);
+  if (y !== a) a.dispose();
+  g.dispose();
+  return y;
+}
+
+/**
+ * Gradient checkpointing: runs `fn(inputs)` without keeping its inner activations and runs it again during backward.
+ * Memory of the block falls to its inputs and outputs for one extra forward. `fn` must be deterministic.
+ */
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  if (!recording) return fn(...inputs);
+  const y = noGrad(() => scope(() => fn(...inputs)));
+  record({
+    inputs, outputs: [y], saved: [],
+    backward(dy) {
+      const outer = tape;
+      tape = [];
+      try {
+        // Fresh views as leaves, so that the inner gradients are told apart from the outer ones.
+        const leaves = inputs.map((x) => needsGrad(x) ? requireGrad(x.reshape(x.shape)) : x);
+        const again = fn(...leaves);
+        const entries = tape;
+        tape = [];
+        const grads = run(entries, [[again, dy!]]);
+        return leaves.map((leaf) => grads.get(leaf) ?? null);
+      } finally {
+        tape = outer;
+      }
+    },
+  });
+  return y;
+}

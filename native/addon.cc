@@ -1,0 +1,371 @@
+// The door between JavaScript and the native core: devices, tensors, and one function per registered op.
+// State lives in one Instance per environment (main thread, Worker, jest file), created by init and never shared.
+// Devices start on first use, so a Worker that only resizes images starts no thread.
+#include <napi.h>
+#include <condition_variable>
+#include <mutex>
+#include "allocator.h"
+#include "cpu/matmul.h"
+#include "cpu/resize.h"
+#include "cpu/threads.h"
+#include "op.h"
+#include "slots.h"
+
+namespace siglip2 {
+namespace {
+
+constexpr int kMostDevices = 17;  // 0 is the CPU, 1 + n is cuda:n
+
+class Instance {
+ public:
+  explicit Instance(napi_env env) : env_(env) {}
+  ~Instance() { shutdown(); }
+
+  // What a device and its allocator share a life with.
+  struct Place {
+    std::unique_ptr<Device> device;
+    std::unique_ptr<Allocator> allocator;
+  };
+  Place& place(int index) {
+    if (closed_) throw std::runtime_error("the native core was shut down");
+    if (index < 0 || index >= kMostDevices) throw std::runtime_error("no such device");
+    Place& p = places_[index];
+    if (!p.device) {
+      std::string why;
+      p.device = index == 0 ? make_cpu_device() : make_cuda_device(index - 1, &why);
+      if (!p.device) throw std::runtime_error(why);
+      p.allocator = std::make_unique<Allocator>(*p.device);
+    }
+    return p;
+  }
+  Place* started(int index) { return places_[index].device ? &places_[index] : nullptr; }
+
+  // Stops the devices' threads; safe to call more than once, from process 'exit' and from the cleanup hook.
+  void shutdown() {
+    if (closed_) return;
+    closed_ = true;
+    for (Place& p : places_)
+      if (p.device) p.device->cancel();
+    slots.~Slots();
+    new (&slots) Slots();
+    for (Place& p : places_) {
+      p.allocator.reset();
+      p.device.reset();
+    }
+    if (completed_) napi_release_threadsafe_function(completed_, napi_tsfn_release);
+    completed_ = nullptr;
+  }
+
+  void start(Napi::Function make_error, Napi::Function complete) {
+    make_error_ = Napi::Persistent(make_error);
+    napi_value name;
+    napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
+    napi_create_threadsafe_function(env_, complete, nullptr, name, 0, 1, nullptr, nullptr, this, call_js, &completed_);
+    napi_unref_threadsafe_function(env_, completed_);
+  }
+
+  // Calls JavaScript's complete(id, error) once everything enqueued so far is done.
+  void notify(Device& device, double id) {
+    if (pending_++ == 0) napi_ref_threadsafe_function(env_, completed_);
+    device.notify([this, id](const std::string& error) {
+      bool first;
+      {
+        std::lock_guard lock(mutex_);
+        first = results_.empty();
+        results_.emplace_back(id, error);
+      }
+      if (first) napi_call_threadsafe_function(completed_, nullptr, napi_tsfn_nonblocking);
+    });
+  }
+
+  // Errors are made by JavaScript's factory, so that they are of the caller's realm and class.
+  napi_value raise(const char* code, const std::string& message) {
+    Napi::HandleScope scope(env_);
+    if (make_error_.IsEmpty()) {
+      napi_throw_error(env_, code, message.c_str());
+    } else {
+      Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
+      napi_throw(env_, e);
+    }
+    return nullptr;
+  }
+
+  Slots slots;
+  napi_env env() const { return env_; }
+
+ private:
+  static void call_js(napi_env env, napi_value complete, void* context, void*) {
+    auto* self = static_cast<Instance*>(context);
+    if (!env) return;
+    std::vector<std::pair<double, std::string>> results;
+    {
+      std::lock_guard lock(self->mutex_);
+      results.swap(self->results_);
+    }
+    for (auto& [id, error] : results) {
+      if (--self->pending_ == 0 && self->completed_) napi_unref_threadsafe_function(env, self->completed_);
+      napi_value undefined, args[2];
+      napi_get_undefined(env, &undefined);
+      napi_create_double(env, id, &args[0]);
+      napi_create_string_utf8(env, error.c_str(), error.size(), &args[1]);
+      napi_call_function(env, undefined, complete, 2, args, nullptr);
+    }
+  }
+
+  napi_env env_;
+  bool closed_ = false;
+  Place places_[kMostDevices];
+  Napi::FunctionReference make_error_;
+  napi_threadsafe_function completed_ = nullptr;
+  std::mutex mutex_;
+  std::vector<std::pair<double, std::string>> results_;
+  int64_t pending_ = 0;
+};
+
+Instance& instance_of(napi_env env) {
+  void* data = nullptr;
+  napi_get_instance_data(env, &data);
+  return *static_cast<Instance*>(data);
+}
+
+// Runs f and turns C++ exceptions into JavaScript ones.
+template <class F> napi_value guarded(Instance& self, F&& f) {
+  try {
+    return f();
+  } catch (const OutOfMemory& e) {
+    return self.raise("ERR_MEMORY", e.what());
+  } catch (const BadHandle& e) {
+    return self.raise("ERR_DISPOSED", e.what());
+  } catch (const std::bad_alloc&) {
+    return self.raise("ERR_MEMORY", "the host has no memory left");
+  } catch (const std::exception& e) {
+    return self.raise("ERR_DEVICE", e.what());
+  }
+}
+
+// One op: decode by the entry's signature, pick the device, enqueue. The hot path, hence raw Node-API.
+napi_value call_op(napi_env env, napi_callback_info info) {
+  napi_value argv[32];
+  size_t argc = 32;
+  void* data;
+  napi_get_cb_info(env, info, &argc, argv, nullptr, &data);
+  const auto& entry = *static_cast<const OpEntry*>(data);
+  Instance& self = instance_of(env);
+  return guarded(self, [&]() -> napi_value {
+    if (argc != entry.args.size())
+      throw std::invalid_argument(std::string(entry.name) + " takes " + std::to_string(entry.args.size()) +
+                                  " arguments but got " + std::to_string(argc));
+    std::vector<Value> values(argc);
+    int device = -1;
+    for (size_t i = 0; i < argc; ++i) {
+      double& number = values[i].number;
+      if (entry.args[i] == Arg::boolean) {
+        bool b;
+        if (napi_get_value_bool(env, argv[i], &b) != napi_ok)
+          throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) + " must be a boolean");
+        number = b;
+        continue;
+      }
+      if (napi_get_value_double(env, argv[i], &number) != napi_ok)
+        throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) + " must be a number");
+      if (entry.args[i] != Arg::tensor || number == 0) continue;
+      auto& slot = self.slots.at(number);
+      if (device >= 0 && slot.device != device)
+        throw std::invalid_argument(std::string(entry.name) + ": its tensors are on different devices");
+      device = slot.device;
+      values[i].tensor = slot.view;
+    }
+    if (device < 0) throw std::invalid_argument(std::string(entry.name) + " got no tensor");
+    Device& d = *self.place(device).device;
+    const auto& kernel = d.is_cuda() ? entry.cuda : entry.cpu;
+    if (!kernel) throw std::runtime_error(std::string(entry.name) + " has no CUDA kernel; run it on device 'cpu'");
+    d.enqueue(entry.name, [&kernel, values = std::move(values)](Stream& s) { kernel(s, values.data()); });
+    return nullptr;
+  });
+}
+
+using Napi::CallbackInfo;
+using Napi::Value;
+
+double number_at(const CallbackInfo& info, size_t i) { return info[i].As<Napi::Number>().DoubleValue(); }
+int int_at(const CallbackInfo& info, size_t i) { return info[i].As<Napi::Number>().Int32Value(); }
+std::pair<uint8_t*, size_t> bytes_at(const CallbackInfo& info, size_t i) {
+  if (!info[i].IsTypedArray()) throw std::invalid_argument("a typed array is expected");
+  auto a = info[i].As<Napi::TypedArray>();
+  return {static_cast<uint8_t*>(a.ArrayBuffer().Data()) + a.ByteOffset(), a.ByteLength()};
+}
+
+template <Value (*F)(Instance&, const CallbackInfo&)> Value function(const CallbackInfo& info) {
+  Instance& self = instance_of(info.Env());
+  return Value(info.Env(), guarded(self, [&]() -> napi_value { return F(self, info); }));
+}
+
+Value start(Instance& self, const CallbackInfo& info) {
+  self.start(info[0].As<Napi::Function>(), info[1].As<Napi::Function>());
+  return info.Env().Undefined();
+}
+// allocate(device, bytes, dtype) → handle
+Value allocate(Instance& self, const CallbackInfo& info) {
+  const int device = int_at(info, 0);
+  const double h = self.slots.allocate(device, *self.place(device).allocator, info[1].As<Napi::Number>().Int64Value(),
+                                       static_cast<DType>(int_at(info, 2)));
+  return Napi::Number::New(info.Env(), h);
+}
+// view(handle, byteOffset, bytes, dtype) → handle
+Value view(Instance& self, const CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), self.slots.view(number_at(info, 0), info[1].As<Napi::Number>().Int64Value(),
+                                                       info[2].As<Napi::Number>().Int64Value(),
+                                                       static_cast<DType>(int_at(info, 3))));
+}
+Value free_slot(Instance& self, const CallbackInfo& info) {
+  self.slots.free(number_at(info, 0));
+  return info.Env().Undefined();
+}
+// write(handle, typedArray)
+Value write(Instance& self, const CallbackInfo& info) {
+  auto& slot = self.slots.at(number_at(info, 0));
+  auto [data, bytes] = bytes_at(info, 1);
+  if (static_cast<int64_t>(bytes) != slot.view.bytes)
+    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes was given " + std::to_string(bytes));
+  self.place(slot.device).device->upload(slot.view.data, data, bytes);
+  return info.Env().Undefined();
+}
+// read(handle, typedArray, id): fills the array, then complete(id, error)
+Value read(Instance& self, const CallbackInfo& info) {
+  auto& slot = self.slots.at(number_at(info, 0));
+  auto [data, bytes] = bytes_at(info, 1);
+  if (static_cast<int64_t>(bytes) != slot.view.bytes)
+    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes is read into " + std::to_string(bytes));
+  Device& device = *self.place(slot.device).device;
+  device.download(data, slot.view.data, bytes);
+  self.notify(device, number_at(info, 2));
+  return info.Env().Undefined();
+}
+// synchronize(device, id)
+Value synchronize(Instance& self, const CallbackInfo& info) {
+  self.notify(*self.place(int_at(info, 0)).device, number_at(info, 1));
+  return info.Env().Undefined();
+}
+Value fill_byte(Instance& self, const CallbackInfo& info) {
+  auto& slot = self.slots.at(number_at(info, 0));
+  self.place(slot.device).device->fill(slot.view.data, static_cast<uint8_t>(int_at(info, 1)), static_cast<size_t>(slot.view.bytes));
+  return info.Env().Undefined();
+}
+Value memory(Instance& self, const CallbackInfo& info) {
+  auto o = Napi::Object::New(info.Env());
+  auto* p = self.started(int_at(info, 0));
+  const auto set = [&](const char* key, size_t v) { o.Set(key, Napi::Number::New(info.Env(), static_cast<double>(v))); };
+  set("live", p ? p->allocator->live() : 0);
+  set("peak", p ? p->allocator->peak() : 0);
+  set("reserved", p ? p->allocator->reserved() : 0);
+  set("scratchPeak", p ? p->device->scratch_peak() : 0);
+  set("guardViolations", p ? static_cast<size_t>(p->allocator->guard_violations()) : 0);
+  return o;
+}
+Value reset_peak(Instance& self, const CallbackInfo& info) {
+  if (auto* p = self.started(int_at(info, 0))) {
+    p->allocator->reset_peak();
+    p->device->reset_scratch_peak();
+  }
+  return info.Env().Undefined();
+}
+// setMemoryLimit(device, bytes); bytes <= 0 lifts it
+Value set_limit(Instance& self, const CallbackInfo& info) {
+  const double bytes = number_at(info, 1);
+  self.place(int_at(info, 0)).allocator->limit = bytes > 0 ? static_cast<size_t>(bytes) : SIZE_MAX;
+  return info.Env().Undefined();
+}
+Value set_debug(Instance& self, const CallbackInfo& info) {
+  self.place(int_at(info, 0)).allocator->set_debug(info[1].As<Napi::Boolean>());
+  return info.Env().Undefined();
+}
+Value live_count(Instance& self, const CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(self.slots.live()));
+}
+Value shutdown(Instance& self, const CallbackInfo& info) {
+  self.shutdown();
+  return info.Env().Undefined();
+}
+// resizeImage(source, height, width, channels, target, outHeight, outWidth): in the calling thread, no device
+Value resize_image(Instance&, const CallbackInfo& info) {
+  auto [in, in_bytes] = bytes_at(info, 0);
+  auto [out, out_bytes] = bytes_at(info, 4);
+  const int64_t H = int_at(info, 1), W = int_at(info, 2), C = int_at(info, 3), OH = int_at(info, 5), OW = int_at(info, 6);
+  if (H <= 0 || W <= 0 || C <= 0 || OH <= 0 || OW <= 0 || static_cast<int64_t>(in_bytes) != H * W * C ||
+      static_cast<int64_t>(out_bytes) != OH * OW * C)
+    throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
+  resize_u8(in, H, W, C, out, OH, OW);
+  return info.Env().Undefined();
+}
+// deviceName(index): starts the device, or throws the sentence that says why there is none
+Value device_name(Instance& self, const CallbackInfo& info) {
+  return Napi::String::New(info.Env(), self.place(int_at(info, 0)).device->name());
+}
+Value build_info(Instance&, const CallbackInfo& info) {
+  auto o = Napi::Object::New(info.Env());
+#if defined(SIGLIP2_CUDA_HOST)
+  o.Set("cuda", "cuda-host");
+#elif defined(SIGLIP2_WITH_CUDA)
+  o.Set("cuda", "cuda");
+#else
+  o.Set("cuda", "none");
+#endif
+  o.Set("isa", use_avx512() ? "avx512" : "avx2");
+  o.Set("nativeBf16", has_native_bf16());
+  o.Set("onednn", onednn_version());
+  o.Set("threads", thread_count());
+  auto ops = Napi::Array::New(info.Env());
+  uint32_t n = 0;
+  for (auto& e : op_table()) {
+    auto op = Napi::Object::New(info.Env());
+    op.Set("name", e.name);
+    op.Set("cuda", static_cast<bool>(e.cuda));
+    ops.Set(n++, op);
+  }
+  o.Set("ops", ops);
+  return o;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    napi_throw_error(env, "ERR_DEVICE", "siglip2 needs a CPU with AVX2 and FMA (2013 or later)");
+    return exports;
+  }
+#endif
+  auto* self = new Instance(env);
+  napi_set_instance_data(env, self, [](napi_env, void* p, void*) { delete static_cast<Instance*>(p); }, nullptr);
+  napi_add_env_cleanup_hook(env, [](void* p) { static_cast<Instance*>(p)->shutdown(); }, self);
+  const auto set = [&](const char* name, auto f) { exports.Set(name, Napi::Function::New(env, f, name)); };
+  set("start", function<start>);
+  set("allocate", function<allocate>);
+  set("view", function<view>);
+  set("free", function<free_slot>);
+  set("write", function<write>);
+  set("read", function<read>);
+  set("fillByte", function<fill_byte>);
+  set("synchronize", function<synchronize>);
+  set("memory", function<memory>);
+  set("resetPeak", function<reset_peak>);
+  set("setMemoryLimit", function<set_limit>);
+  set("setDebug", function<set_debug>);
+  set("liveCount", function<live_count>);
+  set("shutdown", function<shutdown>);
+  set("resizeImage", function<resize_image>);
+  set("deviceName", function<device_name>);
+  set("buildInfo", function<build_info>);
+  auto ops = Napi::Object::New(env);
+  for (auto& entry : op_table()) {
+    napi_value f;
+    napi_create_function(env, entry.name, NAPI_AUTO_LENGTH, call_op, const_cast<OpEntry*>(&entry), &f);
+    ops.Set(entry.name, Value(env, f));
+  }
+  exports.Set("ops", ops);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(siglip2, init)
+
+}  // namespace siglip2

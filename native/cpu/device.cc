@@ -1,0 +1,188 @@
+// The CPU device: one thread that runs tasks in order, so that JavaScript's event loop stays free while a step
+// computes. Kernels use the OpenMP team of that thread, which oneDNN shares. The thread is niced: on a machine whose
+// cores are all computing, timers and the data loader still get their turn at once (docs/architecture.md).
+#include <omp.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <vector>
+#include "../device.h"
+#include "threads.h"
+
+namespace siglip2 {
+
+int thread_count() {
+  const char* wish = std::getenv("SIGLIP2_THREADS");
+  const int n = wish ? std::atoi(wish) : 0;
+  return n > 0 ? n : omp_get_num_procs();
+}
+
+namespace {
+
+void* allocate_aligned(size_t bytes) {
+  void* p = nullptr;
+  return posix_memalign(&p, bytes >= (2u << 20) ? 4096 : 64, bytes ? bytes : 64) ? nullptr : p;
+}
+
+// Workspace of the running kernel: exact-size reuse, so a training step allocates nothing after the first.
+class CpuStream : public Stream {
+ public:
+  ~CpuStream() override {
+    for (auto& [bytes, list] : cached_)
+      for (void* p : list) std::free(p);
+  }
+  void* scratch_allocate(size_t bytes) override {
+    auto& list = cached_[bytes];
+    void* p = nullptr;
+    if (list.empty()) {
+      p = allocate_aligned(bytes);
+      if (!p) throw std::bad_alloc();
+    } else {
+      p = list.back();
+      list.pop_back();
+      cached_bytes_ -= bytes;
+    }
+    live_ += bytes;
+    size_t peak = peak_.load();
+    while (live_ > peak && !peak_.compare_exchange_weak(peak, live_)) {
+    }
+    return p;
+  }
+  void scratch_release(void* p, size_t bytes) override {
+    live_ -= bytes;
+    if (cached_bytes_ + bytes > kMostCached) {
+      std::free(p);
+      return;
+    }
+    cached_[bytes].push_back(p);
+    cached_bytes_ += bytes;
+  }
+  std::atomic<size_t> peak_{0};
+
+ private:
+  static constexpr size_t kMostCached = size_t{1} << 30;
+  std::map<size_t, std::vector<void*>> cached_;
+  size_t live_ = 0, cached_bytes_ = 0;
+};
+
+class CpuDevice : public Device {
+ public:
+  CpuDevice() : thread_([this] { run(); }) {}
+  ~CpuDevice() override {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+  std::string name() const override { return "cpu"; }
+  bool is_cuda() const override { return false; }
+  void* allocate(size_t bytes) override { return allocate_aligned(bytes); }
+  void release(void* p, size_t) override { std::free(p); }
+  void enqueue(const char* op, Task task) override { push({op, std::move(task), {}}); }
+  void upload(void* dst, const void* src, size_t bytes) override {
+    auto copy = std::make_shared<std::vector<uint8_t>>(static_cast<const uint8_t*>(src),
+                                                       static_cast<const uint8_t*>(src) + bytes);
+    enqueue("upload", [copy, dst](Stream&) { std::memcpy(dst, copy->data(), copy->size()); });
+  }
+  void download(void* dst, const void* src, size_t bytes) override {
+    enqueue("download", [=](Stream&) { std::memcpy(dst, src, bytes); });
+  }
+  void fill(void* dst, uint8_t byte, size_t bytes) override {
+    enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
+  }
+  void notify(Done done) override { push({"notify", {}, std::move(done)}); }
+  void synchronize() override {
+    std::mutex m;
+    std::condition_variable cv;
+    bool reached = false;
+    // A task, not notify(): the error stays for whoever asks for it.
+    push({"synchronize", {}, [&](const std::string&) {
+            std::lock_guard lock(m);
+            reached = true;
+            cv.notify_one();
+          }, true});
+    std::unique_lock lock(m);
+    cv.wait(lock, [&] { return reached; });
+  }
+  void cancel() override {
+    cancelling_ = true;
+    synchronize();
+    cancelling_ = false;
+  }
+  size_t scratch_peak() const override { return stream_.peak_; }
+  void reset_scratch_peak() override { stream_.peak_ = 0; }
+
+ private:
+  struct Item {
+    const char* op;
+    Task task;
+    Done done;
+    bool keeps_error = false;
+  };
+  void push(Item item) {
+    bool idle;
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(item));
+      idle = idle_;
+    }
+    if (idle) wake_.notify_one();
+  }
+  void run() {
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);  // the OpenMP team inherits it
+    omp_set_num_threads(thread_count());
+    omp_set_dynamic(0);
+    std::string error;
+    std::deque<Item> batch;
+    for (;;) {
+      {
+        std::unique_lock lock(mutex_);
+        idle_ = true;
+        wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+        idle_ = false;
+        if (stop_) return;
+        batch.swap(queue_);
+      }
+      for (Item& item : batch) {
+        if (item.done) {
+          if (cancelling_ && !item.keeps_error) continue;
+          item.done(error);
+          if (!item.keeps_error) error.clear();
+        } else if (error.empty() && !cancelling_) {
+          try {
+            item.task(stream_);
+          } catch (const std::exception& e) {
+            error = std::string(item.op) + ": " + e.what();
+          }
+        }
+        item = {};  // gives captured memory back in order
+      }
+      batch.clear();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Item> queue_;
+  bool idle_ = false;
+  bool stop_ = false;
+  std::atomic<bool> cancelling_{false};
+  CpuStream stream_;
+  std::thread thread_;  // last: starts when the rest is there
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_cpu_device() { return std::make_unique<CpuDevice>(); }
+
+}  // namespace siglip2

@@ -1,0 +1,138 @@
+#include "matmul.h"
+#include <dnnl.hpp>
+#include <map>
+#include <tuple>
+#include <vector>
+#include "threads.h"
+
+namespace siglip2 {
+
+namespace {
+
+dnnl::memory::data_type type_of(DType d) {
+  return d == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+dnnl::engine& engine() {
+  static auto* e = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *e;
+}
+
+// Compiled products, one per shape; only the CPU stream's thread comes here.
+struct Product {
+  dnnl::memory::desc a, b, c;
+  dnnl::matmul run;
+};
+using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, float, float>;
+
+Product make_product(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
+                     DType c_dtype, int64_t c_stride) {
+  using desc = dnnl::memory::desc;
+  const auto strides = [](const Matrix& m) {
+    return m.transposed ? dnnl::memory::dims{1, m.stride} : dnnl::memory::dims{m.stride, 1};
+  };
+  Product p;
+  p.a = desc({M, K}, type_of(a.dtype), strides(a));
+  p.b = desc({K, N}, type_of(b.dtype), strides(b));
+  p.c = desc({M, N}, type_of(c_dtype), dnnl::memory::dims{c_stride, 1});
+  dnnl::primitive_attr attr;
+  dnnl::post_ops post;
+  if (alpha != 1.0f) {
+#if DNNL_VERSION_MAJOR >= 3
+    post.append_eltwise(dnnl::algorithm::eltwise_linear, alpha, 0.0f);
+#else
+    post.append_eltwise(1.0f, dnnl::algorithm::eltwise_linear, alpha, 0.0f);
+#endif
+  }
+  if (beta != 0.0f) post.append_sum(beta);
+  attr.set_post_ops(post);
+#if DNNL_VERSION_MAJOR >= 3
+  p.run = dnnl::matmul(dnnl::matmul::primitive_desc(engine(), p.a, p.b, p.c, attr));
+#else
+  p.run = dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(p.a, p.b, p.c), attr, engine()));
+#endif
+  return p;
+}
+
+void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
+                     void* c, DType c_dtype, int64_t c_stride) {
+  static auto* cache = new std::map<Key, Product>;
+  const Key key{M, N, K, a.stride, b.stride, c_stride, a.transposed, b.transposed, static_cast<int>(c_dtype), alpha, beta};
+  auto it = cache->find(key);
+  if (it == cache->end()) {
+    if (cache->size() > 4096) cache->clear();  // ragged batches: shapes without end
+    it = cache->emplace(key, make_product(M, N, K, alpha, a, b, beta, c_dtype, c_stride)).first;
+  }
+  static auto* stream = new dnnl::stream(engine());
+  Product& p = it->second;
+  dnnl::memory ma(p.a, engine(), const_cast<void*>(a.data)), mb(p.b, engine(), const_cast<void*>(b.data)), mc(p.c, engine(), c);
+  p.run.execute(*stream, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}});
+  stream->wait();
+}
+
+void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
+             int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
+  const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
+  if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+}
+
+void widen(const Matrix& m, int64_t rows, int64_t cols, float* out) {
+  const auto* in = static_cast<const bf16*>(m.data);
+  parallel_ranges(rows, 1 + 16384 / std::max<int64_t>(1, cols), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      for (int64_t c = 0; c < cols; ++c) out[r * cols + c] = in[r * m.stride + c];
+  });
+}
+
+}  // namespace
+
+bool has_native_bf16() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+#else
+  return false;
+#endif
+}
+
+std::string onednn_version() {
+  const auto* v = dnnl_version();
+  return std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
+}
+
+void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
+            void* c, DType c_dtype, int64_t c_stride) {
+  if (M == 0 || N == 0) return;
+  if (a.dtype != b.dtype) throw std::invalid_argument("the operands of a matrix product differ in type");
+  if (a.dtype == DType::f32) {
+    if (c_dtype != DType::f32) throw std::invalid_argument("a product of f32 matrices is f32");
+    run_f32(M, N, K, alpha, static_cast<const float*>(a.data), a.stride, a.transposed,
+            static_cast<const float*>(b.data), b.stride, b.transposed, beta, static_cast<float*>(c), c_stride);
+    return;
+  }
+  if (has_native_bf16()) {
+    run_native_bf16(M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
+    return;
+  }
+  const int64_t a_rows = a.transposed ? K : M, a_cols = a.transposed ? M : K;
+  const int64_t b_rows = b.transposed ? N : K, b_cols = b.transposed ? K : N;
+  Scratch<float> wide_a(s, a_rows * a_cols), wide_b(s, b_rows * b_cols);
+  widen(a, a_rows, a_cols, wide_a.data());
+  widen(b, b_rows, b_cols, wide_b.data());
+  if (c_dtype == DType::f32) {
+    run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
+            static_cast<float*>(c), c_stride);
+    return;
+  }
+  Scratch<float> wide_c(s, M * N);
+  auto* out = static_cast<bf16*>(c);
+  if (beta != 0.0f) widen({c, DType::bf16, c_stride}, M, N, wide_c.data());
+  run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
+          wide_c.data(), N);
+  parallel_ranges(M, 1 + 16384 / N, [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      for (int64_t i = 0; i < N; ++i) out[r * c_stride + i] = wide_c.data()[r * N + i];
+  });
+}
+
+}  // namespace siglip2

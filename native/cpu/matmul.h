@@ -1,0 +1,24 @@
+// Matrix products of the CPU device: oneDNN, versions 2 and 3.
+#pragma once
+#include <string>
+#include "../device.h"
+#include "../tensor.h"
+
+namespace siglip2 {
+
+struct Matrix {   // row-major, rows `stride` elements apart
+  const void* data;
+  DType dtype;    // f32 or bf16
+  int64_t stride;
+  bool transposed = false;
+};
+
+// C (M, N) = alpha · A (M, K) · B (K, N) + beta · C. A and B share a type; C is that type or f32.
+// bf16 runs natively where the CPU has AVX512-BF16 or AMX, otherwise through f32 copies.
+void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
+            void* c, DType c_dtype, int64_t c_stride);
+
+bool has_native_bf16();
+std::string onednn_version();
+
+}  // namespace siglip2

@@ -1,0 +1,65 @@
+// What a device must answer. Work on a device is ordered: what is enqueued first is finished first, and
+// memory freed by the host may be handed out again at once, because its next user is enqueued later.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace siglip2 {
+
+// Where a kernel runs, and its temporary memory. Only valid inside a task.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  virtual void* native() { return nullptr; }           // cudaStream_t on CUDA
+  virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
+  virtual void scratch_release(void* p, size_t bytes) = 0;
+};
+
+// Kernel workspace as a local variable; given back in stream order.
+template <class T> class Scratch {
+ public:
+  Scratch(Stream& s, int64_t count)
+      : stream_(s), bytes_(static_cast<size_t>(count) * sizeof(T)),
+        data_(static_cast<T*>(count ? s.scratch_allocate(bytes_) : nullptr)) {}
+  ~Scratch() {
+    if (data_) stream_.scratch_release(data_, bytes_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  Stream& stream_;
+  size_t bytes_;
+  T* data_;
+};
+
+using Task = std::function<void(Stream&)>;
+using Done = std::function<void(const std::string& error)>;  // empty: all work so far succeeded
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;
+  virtual bool is_cuda() const = 0;
+  virtual void* allocate(size_t bytes) = 0;            // null when the device is full
+  virtual void release(void* p, size_t bytes) = 0;     // call only after synchronize()
+  virtual void enqueue(const char* op, Task task) = 0; // runs in order; a throw poisons the stream until notify()
+  virtual void upload(void* dst, const void* src, size_t bytes) = 0;    // src may be reused on return
+  virtual void download(void* dst, const void* src, size_t bytes) = 0;  // dst is complete when notify() fires
+  virtual void fill(void* dst, uint8_t byte, size_t bytes) = 0;
+  virtual void notify(Done done) = 0;                  // done runs on any thread, after all work so far
+  virtual void synchronize() = 0;                      // blocks the caller
+  virtual void cancel() { synchronize(); }             // drops what has not started, waits for what has
+  virtual size_t scratch_peak() const = 0;             // most bytes of kernel workspace in use at once
+  virtual void reset_scratch_peak() = 0;
+};
+
+std::unique_ptr<Device> make_cpu_device();
+// Null when there is none; *why is then one sentence that says so.
+std::unique_ptr<Device> make_cuda_device(int index, std::string* why);
+
+}  // namespace siglip2

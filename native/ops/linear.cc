@@ -1,0 +1,91 @@
+// CPU fully connected layer (linear.h). Bound by oneDNN's matrix product; the epilogues are one pass over memory.
+#include "linear.h"
+#include "../cpu/math.h"
+#include "../cpu/matmul.h"
+#include "../cpu/threads.h"
+
+namespace siglip2::cpu::ISA {
+
+namespace {
+
+constexpr int64_t kBlocks = 32;  // partial sums of dbias; independent of the number of threads
+
+template <class T>
+void add_bias(T* y, T* pre, const float* bias, int64_t M, int64_t N) {
+  parallel_ranges(M, 1 + 16384 / N, [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      T* out = y + r * N;
+      if (!pre) {
+        for (int64_t i = 0; i < N; ++i) out[i] = static_cast<float>(out[i]) + bias[i];
+        continue;
+      }
+      T* p = pre + r * N;
+      if (bias)
+        for (int64_t i = 0; i < N; ++i) p[i] = static_cast<float>(p[i]) + bias[i];
+      for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(p[i]));
+    }
+  });
+}
+
+// dpre = dy·gelu'(pre) and the column sums of dpre; without GELU dpre is dy itself and only the sums are made.
+template <class T>
+void pre_gradient(T* dpre, float* dbias, float* partial, const T* dy, const T* pre, int64_t M, int64_t N) {
+  parallel_ranges(kBlocks, 1, [&](int64_t b0, int64_t b1) {
+    for (int64_t b = b0; b < b1; ++b) {
+      float* sums = partial + b * N;
+      if (dbias) std::fill(sums, sums + N, 0.0f);
+      for (int64_t r = M * b / kBlocks; r < M * (b + 1) / kBlocks; ++r) {
+        const T* g = dy + r * N;
+        if (pre) {
+          const T* p = pre + r * N;
+          T* out = dpre + r * N;
+          for (int64_t i = 0; i < N; ++i) out[i] = static_cast<float>(g[i]) * gelu_gradient(static_cast<float>(p[i]));
+          g = out;
+        }
+        if (dbias)
+          for (int64_t i = 0; i < N; ++i) sums[i] += static_cast<float>(g[i]);
+      }
+    }
+  });
+  if (!dbias) return;
+  for (int64_t b = 0; b < kBlocks; ++b)
+    for (int64_t i = 0; i < N; ++i) dbias[i] += partial[b * N + i];
+}
+
+}  // namespace
+
+void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias, int64_t M, int64_t N,
+                    int64_t K) {
+  dispatch_float(x.dtype, [&](auto t) {
+    using T = decltype(t);
+    T* out = y.as<T>(M * N);
+    T* p = pre.as_or_null<T>(M * N);
+    matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
+           p ? p : out, x.dtype, N);
+    if (bias || p) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
+  });
+}
+
+void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre, Tensor x, Tensor weight,
+                     int64_t M, int64_t N, int64_t K) {
+  dispatch_float(dy.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* g = dy.as<const T>(M * N);
+    Scratch<T> dpre(s, pre ? M * N : 0);
+    Scratch<float> partial(s, dbias ? kBlocks * N : 0);
+    if (pre || dbias)
+      pre_gradient<T>(dpre.data(), dbias.as_or_null<float>(N), partial.data(), g, pre.as_or_null<const T>(M * N), M, N);
+    if (pre) g = dpre.data();
+    if (dx)
+      matmul(s, M, K, N, 1.0f, {g, dy.dtype, N}, {weight.as<const T>(N * K), dy.dtype, K}, 0.0f, dx.as<T>(M * K),
+             dy.dtype, K);
+    if (dweight)
+      matmul(s, N, K, M, 1.0f, {g, dy.dtype, N, true}, {x.as<const T>(M * K), dy.dtype, K}, 1.0f,
+             dweight.as<float>(N * K), DType::f32, K);
+  });
+}
+
+}  // namespace siglip2::cpu::ISA
+
+OP(linear_forward);
+OP(linear_backward);
