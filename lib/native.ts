@@ -21,6 +21,13 @@ export interface MemoryStats {
   guardViolations: number;
 }
 
+/** Time that a device spent in one op. */
+export interface OpTiming {
+  op: string;
+  calls: number;
+  seconds: number;
+}
+
 /** How the addon was built, and what this machine's CPU gives it. */
 export interface BuildInfo {
   cuda: 'cuda' | 'cuda-host' | 'none';
@@ -48,6 +55,7 @@ interface Addon {
   shutdown(): void;
   resizeImage(source: Uint8Array, height: number, width: number, channels: number,
     target: Uint8Array, outHeight: number, outWidth: number): void;
+  takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
   buildInfo(): BuildInfo;
   ops: Record<string, (...args: (number | boolean)[]) => void>;

@@ -7,6 +7,7 @@ import { op, type Handle } from './native.js';
 import { Tensor, empty, scope, type DeviceName, type DType } from './tensor.js';
 
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
+const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
 /** A trainable tensor: a view of the parameter arena, with its gradient of the same shape (f32), null when frozen. */
 export class Param extends Tensor {
@@ -49,7 +50,7 @@ export function requireGrad<T extends Tensor>(x: T): T {
 }
 /** Whether an op must compute the gradient of this input. */
 export function needsGrad(x: Tensor | null): boolean {
-  return x !== null && tracked.has(x);
+  return x !== null && (tracked.has(x) || gradOf(x) !== null);
 }
 export function isRecording(): boolean { return recording; }
 
@@ -140,7 +141,10 @@ function run(entries: Entry[], roots: readonly (readonly [Tensor, Tensor | numbe
         });
         inputs.forEach((x, i) => {
           const g = own[i];
-          if (x && g) grads.set(x, plus(grads.get(x), g, shared));
+          if (!x || !g) return;
+          const accumulator = gradOf(x);
+          if (accumulator) addToParam(accumulator, g);
+          else grads.set(x, plus(grads.get(x), g, shared));
         });
       } finally {
         drop(entry);
@@ -162,16 +166,35 @@ function plus(a: Tensor | undefined, g: Tensor, shared: Set<Tensor>): Tensor {
   return y;
 }
 
+/** A parameter that was an op's input, the pooling probe say: its gradient goes where all of its gradients go. */
+function addToParam(accumulator: Tensor, g: Tensor): void {
+  const wide = g.dtype === 'f32' ? g : empty(g.shape, 'f32', g.device);
+  if (wide !== g) scaleCast(wide.handle, g.handle, g.size, 1);
+  add(accumulator.handle, accumulator.handle, wide.handle, g.size);
+  if (wide !== g) wide.dispose();
+  g.dispose();
+}
+
+/** The same elements in another shape; shares memory, and gradients pass through. */
+export function reshape(x: Tensor, shape: readonly number[]): Tensor {
+  const y = x.reshape(shape);
+  record({ inputs: [x], outputs: [y], saved: [], backward: (dy) => [dy!.reshape(x.shape)] });
+  return y;
+}
+
 /**
- * Gradient checkpointing: runs `fn(inputs)` without keeping its inner activations and runs it again during backward.
- * Memory of the block falls to its inputs and outputs for one extra forward. `fn` must be deterministic.
+ * Gradient checkpointing: runs `fn(...inputs)` without keeping its inner activations and runs it again during
+ * backward. Memory of the block falls to its inputs and outputs, for one extra forward. `fn` must be deterministic and
+ * return tensors it made.
  */
-export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+export function checkpoint(fn: (...inputs: Tensor[]) => Tensor[], ...inputs: Tensor[]): Tensor[] {
   if (!recording) return fn(...inputs);
-  const y = noGrad(() => scope(() => fn(...inputs)));
-  record({
-    inputs, outputs: [y], saved: [],
-    backward(dy) {
+  const outputs = noGrad(() => scope(() => fn(...inputs)));
+  for (const y of outputs) tracked.add(y);
+  for (const t of [...inputs, ...outputs]) t.hold();
+  tape.push({
+    inputs, outputs, saved: [],
+    backward(...given) {
       const outer = tape;
       tape = [];
       try {
@@ -180,12 +203,13 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor, ...inputs: Tenso
         const again = fn(...leaves);
         const entries = tape;
         tape = [];
-        const grads = run(entries, [[again, dy!]]);
+        const roots = again.flatMap((y, i): [Tensor, Tensor][] => given[i] ? [[y, given[i]!]] : []);
+        const grads = run(entries, roots);
         return leaves.map((leaf) => grads.get(leaf) ?? null);
       } finally {
         tape = outer;
       }
     },
   });
-  return y;
+  return outputs;
 }

@@ -3,7 +3,7 @@
  * a tensor lives while a scope, the tape or a module holds it.
  */
 import { DeviceError, ShapeError } from './errors.js';
-import { completion, native, type Handle, type MemoryStats } from './native.js';
+import { completion, native, type Handle, type MemoryStats, type OpTiming } from './native.js';
 
 export type DType = 'f32' | 'bf16' | 'u8' | 'i32';
 export type TensorData = Float32Array | Uint16Array | Uint8Array | Int32Array;
@@ -178,6 +178,10 @@ export function setDebug(on: boolean, device: DeviceName = 'cpu'): void { native
 /** Resolves when the device has done all work enqueued so far; rejects with its first error. */
 export function synchronize(device: DeviceName = 'cpu'): Promise<void> {
   return completion((id) => native().synchronize(deviceIndex(device), id), undefined);
+}
+/** Time by op since the last call, longest first; empty on devices that do not measure it. */
+export function takeProfile(device: DeviceName = 'cpu'): OpTiming[] {
+  return native().takeProfile(deviceIndex(device)).sort((a, b) => b.seconds - a.seconds);
 }
 /** The device's name; throws DeviceError with the reason when there is none. */
 export function deviceName(device: DeviceName): string { return native().deviceName(deviceIndex(device)); }

@@ -12,6 +12,11 @@
 #include "slots.h"
 
 namespace siglip2 {
+#if defined(SIGLIP2_WITH_CUDA)
+namespace cuda {
+bool is_host_runtime();  // the kernels run on CPU threads: a build for tests
+}
+#endif
 namespace {
 
 constexpr int kMostDevices = 17;  // 0 is the CPU, 1 + n is cuda:n
@@ -57,6 +62,9 @@ class Instance {
   }
 
   void start(Napi::Function make_error, Napi::Function complete) {
+    // A test runner gives every file its own JavaScript over this one instance: the newest is the one to call.
+    if (completed_) napi_release_threadsafe_function(completed_, napi_tsfn_abort);
+    pending_ = 0;
     make_error_ = Napi::Persistent(make_error);
     napi_value name;
     napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
@@ -297,16 +305,27 @@ Value resize_image(Instance&, const CallbackInfo& info) {
   resize_u8(in, H, W, C, out, OH, OW);
   return info.Env().Undefined();
 }
+// takeProfile(device): [{op, calls, seconds}] since the last call
+Value take_profile(Instance& self, const CallbackInfo& info) {
+  auto list = Napi::Array::New(info.Env());
+  uint32_t n = 0;
+  for (auto& t : self.place(int_at(info, 0)).device->take_profile()) {
+    auto o = Napi::Object::New(info.Env());
+    o.Set("op", t.op);
+    o.Set("calls", Napi::Number::New(info.Env(), static_cast<double>(t.calls)));
+    o.Set("seconds", t.seconds);
+    list.Set(n++, o);
+  }
+  return list;
+}
 // deviceName(index): starts the device, or throws the sentence that says why there is none
 Value device_name(Instance& self, const CallbackInfo& info) {
   return Napi::String::New(info.Env(), self.place(int_at(info, 0)).device->name());
 }
 Value build_info(Instance&, const CallbackInfo& info) {
   auto o = Napi::Object::New(info.Env());
-#if defined(SIGLIP2_CUDA_HOST)
-  o.Set("cuda", "cuda-host");
-#elif defined(SIGLIP2_WITH_CUDA)
-  o.Set("cuda", "cuda");
+#if defined(SIGLIP2_WITH_CUDA)
+  o.Set("cuda", cuda::is_host_runtime() ? "cuda-host" : "cuda");
 #else
   o.Set("cuda", "none");
 #endif
@@ -352,6 +371,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
+  set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);
   auto ops = Napi::Object::New(env);

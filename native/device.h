@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace siglip2 {
 
@@ -54,6 +55,13 @@ class Device {
   virtual void notify(Done done) = 0;                  // done runs on any thread, after all work so far
   virtual void synchronize() = 0;                      // blocks the caller
   virtual void cancel() { synchronize(); }             // drops what has not started, waits for what has
+  // Time by op since the last call, where the device can tell: name, calls, seconds.
+  struct Timing {
+    std::string op;
+    int64_t calls;
+    double seconds;
+  };
+  virtual std::vector<Timing> take_profile() { return {}; }
   virtual size_t scratch_peak() const = 0;             // most bytes of kernel workspace in use at once
   virtual void reset_scratch_peak() = 0;
 };

@@ -3,7 +3,7 @@
  * reference, gradients against finite differences of that reference, repeatability, guard zones, leaks.
  * bench/ops.ts times the same cases.
  */
-import { Param, backward, requireGrad } from '../lib/tape.js';
+import { Param, backward, noGrad, requireGrad } from '../lib/tape.js';
 import { empty, liveCount, memory, scope, setDebug, tensor, type DeviceName, type Tensor, type TensorData } from '../lib/tensor.js';
 import { native } from '../lib/native.js';
 
@@ -111,7 +111,7 @@ export async function runCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'bf1
         if (x.kind === 'input') requireGrad(t[name]!);
       }
     }
-    const outputs = c.run(t);
+    const outputs = cotangents ? c.run(t) : noGrad(() => c.run(t));
     for (const [name, y] of Object.entries(outputs)) reads.push([name, 'out', y]);
     if (cotangents) {
       const roots = Object.entries(outputs).flatMap(([name, y]): [Tensor, Tensor | number][] => {

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -119,6 +120,13 @@ class CpuDevice : public Device {
     synchronize();
     cancelling_ = false;
   }
+  std::vector<Timing> take_profile() override {
+    std::lock_guard lock(profile_mutex_);
+    std::vector<Timing> out;
+    for (auto& [op, t] : profile_) out.push_back({op, t.first, t.second});
+    profile_.clear();
+    return out;
+  }
   size_t scratch_peak() const override { return stream_.peak_; }
   void reset_scratch_peak() override { stream_.peak_ = 0; }
 
@@ -159,11 +167,16 @@ class CpuDevice : public Device {
           item.done(error);
           if (!item.keeps_error) error.clear();
         } else if (error.empty() && !cancelling_) {
+          const auto begin = std::chrono::steady_clock::now();
           try {
             item.task(stream_);
           } catch (const std::exception& e) {
             error = std::string(item.op) + ": " + e.what();
           }
+          std::lock_guard lock(profile_mutex_);
+          auto& timing = profile_[item.op];
+          timing.first++;
+          timing.second += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         }
         item = {};  // gives captured memory back in order
       }
@@ -178,6 +191,8 @@ class CpuDevice : public Device {
   bool stop_ = false;
   std::atomic<bool> cancelling_{false};
   CpuStream stream_;
+  std::mutex profile_mutex_;
+  std::map<std::string, std::pair<int64_t, double>> profile_;
   std::thread thread_;  // last: starts when the rest is there
 };
 

@@ -1,0 +1,57 @@
+/** Timing shared by the benchmarks: medians of tinybench, and the two ceilings of a roofline measured in the same run. */
+import { appendFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { Bench } from 'tinybench';
+import { scale } from '../lib/ops/elementwise.js';
+import { linear } from '../lib/ops/linear.js';
+import { native } from '../lib/native.js';
+import { noGrad } from '../lib/tape.js';
+import { deviceName, scope, synchronize, zeros, type DeviceName } from '../lib/tensor.js';
+
+/** Median and 95th percentile of one call, in seconds, the device's work included. */
+export async function time(fn: () => void, device: DeviceName, milliseconds = 600): Promise<{ median: number; p95: number }> {
+  const bench = new Bench({ time: milliseconds, warmupTime: milliseconds / 4, warmupIterations: 2, iterations: 5 });
+  bench.add('x', async () => {
+    scope(fn);
+    await synchronize(device);
+  });
+  await bench.run();
+  const result = bench.tasks[0]!.result;
+  if (!('latency' in result)) throw new Error('the benchmark was aborted');
+  const sorted = (result.latency.samples ?? []).slice().sort((a, b) => a - b);
+  const at = (q: number): number => (sorted[Math.floor(q * (sorted.length - 1))] ?? result.latency.mean) / 1000;
+  return { median: at(0.5), p95: at(0.95) };
+}
+
+/** FLOP/s of the device library's own matrix product: the best of three shapes that the model uses. */
+export async function matmulRate(device: DeviceName, dtype: 'f32' | 'bf16', tokens = 2048): Promise<number> {
+  let best = 0;
+  for (const [M, N, K] of [[tokens, 3072, 768], [tokens, 768, 3072], [1024, 1024, 1024]] as const) {
+    const x = zeros([M, K], dtype, device), w = zeros([N, K], dtype, device);
+    const { median } = await time(() => noGrad(() => linear(x, w, null)), device);
+    best = Math.max(best, 2 * M * N * K / median);
+    x.dispose();
+    w.dispose();
+  }
+  return best;
+}
+
+/** Bytes per second of a copy far larger than the caches. */
+export async function copyRate(device: DeviceName): Promise<number> {
+  const n = 1 << 26, x = zeros([n], 'f32', device);
+  const { median } = await time(() => noGrad(() => scale(x, 1)), device);
+  x.dispose();
+  return 8 * n / median;
+}
+
+/** What a figure needs beside it to mean something later. */
+export function circumstances(device: DeviceName): Record<string, string | number> {
+  const { isa, threads, onednn } = native().buildInfo();
+  return { device: deviceName(device), cpu: cpus()[0]?.model.trim() ?? '', threads, isa, onednn, node: process.versions.node,
+    date: new Date().toISOString().slice(0, 10) };
+}
+
+/** Appends one JSON line to a results file. */
+export function save(file: string | undefined, record: object): void {
+  if (file) appendFileSync(file, `${JSON.stringify(record)}\n`);
+}

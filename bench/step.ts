@@ -1,0 +1,106 @@
+/**
+ * A whole training step: forward, backward, optimizer. Prints images/s, model FLOP/s as a share of the device
+ * library's own matrix product measured in the same run, peak bytes; with `--peer torch`, images/s of the same model
+ * in PyTorch, the two alternating.
+ */
+import { parseArgs } from 'node:util';
+import { imageFlops, textFlops } from '../lib/model/flops.js';
+import { modelConfig } from '../lib/model/config.js';
+import { Siglip2Model } from '../lib/model/siglip2.js';
+import { native } from '../lib/native.js';
+import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
+import { backward } from '../lib/tape.js';
+import { memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName } from '../lib/tensor.js';
+import { AdamW } from '../lib/train/optimizer.js';
+import { circumstances, matmulRate, save } from './measure.js';
+import { TorchStep } from './peers/pytorch/peer.js';
+
+const median = (v: number[]): number => v.slice().sort((a, b) => a - b)[Math.floor(v.length / 2)] ?? NaN;
+
+export async function main(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args, options: {
+      model: { type: 'string', default: 'micro' }, batch: { type: 'string', default: '64' }, dtype: { type: 'string', default: 'f32' },
+      device: { type: 'string', default: 'cpu' }, rounds: { type: 'string', default: '5' }, seconds: { type: 'string', default: '4' },
+      profile: { type: 'boolean', default: false }, vocab: { type: 'string' }, length: { type: 'string' }, peer: { type: 'string' }, json: { type: 'string' },
+    },
+  });
+  const device = values.device as DeviceName, dtype = values.dtype as 'f32' | 'bf16', batch = Number(values.batch);
+  const config = modelConfig(values.model, {
+    ...(values.vocab ? { vocab: Number(values.vocab) } : values.model === 'micro' ? { vocab: 32768 } : {}),
+    ...(values.length ? { length: Number(values.length) } : {}),
+  });
+  const S = config.vision.imageSize, L = config.text.length;
+  const model = new Siglip2Model(config, { device, dtype, train: true });
+  model.initialize(0);
+  const optimizer = new AdamW(model.params, { lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null });
+  const random = (n: number, below: number): number[] => Array.from({ length: n }, () => Math.floor(Math.random() * below));
+  const pixels = Uint8Array.from(random(batch * S * S * 3, 256)), ids = Int32Array.from(random(batch * L, config.text.vocab));
+
+  const pass = (): void => {
+    const images = model.encodeImages(tensor(pixels, [batch, S, S, 3], device));
+    const texts = model.encodeTexts(tensor(ids, [batch, L], device));
+    model.params.zeroGrad();
+    backward(sigmoidLoss(images, texts, model.logitScale, model.logitBias));
+  };
+  const timed = async (seconds: number, update: boolean): Promise<number> => {
+    const t0 = performance.now();
+    let steps = 0;
+    do {
+      scope(() => {
+        pass();
+        if (update) optimizer.update(1);
+      });
+      await synchronize(device);
+      steps++;
+    } while (performance.now() - t0 < seconds * 1000);
+    return (performance.now() - t0) / 1000 / steps;
+  };
+
+  await timed(1, true);
+  resetPeak(device);
+  if (values.profile) {
+    takeProfile(device);
+    const step = await timed(Number(values.seconds), true), table = takeProfile(device);
+    const all = table.reduce((t, o) => t + o.seconds, 0), n = table.find((o) => o.op === 'adamw_step')!.calls;
+    console.log(`one step ${(step * 1e3).toFixed(2)} ms, of which kernels ${(all / n * 1e3).toFixed(2)} ms:`);
+    for (const o of table) console.log(`  ${o.op.padEnd(30)} ${String(o.calls / n).padStart(5)} calls ${(o.seconds / n * 1e3).toFixed(3).padStart(9)} ms ${(100 * o.seconds / all).toFixed(1).padStart(6)} %`);
+  }
+  const torch = values.peer === 'torch' ? await TorchStep.start(config, batch, native().buildInfo().threads) : null;
+  const flops = 3 * batch * (imageFlops(config) + textFlops(config));
+  const ours: number[] = [], theirs: number[] = [], passes: number[] = [], rates: number[] = [];
+  let torchSteps = 1;
+  for (let r = 0; r < Number(values.rounds); r++) {
+    rates.push(await matmulRate(device, dtype, batch * config.vision.imageSize ** 2 / config.vision.patch ** 2));
+    passes.push(await timed(Number(values.seconds), false));
+    ours.push(await timed(Number(values.seconds), true));
+    if (torch) {
+      const t = await torch.run(torchSteps);
+      theirs.push(t.seconds / t.steps);
+      torchSteps = Math.max(1, Math.round(Number(values.seconds) / (t.seconds / t.steps)));
+    }
+  }
+  const m = memory(device);
+  const step = median(ours), rate = median(rates), share = flops / median(passes) / rate;
+  const record: Record<string, unknown> = {
+    ...circumstances(device), what: 'step', model: config.name, batch, dtype, stepSeconds: step, imagesPerSecond: batch / step,
+    passSeconds: median(passes), modelFlops: flops, modelFlopRate: flops / median(passes), matmulRate: rate, share,
+    peakBytes: m.peak + m.scratchPeak,
+  };
+  console.log(`${config.name} batch ${batch} ${dtype} on ${String(record['device'])} (${String(record['cpu'])}, ${String(record['threads'])} threads), medians of ${ours.length} rounds`);
+  console.log(`  step with AdamW        ${(step * 1e3).toFixed(1)} ms   ${(batch / step).toFixed(1)} images/s`);
+  console.log(`  forward + backward     ${(median(passes) * 1e3).toFixed(1)} ms   ${(flops / median(passes) / 1e9).toFixed(1)} model GFLOP/s`);
+  console.log(`  matrix product alone   ${(rate / 1e9).toFixed(1)} GFLOP/s (oneDNN, same run)   model share ${(100 * share).toFixed(1)} %`);
+  console.log(`  peak memory            ${((m.peak + m.scratchPeak) / 2 ** 20).toFixed(0)} MiB`);
+  if (torch) {
+    // Each of our rounds beside the round of PyTorch that followed it; the first of theirs warms up.
+    const ratios = ours.map((o, i) => theirs[i]! / o).slice(1);
+    console.log(`  PyTorch ${torch.info.torch} (${torch.info.blas}, matmul ${torch.info.matmulGflops} GFLOP/s)   ` +
+      `${(batch / median(theirs.slice(1))).toFixed(1)} images/s   ours/theirs ${median(ratios).toFixed(2)} (${ratios.map((x) => x.toFixed(2)).join(', ')})`);
+    Object.assign(record, { torch: torch.info, torchStepSeconds: median(theirs.slice(1)), ratio: median(ratios), ratios });
+    await torch.close();
+  }
+  save(values.json, record);
+  optimizer.dispose();
+  model.dispose();
+}

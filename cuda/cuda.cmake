@@ -1,0 +1,65 @@
+# include() this at the top level, then call siglip2_add_cuda(<target>). It adds the CUDA kernels to the target:
+#   SIGLIP2_CUDA = AUTO  nvcc's build when nvcc is found, else none.cc, which says that there is no CUDA
+#                = ON    nvcc's build, or an error
+#                = OFF   none.cc
+#                = HOST  the kernels run on the CPU (cuda/host/); needs neither nvcc nor any CUDA header
+# Defines SIGLIP2_WITH_CUDA on the target when it has kernels, and SIGLIP2_CUDA_HOST on the kernels' own files in the
+# HOST build.
+set(SIGLIP2_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO, ON, OFF or HOST")
+set_property(CACHE SIGLIP2_CUDA PROPERTY STRINGS AUTO ON OFF HOST)
+# PTX from compute_90 for newer GPUs; PTX of 90a would run on Hopper alone.
+set(SIGLIP2_CUDA_ARCHS "80-real;90a-real;90-virtual" CACHE STRING "CUDA architectures")
+set(SIGLIP2_CUDA_DIR "${CMAKE_CURRENT_LIST_DIR}")
+include("${SIGLIP2_CUDA_DIR}/nvcc_flags.cmake")
+
+if(NOT SIGLIP2_CUDA MATCHES "^(AUTO|ON|OFF|HOST)$")
+  message(FATAL_ERROR "SIGLIP2_CUDA must be AUTO, ON, OFF or HOST but is ${SIGLIP2_CUDA}")
+endif()
+
+set(SIGLIP2_CUDA_KIND NONE)
+set(SIGLIP2_CUDA_REASON "nvcc was not found when it was built")
+if(SIGLIP2_CUDA STREQUAL "OFF")
+  set(SIGLIP2_CUDA_REASON "it was built with SIGLIP2_CUDA=OFF")
+elseif(SIGLIP2_CUDA STREQUAL "HOST")
+  set(SIGLIP2_CUDA_KIND HOST)
+else()
+  include(CheckLanguage)
+  set(CMAKE_CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}")  # before check_language, which would choose its own
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    set(SIGLIP2_CUDA_KIND NVCC)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know nvcc's C++20
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
+  elseif(SIGLIP2_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SIGLIP2_CUDA is ON but nvcc was not found; put it on PATH or set CUDACXX")
+  endif()
+endif()
+message(STATUS "siglip2: CUDA kernels: ${SIGLIP2_CUDA_KIND}")
+
+function(siglip2_add_cuda target)
+  if(SIGLIP2_CUDA_KIND STREQUAL "NONE")
+    target_sources(${target} PRIVATE "${SIGLIP2_CUDA_DIR}/none.cc")
+    set_property(SOURCE "${SIGLIP2_CUDA_DIR}/none.cc" APPEND PROPERTY
+      COMPILE_DEFINITIONS "SIGLIP2_NO_CUDA_REASON=\"${SIGLIP2_CUDA_REASON}\"")
+    return()
+  endif()
+  file(GLOB kernels CONFIGURE_DEPENDS "${SIGLIP2_CUDA_DIR}/*.cu")
+  target_sources(${target} PRIVATE ${kernels})
+  target_compile_definitions(${target} PRIVATE SIGLIP2_WITH_CUDA)
+  if(SIGLIP2_CUDA_KIND STREQUAL "HOST")
+    file(GLOB runtime CONFIGURE_DEPENDS "${SIGLIP2_CUDA_DIR}/host/*.cpp")
+    target_sources(${target} PRIVATE ${runtime})
+    set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+      "-x;c++;-fno-strict-aliasing;-Wno-unknown-pragmas;-Wno-psabi" COMPILE_DEFINITIONS SIGLIP2_CUDA_HOST)
+    return()
+  endif()
+  find_package(Threads REQUIRED)
+  target_link_libraries(${target} PRIVATE Threads::Threads)
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${SIGLIP2_NVCC_FLAGS}>")
+  set_target_properties(${target} PROPERTIES
+    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
+    CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}" CUDA_COMPILER_LAUNCHER "${SIGLIP2_CUDA_DIR}/nvcc_gate.sh")
+endfunction()

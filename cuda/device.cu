@@ -1,0 +1,330 @@
+// The CUDA device: one compute stream, memory from cudaMalloc, kernel workspace from the
+// stream-ordered pool, copies through pinned staging buffers, completion told by a thread that
+// waits for events. The host build has its own device (host/device.cpp).
+#ifndef SIGLIP2_CUDA_HOST
+#include "../native/device.h"
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <new>
+#include <thread>
+#include "common.cuh"
+#include "flavour.h"
+
+namespace siglip2 {
+namespace {
+
+using cuda::check;
+
+constexpr size_t kStagingBytes = 4 << 20;  // of one staging buffer
+constexpr size_t kStagingBuffers = 8;      // so reads of up to 32 MiB never block the caller
+
+class Event {
+ public:
+  Event() {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+          "cudaEventCreate");
+  }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
+  cudaError_t wait() const { return cudaEventSynchronize(event_); }  // blocks without spinning
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// A ring of pinned buffers for both directions. A buffer is taken again when the copy it served has
+// finished; what a download left in it is then first moved to its destination.
+class Staging {
+ public:
+  ~Staging() {
+    for (Buffer& b : buffers_) cudaFreeHost(b.pinned);
+  }
+
+  void upload(cudaStream_t stream, void* dst, const void* src, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (size_t at = 0; at < bytes; at += kStagingBytes) {
+      const size_t part = std::min(kStagingBytes, bytes - at);
+      Buffer& b = take();
+      std::memcpy(b.pinned, static_cast<const std::byte*>(src) + at, part);
+      check(cudaMemcpyAsync(static_cast<std::byte*>(dst) + at, b.pinned, part,
+                            cudaMemcpyHostToDevice, stream),
+            "cudaMemcpyAsync to the device");
+      b.copied.record(stream);
+      b.busy = true;
+    }
+  }
+
+  void download(cudaStream_t stream, void* dst, const void* src, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    for (size_t at = 0; at < bytes; at += kStagingBytes) {
+      const size_t part = std::min(kStagingBytes, bytes - at);
+      Buffer& b = take();
+      check(cudaMemcpyAsync(b.pinned, static_cast<const std::byte*>(src) + at, part,
+                            cudaMemcpyDeviceToHost, stream),
+            "cudaMemcpyAsync from the device");
+      b.copied.record(stream);
+      b.busy = true;
+      b.destination = static_cast<std::byte*>(dst) + at;
+      b.bytes = part;
+      b.ticket = ++tickets_;
+    }
+  }
+
+  uint64_t last_ticket() {
+    const std::lock_guard lock(mutex_);
+    return tickets_;
+  }
+
+  // Moves the downloads up to a ticket to their destinations; the stream has passed them.
+  void deliver(uint64_t ticket) {
+    const std::lock_guard lock(mutex_);
+    for (Buffer& b : buffers_)
+      if (b.destination && b.ticket <= ticket) b.deliver();
+  }
+
+  // After an error those downloads are not delivered: what they would bring is not right.
+  void abandon(uint64_t ticket) {
+    const std::lock_guard lock(mutex_);
+    for (Buffer& b : buffers_)
+      if (b.ticket <= ticket) b.destination = nullptr;
+  }
+
+ private:
+  struct Buffer {
+    std::byte* pinned = nullptr;
+    Event copied;
+    bool busy = false;
+    std::byte* destination = nullptr;  // of a download that has not been delivered
+    size_t bytes = 0;
+    uint64_t ticket = 0;
+    void deliver() { std::memcpy(std::exchange(destination, nullptr), pinned, bytes); }
+  };
+
+  Buffer& take() {
+    Buffer& b = buffers_[next_++ % kStagingBuffers];
+    if (!b.pinned) check(cudaMallocHost(&b.pinned, kStagingBytes), "cudaMallocHost");
+    if (b.busy) check(b.copied.wait(), "waiting for a copy");
+    if (b.destination) b.deliver();
+    b.busy = false;
+    return b;
+  }
+
+  std::mutex mutex_;
+  Buffer buffers_[kStagingBuffers];
+  size_t next_ = 0;
+  uint64_t tickets_ = 0;
+};
+
+// Called from one thread at a time; only `done` of notify() runs elsewhere.
+class CudaDevice final : public Device, private Stream {
+ public:
+  CudaDevice(int index, std::string name) : index_(index), name_(std::move(name)) {
+    use();
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaDeviceGetDefaultMemPool(&pool_, index), "cudaDeviceGetDefaultMemPool");
+    uint64_t keep_all = UINT64_MAX;  // workspace is used again at each step: do not give it back
+    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep_all),
+          "cudaMemPoolSetAttribute");
+    notifier_ = std::thread([this] { notify_loop(); });
+  }
+
+  ~CudaDevice() override {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_one();
+    notifier_.join();
+    cudaSetDevice(index_);
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+
+  std::string name() const override { return name_; }
+  bool is_cuda() const override { return true; }
+
+  void* allocate(size_t bytes) override {
+    use();
+    void* p = nullptr;
+    if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
+    cudaGetLastError();  // being full is not an error of the stream
+    cudaStreamSynchronize(stream_);
+    cudaMemPoolTrimTo(pool_, 0);  // idle workspace may make room
+    if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
+    cudaGetLastError();
+    return nullptr;
+  }
+  void release(void* p, size_t) override {
+    use();
+    cudaFree(p);
+  }
+
+  void enqueue(const char* op, Task task) override {
+    attempt(op, [&] { task(*this); });
+  }
+  void upload(void* dst, const void* src, size_t bytes) override {
+    attempt("upload", [&] { staging_.upload(stream_, dst, src, bytes); });
+  }
+  void download(void* dst, const void* src, size_t bytes) override {
+    attempt("download", [&] { staging_.download(stream_, dst, src, bytes); });
+  }
+  void fill(void* dst, uint8_t byte, size_t bytes) override {
+    attempt("fill", [&] { check(cudaMemsetAsync(dst, byte, bytes, stream_), "cudaMemsetAsync"); });
+  }
+
+  void notify(Done done) override {
+    Notice notice;
+    attempt("notify", [&] {
+      notice.reached = std::make_unique<Event>();
+      notice.reached->record(stream_);
+    });
+    notice.error = std::exchange(error_, {});
+    notice.ticket = staging_.last_ticket();
+    notice.done = std::move(done);
+    {
+      const std::lock_guard lock(mutex_);
+      notices_.push_back(std::move(notice));
+    }
+    wake_.notify_one();
+  }
+
+  void synchronize() override {
+    attempt("synchronize", [&] {
+      check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+      staging_.deliver(staging_.last_ticket());
+    });
+  }
+
+  size_t scratch_peak() const override { return scratch_peak_; }
+  void reset_scratch_peak() override { scratch_peak_ = scratch_used_; }
+
+ private:
+  struct Notice {
+    std::unique_ptr<Event> reached;  // null after an error: there is nothing to wait for
+    uint64_t ticket = 0;
+    std::string error;
+    Done done;
+  };
+
+  void use() const { check(cudaSetDevice(index_), "cudaSetDevice"); }
+
+  template <class F> void attempt(const char* op, F&& work) {
+    if (!error_.empty()) return;
+    try {
+      use();
+      work();
+    } catch (const std::exception& e) {
+      error_ = std::string(op) + ": " + e.what();
+      cudaGetLastError();  // clears an error of the call; one of the context stays
+    }
+  }
+
+  void* native() override { return stream_; }
+  void* scratch_allocate(size_t bytes) override {  // the pool aligns to 256 bytes or more
+    void* p = nullptr;
+    if (cudaMallocFromPoolAsync(&p, bytes, pool_, stream_) != cudaSuccess) {
+      cudaGetLastError();
+      throw std::bad_alloc();
+    }
+    scratch_used_ += bytes;
+    scratch_peak_ = std::max(scratch_peak_, scratch_used_);
+    return p;
+  }
+  void scratch_release(void* p, size_t bytes) override {
+    cudaFreeAsync(p, stream_);
+    scratch_used_ -= bytes;
+  }
+
+  // A host function in the stream would not run at all after a failure on the device; an event
+  // tells of it.
+  void notify_loop() {
+    cudaSetDevice(index_);
+    for (;;) {
+      Notice notice;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return closing_ || !notices_.empty(); });
+        if (notices_.empty()) return;
+        notice = std::move(notices_.front());
+        notices_.pop_front();
+      }
+      if (notice.reached) {
+        const cudaError_t status = notice.reached->wait();
+        if (status != cudaSuccess && notice.error.empty())
+          notice.error =
+              std::string("a kernel failed on the device: ") + cudaGetErrorString(status);
+      }
+      if (notice.error.empty()) staging_.deliver(notice.ticket);
+      else staging_.abandon(notice.ticket);
+      notice.done(notice.error);
+    }
+  }
+
+  const int index_;
+  const std::string name_;
+  cudaStream_t stream_ = nullptr;
+  cudaMemPool_t pool_ = nullptr;
+  Staging staging_;
+  std::string error_;  // not empty: the stream is poisoned
+  size_t scratch_used_ = 0, scratch_peak_ = 0;
+
+  std::mutex mutex_;  // guards what the notifier shares
+  std::condition_variable wake_;
+  std::deque<Notice> notices_;
+  bool closing_ = false;
+  std::thread notifier_;
+};
+
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::string why_no_device(cudaError_t status) {
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  const bool too_old = status == cudaErrorInsufficientDriver && driver > 0;
+  if (too_old)
+    return "the NVIDIA driver supports CUDA " + version_text(driver) + " and is too old for CUDA " +
+           version_text(CUDART_VERSION);
+  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver)
+    return "this machine has no CUDA device";
+  return std::string("CUDA does not start: ") + cudaGetErrorString(status);
+}
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(int index, std::string* why) {
+  const auto refuse = [&](const std::string& reason) {
+    cudaGetLastError();
+    if (why) *why = reason;
+    return nullptr;
+  };
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) return refuse(why_no_device(status));
+  if (count == 0) return refuse("this machine has no CUDA device");
+  if (index < 0 || index >= count)
+    return refuse("CUDA device " + std::to_string(index) +
+                  " was asked for, but the devices are 0 to " + std::to_string(count - 1));
+  try {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    const std::string name = std::string(properties.name) + " (sm_" +
+                             std::to_string(properties.major) + std::to_string(properties.minor) +
+                             ")";
+    if (properties.major < 8) return refuse(name + " is older than sm_80, which the kernels need");
+    return std::make_unique<CudaDevice>(index, name);
+  } catch (const std::exception& e) {
+    return refuse(std::string("the CUDA device does not start: ") + e.what());
+  }
+}
+
+bool cuda::is_host_runtime() { return false; }
+
+}  // namespace siglip2
+#endif

@@ -1,0 +1,296 @@
+// Blocks, threads and whose turn it is.
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include "block.h"
+#include "sanitizer.h"
+
+namespace cuda_host {
+
+constinit thread_local const ThreadView* view = nullptr;
+constinit thread_local Block* block = nullptr;
+constinit thread_local Thread* current = nullptr;
+
+Config& config() {
+  static thread_local Config c;
+  return c;
+}
+
+namespace {
+
+constexpr size_t kMaxSharedBytes = 232448;  // 227 KiB, the most a block can have on sm_90
+constexpr size_t kSharedAlignment = 1024;
+thread_local StackPool stacks;
+
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Dynamic shared memory of a block, with everything behind its exact size poisoned. TSan gets a new
+// buffer for each block and keeps the old ones until the grid ends, so that no block's accesses are
+// ordered by a free().
+class SharedBuffers {
+ public:
+  explicit SharedBuffers(size_t bytes)
+      : bytes_(bytes), reserved_(round_up(bytes, kSharedAlignment)) {}
+  ~SharedBuffers() {
+    for (uint8_t* p : buffers_) {
+      sanitizer::unpoison(p, reserved_);
+      std::free(p);
+    }
+  }
+  uint8_t* for_next_block() {
+    if (!bytes_) return nullptr;
+    if (buffers_.empty() || sanitizer::tsan) {
+      auto p = static_cast<uint8_t*>(std::aligned_alloc(kSharedAlignment, reserved_));
+      if (!p) throw Error("no memory for the shared memory of a block");
+      buffers_.push_back(p);
+      sanitizer::poison(p + bytes_, reserved_ - bytes_);
+    }
+    std::memset(buffers_.back(), 0xff, bytes_);  // NaN in every float type
+    return buffers_.back();
+  }
+
+ private:
+  size_t bytes_, reserved_;
+  std::vector<uint8_t*> buffers_;
+};
+
+// For TSan, neighbouring blocks use different fibers and stacks: a thread of this block must not
+// look like the continuation of the thread with the same index in the block before. TSan's fibers
+// are dear to make and are kept.
+void give_fiber(Fiber& fiber, size_t block_number, size_t thread) {
+  const size_t slot = sanitizer::tsan ? 2 * thread + (block_number & 1) : thread;
+  stacks.give(fiber, slot, config().stack_bytes);
+  if (!sanitizer::tsan) return;
+  static thread_local std::vector<void*> fibers;
+  while (fibers.size() <= slot) fibers.push_back(sanitizer::create_fiber());
+  fiber.tsan_fiber = fibers[slot];
+}
+void* tsan_engine() {
+  static thread_local void* engine = sanitizer::create_fiber();
+  return engine;
+}
+
+Thread* ready_in(int begin, int end, bool from_the_end) {
+  if (begin >= end) return nullptr;
+  const State* states = block->states.data();
+  const size_t count = static_cast<size_t>(end - begin);
+  constexpr int ready = static_cast<int>(State::ready);
+  const void* found = from_the_end ? memrchr(states + begin, ready, count)
+                                   : std::memchr(states + begin, ready, count);
+  return found ? &block->threads[static_cast<size_t>(static_cast<const State*>(found) - states)]
+               : nullptr;
+}
+
+Thread* pick() {
+  const sanitizer::Quiet quiet;
+  const int n = block->threads_count;
+  const bool descending = config().order == Order::descending;
+  int here = current ? current->index : descending ? n : -1;
+  if (config().order == Order::random)
+    here = static_cast<int>(random_bits() % static_cast<uint64_t>(n));
+  if (descending) {
+    Thread* below = ready_in(0, here, true);
+    return below ? below : ready_in(here, n, true);
+  }
+  Thread* above = ready_in(here + 1, n, false);
+  return above ? above : ready_in(0, here + 1, false);
+}
+
+void switch_to(Thread* next, bool ends) {  // null: the scheduler
+  Fiber& from = current ? current->fiber : block->main;
+  current = next;
+  view = next ? &next->view : nullptr;
+  switch_fiber(from, next ? next->fiber : block->main, ends);
+}
+
+std::string where_is(const Thread& t) {
+  const uint3 b = t.view.block;
+  return "block (" + std::to_string(b.x) + "," + std::to_string(b.y) + "," + std::to_string(b.z) +
+         ") thread " + std::to_string(t.index);
+}
+
+void run_thread() {
+  entered_fiber();
+  Thread& me = *current;
+  sanitizer::acquire(&block->start_token);
+  try {
+    (*block->body)();
+    if (!me.copies.empty()) throw Error("the thread exits with cp.async outstanding");
+    finish_stores(me);
+  } catch (const std::exception& e) {
+    fail(where_is(me) + ": " + e.what());
+  }
+  sanitizer::release(&block->end_token);
+  block->states[static_cast<size_t>(me.index)] = State::done;
+  ++block->done;
+  switch_to(block->failed ? nullptr : pick(), true);
+  std::abort();  // a thread that is done is never picked
+}
+
+std::string deadlock_report() {
+  std::string report = "deadlock: no thread can run";
+  const auto& threads = block->threads;
+  const auto same = [&](size_t i, size_t j) {
+    if (block->states[i] != block->states[j]) return false;
+    if (block->states[i] == State::done) return true;
+    return !std::strcmp(threads[i].waits_in, threads[j].waits_in) &&
+           threads[i].where.line() == threads[j].where.line();
+  };
+  for (size_t i = 0, j; i < threads.size(); i = j) {
+    for (j = i + 1; j < threads.size() && same(i, j);) ++j;
+    report += "\n  threads " + std::to_string(i) + ".." + std::to_string(j - 1);
+    if (block->states[i] == State::done) report += ": exited";
+    else
+      report += std::string(": waiting in ") + threads[i].waits_in + " at " +
+                threads[i].where.file_name() + ":" + std::to_string(threads[i].where.line());
+  }
+  return report;
+}
+
+void prepare_block(Block& b, uint3 id, dim3 grid, size_t number) {
+  const size_t n = b.threads.size();
+  b.warps.assign((n + 31) / 32, {});
+  b.warpgroups.assign((n + 127) / 128, {});
+  for (Barrier& barrier : b.barriers) barrier = {};
+  b.done = 0;
+  for (size_t i = 0; i < n; ++i) {
+    Thread& t = b.threads[i];
+    const unsigned u = static_cast<unsigned>(i), x = b.size.x, y = b.size.y;
+    t.index = static_cast<int>(i);
+    t.view = {{u % x, u / x % y, u / (x * y)}, id, b.size, grid, u % 32, u / 32};
+    give_fiber(t.fiber, number, i);
+    prepare_fiber(t.fiber, run_thread);
+    b.states[i] = State::ready;
+  }
+}
+
+void run_block(Block& b) {
+  current = nullptr;
+  sanitizer::release(&b.start_token);
+  while (b.done < b.threads_count && !b.failed) {
+    if (Thread* t = pick()) switch_to(t, false);
+    else if (!land_one_load()) fail(deadlock_report());
+  }
+  while (!b.failed && land_one_load()) {
+  }
+  for (const Warpgroup& w : b.warpgroups)
+    if (!w.ops.empty()) fail("the block ends with wgmma outstanding");
+  if (config().ordered_blocks) sanitizer::acquire(&b.end_token);
+}
+
+// Blocks run one after another, in an order that no kernel may rely on.
+std::vector<uint64_t> block_order(uint64_t count) {
+  std::vector<uint64_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (config().order == Order::descending)
+    for (uint64_t i = 0; i < count; ++i) order[i] = count - 1 - i;
+  if (config().order == Order::random)
+    for (uint64_t i = count; i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
+  return order;
+}
+
+void check_launch(dim3 grid, dim3 size, size_t smem) {
+  if (smem > kMaxSharedBytes) throw Error("more than 227 KiB of dynamic shared memory");
+  const uint64_t threads = uint64_t{size.x} * size.y * size.z;
+  if (threads == 0 || threads > 1024) throw Error("a block needs 1 to 1024 threads");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) throw Error("a grid needs at least one block");
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    throw Error("the grid exceeds the hardware's limits");
+  if (block) throw Error("a kernel cannot launch a grid");
+}
+
+}  // namespace
+
+uint64_t random_bits() {  // xorshift64
+  uint64_t& x = block->random_state;
+  x ^= x << 13;
+  x ^= x >> 7;
+  x ^= x << 17;
+  return x;
+}
+
+bool lands_now() {
+  return config().timing == Timing::early ||
+         (config().timing == Timing::random && (random_bits() & 1));
+}
+
+void park(State state, const char* waits_in, Where where) {
+  Thread& me = *current;
+  block->states[static_cast<size_t>(me.index)] = state;
+  me.waits_in = waits_in;
+  me.where = where;
+  if (config().timing == Timing::random && random_bits() % 8 == 0) land_one_load();
+  Thread* next = block->failed ? nullptr : pick();
+  if (next != &me) switch_to(next, false);
+}
+
+void wake(int thread) { block->states[static_cast<size_t>(thread)] = State::ready; }
+
+void fail(const std::string& message) {
+  if (block->failed) return;
+  const sanitizer::Quiet quiet;
+  block->failed = true;
+  block->error = message;
+}
+
+void yield_thread() { park(State::ready, "yield", Where::current()); }
+
+void trap(const char* message, Where where) {
+  throw Error(std::string(where.file_name()) + ":" + std::to_string(where.line()) + ": " + message);
+}
+
+void run_grid(dim3 grid, dim3 size, size_t smem, const std::function<void()>& thread) {
+  check_launch(grid, size, smem);
+  SharedBuffers buffers(smem);
+  Block b;
+  b.size = size;
+  b.threads_count = static_cast<int>(size.x * size.y * size.z);
+  b.threads.resize(static_cast<size_t>(b.threads_count));
+  b.states.resize(b.threads.size());
+  b.body = &thread;
+  b.random_state = config().seed * 0x9E3779B97F4A7C15ull | 1;
+  b.smem_bytes = smem;
+  b.engine = tsan_engine();
+  adopt_os_thread(b.main);
+  block = &b;
+  struct Leave {
+    ~Leave() {
+      block = nullptr;
+      current = nullptr;
+      view = nullptr;
+    }
+  } leave;
+  size_t number = 0;
+  for (const uint64_t i : block_order(uint64_t{grid.x} * grid.y * grid.z)) {
+    const uint3 id = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                      static_cast<unsigned>(i / grid.x / grid.y)};
+    b.smem = buffers.for_next_block();
+    prepare_block(b, id, grid, number++);
+    run_block(b);
+    if (b.failed) break;
+  }
+  sanitizer::acquire(&b.end_token);
+  if (b.failed) {
+    stacks.scrub();
+    throw Error(b.error);
+  }
+}
+
+void* dynamic_shared() { return block->smem; }
+
+// The shared window starts at 1024, so that a descriptor or address of zero is never valid.
+uint32_t shared_address(const void* p) {
+  const auto offset = static_cast<const uint8_t*>(p) - block->smem;
+  if (!block->smem || offset < 0 || static_cast<size_t>(offset) > block->smem_bytes)
+    throw Error("an address that must be dynamic shared memory is not");
+  return static_cast<uint32_t>(offset) + kSharedAlignment;
+}
+
+void* shared_pointer(uint32_t address, size_t bytes, const char* what) {
+  if (address < kSharedAlignment || address - kSharedAlignment + bytes > block->smem_bytes)
+    throw Error(std::string(what) + " reaches past the block's shared memory");
+  return block->smem + (address - kSharedAlignment);
+}
+
+}  // namespace cuda_host

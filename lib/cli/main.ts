@@ -1,0 +1,56 @@
+#!/usr/bin/env node
+/** The `siglip2` command: finds the command's file, prints errors as one sentence, sets the exit status. */
+import { Siglip2Error } from '../errors.js';
+
+/** One command: lib/cli/<name>.ts exports one of these. */
+export interface Command {
+  usage: string;
+  summary: string;
+  /** Returns the exit status. */
+  run(args: string[]): Promise<number>;
+}
+
+const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
+  train: () => import('./train.js'),
+  eval: () => import('./eval.js'),
+  info: () => import('./info.js'),
+  quickstart: () => import('./quickstart.js'),
+};
+
+async function help(): Promise<string> {
+  const lines = ['usage: siglip2 <command> [options]', ''];
+  for (const load of Object.values(COMMANDS)) {
+    const { command } = await load();
+    lines.push(`  ${command.usage}`, `      ${command.summary}`);
+  }
+  return lines.join('\n');
+}
+
+async function main(argv: string[]): Promise<number> {
+  const [name, ...args] = argv;
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    console.log(await help());
+    return name === undefined ? 2 : 0;
+  }
+  const load = COMMANDS[name];
+  if (!load) {
+    console.error(`siglip2: there is no command "${name}"; the commands are ${Object.keys(COMMANDS).join(', ')}`);
+    return 2;
+  }
+  const { command } = await load();
+  if (args.includes('--help') || args.includes('-h')) {
+    console.log(`usage: siglip2 ${command.usage}\n${command.summary}`);
+    return 0;
+  }
+  return command.run(args);
+}
+
+main(process.argv.slice(2)).then(
+  (status) => process.exit(status),
+  (e: unknown) => {
+    const known = e instanceof Siglip2Error || (e as { code?: unknown }).code === 'ERR_PARSE_ARGS_UNKNOWN_OPTION' ||
+      String((e as { code?: unknown }).code).startsWith('ERR_PARSE_ARGS');
+    if (known) console.error(`siglip2: ${(e as Error).message} [${(e as { code: string }).code}]`);
+    else console.error(e);
+    process.exit(known && !(e instanceof Siglip2Error) ? 2 : 1);
+  });

@@ -1,0 +1,142 @@
+/** `siglip2 quickstart`: builds the data set, trains the small model, evaluates every language, writes the report. */
+import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import sharp from 'sharp';
+import { buildEmojiDataset } from '../data/datasets/emoji.js';
+import { buildEvalSets, type EvalSet } from '../data/evalset.js';
+import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
+import { evaluateSuite, retrieve, tokenizerOf, type SetResult } from '../eval/zero_shot.js';
+import { ConfigError } from '../errors.js';
+import { writeFileAtomic } from '../io/files.js';
+import { loadModel } from '../model/files.js';
+import { applySets, checkTrainConfig } from '../train/config.js';
+import { presets } from '../train/presets.js';
+import type { StepMetrics } from '../train/trainer.js';
+import { deviceName } from '../tensor.js';
+import { train } from './train.js';
+import type { Command } from './main.js';
+import { Progress } from './progress.js';
+
+/** Words that the report's grid asks for, by the emoji's code points: one language each. */
+const QUERIES: [language: string, codePoints: string][] = [
+  ['en', '1f34e'], ['de', '1f431'], ['fr', '1f308'], ['ja', '1f41f'], ['ar', '1f338'], ['hi', '1f418'],
+  ['ru', '2b50'], ['zh', '1f697'], ['ko', '1f433'], ['th', '1f34c'], ['el', '1f33b'], ['he', '1f98b'],
+];
+const SET = 'unseen-studio-placed';
+
+export const command: Command = {
+  usage: 'quickstart [--preset quickstart] [--set key=value]… [--seed N]',
+  summary: 'trains a small multilingual model on emoji artwork in about two minutes and shows what it learnt',
+  async run(args) {
+    const { values } = parseArgs({
+      args, options: {
+        preset: { type: 'string', default: 'quickstart' }, set: { type: 'string', multiple: true, default: [] }, seed: { type: 'string' },
+      },
+    });
+    const preset = presets[values.preset];
+    if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
+    const config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
+    const source = config.data.source;
+    if (source.type !== 'emoji') throw new ConfigError('quickstart trains on the emoji data set; use `siglip2 train` for others');
+    const command = ['siglip2 quickstart', ...args].join(' ');
+
+    const building = new Progress('artwork');
+    let said = 0;
+    const manifest = await buildEmojiDataset(source.path, {
+      onProgress: ({ done, total, studio }) => {
+        if (total > 0 && (done - said > total / 20 || done === total)) building.update(said = done, total, { studio });
+      },
+    });
+    building.end();
+    console.error(`${manifest.studios.length} studios, ${manifest.classes} classes, ${manifest.samples} pictures, ` +
+      `${manifest.captions} captions in ${manifest.languages.length} languages`);
+
+    // The quickstart is run again and again: its last run stays as one backup.
+    if (existsSync(config.out)) {
+      const old = `${config.out}.previous`;
+      rmSync(old, { recursive: true, force: true });
+      renameSync(config.out, old);
+    }
+    const trained = await train(config);
+    if (trained.interrupted) return 130;
+
+    const loaded = await loadModel(trained.checkpoint);
+    try {
+      const size = loaded.model.config.vision.imageSize;
+      const suite = await buildEvalSets(source.path, { size, seed: config.seed });
+      const tokenizer = await tokenizerOf(loaded);
+      const progress = new Progress('evaluate');
+      const sets: Record<string, SetResult> = {};
+      for await (const [name, result] of evaluateSuite(loaded, suite, tokenizer, (done, total) => {
+        if (done % 12 === 0 || done === total) progress.update(done, total, { sets: Object.keys(sets).length });
+      })) sets[name] = result;
+      progress.end();
+
+      const last = trained.last!;
+      const summary = { sets, train: { seconds: last.seconds, images: last.examples, images_per_second: last.examples / last.seconds } };
+      await writeFileAtomic(join(config.out, 'eval.json'), `${JSON.stringify(summary, null, 2)}\n`);
+      printSummary(sets);
+
+      const set = suite.sets.find((s) => s.name === SET)!;
+      const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
+      const queries = QUERIES.flatMap(([language, code]) => {
+        const id = ids.get(code);
+        return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
+      });
+      const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
+      const retrievals: Retrieval[] = await Promise.all(found.map(async (f) => ({
+        query: f.query, lang: f.language,
+        results: await Promise.all(f.images.map(async (i, k) => ({
+          png: await picture(set, i), correct: f.correct[k]!, label: suite.names[set.classes[i]!]!['en'] ?? '',
+        }))),
+      })));
+      const data: ReportData = {
+        ...summary, title: 'siglip2 quickstart', date: new Date(), seed: config.seed, device: deviceName(loaded.model.params.device), command,
+        model: { name: loaded.model.config.name, parameters: loaded.model.params.segments.reduce((n, s) => n + s.size, 0), imageSize: size },
+        train: {
+          ...summary.train, steps: last.step, batch: config.batch,
+          studios: manifest.studios.filter((s) => s.split === 'train').map((s) => s.name),
+          heldOut: manifest.studios.filter((s) => s.split === 'test').map((s) => s.name).join(', '),
+        },
+        curve: readCurve(join(config.out, 'metrics.jsonl')),
+        retrievals, gallery: SET,
+        attributions: [...manifest.studios, manifest.captionSource].map((s) =>
+          ({ name: s.package, license: s.licence, author: s.attribution, url: s.licenceUrl })),
+      };
+      const report = join(config.out, 'report.html');
+      await writeFileAtomic(report, renderReport(data));
+      console.error(`seed ${config.seed}; report: ${report}`);
+      return 0;
+    } finally {
+      loaded.model.dispose();
+    }
+  },
+};
+
+function codePointsOf(set: EvalSet, id: number): string {
+  const at = set.classes.indexOf(id);
+  return set.keys[at]?.replace(/^.*?-(?=[0-9a-f]{2,})/, '') ?? '';
+}
+
+function picture(set: EvalSet, i: number): Promise<Buffer> {
+  const bytes = set.size * set.size * 3;
+  return sharp(set.images.subarray(i * bytes, (i + 1) * bytes), { raw: { width: set.size, height: set.size, channels: 3 } }).png().toBuffer();
+}
+
+function readCurve(file: string): ReportData['curve'] {
+  return readFileSync(file, 'utf8').trim().split('\n').map((l) => {
+    const { step, loss, lr } = JSON.parse(l) as StepMetrics;
+    return { step, loss, lr };
+  });
+}
+
+function printSummary(sets: Record<string, SetResult>): void {
+  const percent = (x: number): string => `${(100 * x).toFixed(1)} %`.padStart(8);
+  console.error(`${'set'.padEnd(22)}${'images'.padStart(8)}${'chance'.padStart(9)}${'pixel 1-NN'.padStart(12)}${'English'.padStart(10)}${'other languages'.padStart(17)}`);
+  for (const [name, s] of Object.entries(sets)) {
+    const others = Object.entries(s.languages).filter(([l]) => l !== 'en').map(([, v]) => v.top1);
+    const mean = others.reduce((a, b) => a + b, 0) / others.length;
+    console.error(`${name.padEnd(22)}${String(s.n).padStart(8)} ${percent(s.chance)}    ${percent(s.pixel_1nn)}  ${percent(s.languages['en']?.top1 ?? NaN)}         ${percent(mean)}`);
+  }
+}

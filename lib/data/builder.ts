@@ -1,0 +1,297 @@
+/**
+ * Making batches: reading, decoding, augmenting, choosing captions, tokenising. The same code runs
+ * in a worker thread and, with no workers, in the main thread; it gets its work and gives its
+ * results as messages.
+ */
+import { DataError, IoError, Siglip2Error } from '../errors.js';
+import { resizeImage } from '../native.js';
+import { applyTransforms, wantsAlpha, type ImageTransform } from './augment.js';
+import { chooseCaptions, type Caption, type CaptionChoice } from './captions.js';
+import { FileReader } from './files.js';
+import { decodeImage, premultiply, type AlphaMode, type RawImage } from './image.js';
+import { Lru } from './lru.js';
+import { Random, Stream } from './random.js';
+import { describeSample, readCaptions, type Sample } from './source.js';
+import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from './tokenizer.js';
+import { VocabMap } from './vocab.js';
+
+/** What a builder needs to know; plain data, so that it can go to a thread. */
+export interface BuilderConfig {
+  seed: number;
+  /** Side S of the images. */
+  size: number;
+  transforms: ImageTransform[];
+  alpha: AlphaMode;
+  maxPixels?: number;
+  /** Decoded images kept, bytes; an eighth of it goes to captions on top. */
+  cacheBytes: number;
+  captions: CaptionChoice;
+  /** undefined: no ids are made. */
+  tokenizer: (Omit<TokenizerOptions, 'vocab'> & { vocab?: unknown }) | undefined;
+  /** Whether samples have classes. */
+  classes: boolean;
+}
+
+/** Work for a builder. */
+export type BuilderRequest =
+  | { type: 'build'; index: number; epoch: number; samples: Sample[] }
+  /** Stand-ins for samples that were reported as failed. */
+  | { type: 'replace'; index: number; slots: number[]; samples: Sample[] };
+
+/** A sample that cannot be used. */
+export interface SampleFailure {
+  slot: number;
+  reason: string;
+  /** File and key, and what is wrong. */
+  message: string;
+}
+
+/** What a builder answers. */
+export type BuilderReply =
+  | { type: 'failed'; index: number; failures: SampleFailure[] }
+  | { type: 'batch'; index: number; batch: BuiltBatch }
+  | { type: 'error'; index: number; code: string; message: string };
+
+/** The content of a batch. */
+export interface BuiltBatch {
+  images: Uint8Array;
+  ids: Int32Array;
+  keys: string[];
+  langs: string[];
+  texts: string[];
+  samples: Int32Array;
+  classes?: Int32Array;
+}
+
+/** What a builder is doing, for the message when it hangs or dies. Index into `stageNames`. */
+export const Stage = {
+  idle: 0,
+  start: 1,
+  read: 2,
+  decode: 3,
+  transform: 4,
+  captions: 5,
+  tokenize: 6,
+} as const;
+/** Words for the stages. */
+export const stageNames: readonly string[] = [
+  'waiting for work',
+  'loading the tokenizer',
+  'reading the image',
+  'decoding the image',
+  'augmenting the image',
+  'reading captions',
+  'tokenising',
+];
+/** Cells of the progress array shared between a builder and the loader. */
+export const Progress = { stage: 0, sample: 1, ticks: 2, length: 3 } as const;
+
+/** A batch in the making. */
+interface Draft extends BuiltBatch {
+  epoch: number;
+}
+
+/** Builds batches one after the other, in the order of the requests. */
+export class Builder {
+  private readonly reader = new FileReader();
+  private readonly cache: Lru<number, RawImage>;
+  private readonly captionCache: Lru<number, Caption[]>;
+  private readonly drafts = new Map<number, Draft>();
+  private readonly perImage: number;
+  private tokenizer: Promise<GemmaTokenizer> | undefined;
+  private queue: Promise<void> = Promise.resolve();
+
+  /**
+   * @param progress (Progress.length) cells that tell the loader what is being done
+   * @param post where the replies go, with the buffers to move rather than copy
+   */
+  constructor(
+    private readonly config: BuilderConfig,
+    private readonly progress: Int32Array,
+    private readonly post: (reply: BuilderReply, transfer: ArrayBuffer[]) => void,
+  ) {
+    this.cache = new Lru(config.cacheBytes);
+    this.captionCache = new Lru(config.cacheBytes / 8);
+    this.perImage = config.captions.pick?.length ?? 1;
+  }
+
+  /** Takes a request; the reply comes through `post`. */
+  handle(request: BuilderRequest): void {
+    this.queue = this.queue.then(async () => {
+      try {
+        await this.work(request);
+      } catch (error) {
+        this.drafts.delete(request.index);
+        const code = error instanceof Siglip2Error ? error.code : 'ERR_DATA';
+        this.post(
+          { type: 'error', index: request.index, code, message: (error as Error).message },
+          [],
+        );
+      } finally {
+        this.mark(Stage.idle, -1);
+      }
+    });
+  }
+
+  /** Closes files. */
+  close(): void {
+    this.reader.close();
+  }
+
+  private mark(stage: number, sample: number): void {
+    Atomics.store(this.progress, Progress.stage, stage);
+    Atomics.store(this.progress, Progress.sample, sample);
+    Atomics.add(this.progress, Progress.ticks, 1);
+  }
+
+  private async work(request: BuilderRequest): Promise<void> {
+    const { config, perImage } = this;
+    let draft: Draft;
+    let slots: number[];
+    if (request.type === 'build') {
+      const size = request.samples.length;
+      draft = {
+        epoch: request.epoch,
+        images: new Uint8Array(size * config.size * config.size * 3),
+        ids: new Int32Array(0),
+        keys: new Array<string>(size).fill(''),
+        langs: new Array<string>(size * perImage).fill(''),
+        texts: new Array<string>(size * perImage).fill(''),
+        samples: new Int32Array(size),
+        ...(config.classes ? { classes: new Int32Array(size) } : {}),
+      };
+      slots = request.samples.map((_, i) => i);
+      this.drafts.set(request.index, draft);
+    } else {
+      draft = this.drafts.get(request.index) as Draft;
+      slots = request.slots;
+    }
+    const failures: SampleFailure[] = [];
+    for (let i = 0; i < slots.length; i++) {
+      const sample = request.samples[i] as Sample;
+      const slot = slots[i] as number;
+      try {
+        await this.fill(draft, slot, sample);
+      } catch (error) {
+        // A DataError concerns this sample alone; anything else (a failing disk, a bug) stops the
+        // run.
+        if (!(error instanceof DataError)) throw named(error, sample);
+        const stage = Atomics.load(this.progress, Progress.stage);
+        failures.push({ slot, reason: kReasons[stage] ?? 'unusable', message: error.message });
+      }
+    }
+    if (failures.length > 0) {
+      this.post({ type: 'failed', index: request.index, failures }, []);
+      return;
+    }
+    if (config.tokenizer !== undefined) draft.ids = await this.tokenize(draft.texts);
+    this.drafts.delete(request.index);
+    const { epoch: _, ...batch } = draft;
+    const transfer = [
+      batch.images,
+      batch.ids,
+      batch.samples,
+      ...(batch.classes ? [batch.classes] : []),
+    ];
+    this.post(
+      { type: 'batch', index: request.index, batch },
+      transfer.map(({ buffer }) => buffer as ArrayBuffer),
+    );
+  }
+
+  /** Puts one sample into its place. */
+  private async fill(draft: Draft, slot: number, sample: Sample): Promise<void> {
+    const { config, perImage } = this;
+    const size = draft.keys.length;
+    const pixels = config.size * config.size * 3;
+
+    this.mark(Stage.captions, sample.index);
+    const chosen = chooseCaptions(
+      this.captions(sample),
+      config.captions,
+      new Random(config.seed, Stream.caption, draft.epoch, sample.index),
+    );
+    if (chosen === undefined)
+      throw new DataError(`${describeSample(sample)}: no caption in the languages wanted`);
+
+    const image = await this.image(sample);
+    this.mark(Stage.transform, sample.index);
+    applyTransforms(
+      image,
+      config.transforms,
+      config.size,
+      new Random(config.seed, Stream.augment, draft.epoch, sample.index),
+      resizeImage,
+      draft.images.subarray(slot * pixels, (slot + 1) * pixels),
+    );
+
+    draft.keys[slot] = sample.key;
+    draft.samples[slot] = sample.index;
+    if (draft.classes !== undefined) draft.classes[slot] = sample.class ?? -1;
+    for (let k = 0; k < perImage; k++) {
+      const caption = chosen[k] as { lang: string; text: string };
+      draft.langs[k * size + slot] = caption.lang;
+      draft.texts[k * size + slot] = caption.text;
+    }
+  }
+
+  private captions(sample: Sample): Caption[] {
+    const known = this.captionCache.get(sample.index);
+    if (known !== undefined) return known;
+    const { captions } = readCaptions(this.reader, sample);
+    this.captionCache.set(
+      sample.index,
+      captions,
+      captions.reduce((sum, { text }) => sum + 2 * text.length, 0),
+    );
+    return captions;
+  }
+
+  private async image(sample: Sample): Promise<RawImage> {
+    const { config } = this;
+    const known = this.cache.get(sample.index);
+    if (known !== undefined) return known;
+    this.mark(Stage.read, sample.index);
+    const bytes = this.reader.read(sample.image);
+    this.mark(Stage.decode, sample.index);
+    const image = await decodeImage(bytes, describeSample(sample), {
+      alpha: wantsAlpha(config.transforms) ? 'keep' : config.alpha,
+      ...(config.maxPixels === undefined ? {} : { maxPixels: config.maxPixels }),
+    });
+    if (image.channels === 4) premultiply(image.data);
+    this.cache.set(sample.index, image, image.data.length);
+    return image;
+  }
+
+  private async tokenize(texts: string[]): Promise<Int32Array> {
+    if (this.tokenizer === undefined) {
+      this.mark(Stage.start, -1);
+      const { vocab, ...options } = this.config.tokenizer as NonNullable<
+        BuilderConfig['tokenizer']
+      >;
+      this.tokenizer = loadTokenizer(
+        vocab === undefined ? options : { ...options, vocab: VocabMap.fromJSON(vocab) },
+      );
+    }
+    const tokenizer = await this.tokenizer;
+    this.mark(Stage.tokenize, -1);
+    return tokenizer.encodeBatch(texts);
+  }
+}
+
+/** What a failure at a stage is called in the count of skips. */
+const kReasons: Record<number, string> = {
+  [Stage.read]: 'the image cannot be read',
+  [Stage.decode]: 'the image cannot be decoded',
+  [Stage.captions]: 'the captions cannot be read or used',
+};
+
+/** The error with the sample's name, unless it is there already. */
+function named(error: unknown, sample: Sample): Error {
+  const message = (error as Error).message;
+  const name = describeSample(sample);
+  if (message.includes(sample.image.path)) return error as Error;
+  return error instanceof Siglip2Error
+    ? new Siglip2Error(error.code, `${name}: ${message}`, { cause: error })
+    : new IoError(`${name}: ${message}`, { cause: error });
+}

@@ -1,0 +1,171 @@
+/**
+ * Captions of a sample: parsing them from .txt and .json, and choosing which ones a training step
+ * sees.
+ */
+import { ConfigError } from '../errors.js';
+import type { Random } from './random.js';
+
+/**
+ * One caption. The first caption of a language is its primary one (in the emoji dataset: the short
+ * name).
+ */
+export interface Caption {
+  /** BCP 47 language code, e.g. "en". */
+  lang: string;
+  text: string;
+}
+
+/** A sample's captions and whatever else its JSON says. */
+export interface ParsedCaptions {
+  captions: Caption[];
+  meta: Record<string, unknown>;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/** Adds the strings of a JSON value (a string or a list of them) that are not blank. */
+function collect(value: unknown, lang: string, out: Caption[]): void {
+  for (const item of Array.isArray(value) ? value : [value]) {
+    if (typeof item === 'string' && item.trim() !== '') out.push({ lang, text: item.trim() });
+    else if (isObject(item) && typeof item['text'] === 'string' && item['text'].trim() !== '') {
+      out.push({
+        lang: typeof item['lang'] === 'string' ? item['lang'] : lang,
+        text: item['text'].trim(),
+      });
+    }
+  }
+}
+
+/**
+ * The captions in a parsed JSON object: `{captions: {en: ["a", "b"], de: "c"}}`, `{captions: ["a",
+ * {lang: "de", text: "b"}]}`, `{caption: "a"}` or `{text: "a"}`, the last three in the language of
+ * `lang`/`language`, else in `language`. All other keys are `meta`.
+ */
+export function captionsFromObject(object: unknown, language: string): ParsedCaptions {
+  if (!isObject(object)) return { captions: [], meta: {} };
+  const { captions, caption, text, ...meta } = object;
+  const own =
+    typeof meta['lang'] === 'string'
+      ? meta['lang']
+      : typeof meta['language'] === 'string'
+        ? meta['language']
+        : language;
+  const out: Caption[] = [];
+  if (isObject(captions)) {
+    for (const [lang, list] of Object.entries(captions)) collect(list, lang, out);
+  } else if (captions !== undefined) {
+    collect(captions, own, out);
+  }
+  if (out.length === 0) collect(caption ?? text, own, out);
+  return { captions: out, meta };
+}
+
+/** Parses a .json (or a line of .jsonl). Throws SyntaxError when it is not JSON. */
+export function captionsFromJson(data: Uint8Array, language: string): ParsedCaptions {
+  return captionsFromObject(
+    JSON.parse(Buffer.from(data.buffer, data.byteOffset, data.length).toString('utf8')),
+    language,
+  );
+}
+
+/** Parses a .txt: the whole text is one caption. */
+export function captionsFromText(data: Uint8Array, language: string): ParsedCaptions {
+  const text = Buffer.from(data.buffer, data.byteOffset, data.length).toString('utf8').trim();
+  return { captions: text === '' ? [] : [{ lang: language, text }], meta: {} };
+}
+
+/** Which captions a sample contributes to a batch. */
+export interface CaptionChoice {
+  /**
+   * One entry for each caption per image: "any" (any caption), "other" (a language that no other
+   * entry of this list names, and not one already chosen for this image if that can be helped), or
+   * a language code. A sample that lacks the language asked for falls back to "any". Default
+   * ["any"].
+   */
+  pick?: string[];
+  /**
+   * Probability of a language's first caption where there are several; the rest share what is left.
+   * Default: all captions of the language are equally likely. Entries "any" choose among all
+   * captions unless this is set.
+   */
+  primaryProbability?: number;
+  /** Languages to use; captions in others are ignored. Default: all. */
+  languages?: string[];
+}
+
+/** Throws ConfigError when a choice has a value out of range. */
+export function checkCaptionChoice(choice: CaptionChoice): void {
+  const { pick = ['any'], primaryProbability: p, languages } = choice;
+  if (
+    !Array.isArray(pick) ||
+    pick.length === 0 ||
+    pick.some((entry) => typeof entry !== 'string' || entry === '')
+  ) {
+    throw new ConfigError(
+      'captions.pick: expected a non-empty list of "any", "other" or language codes',
+    );
+  }
+  if (p !== undefined && !(p >= 0 && p <= 1)) {
+    throw new ConfigError(`captions.primaryProbability: expected a number in [0, 1] but got ${p}`);
+  }
+  for (const entry of pick) {
+    if (
+      languages !== undefined &&
+      entry !== 'any' &&
+      entry !== 'other' &&
+      !languages.includes(entry)
+    ) {
+      throw new ConfigError(
+        `captions.pick names "${entry}", which captions.languages leaves out; add it there`,
+      );
+    }
+  }
+}
+
+/**
+ * Chooses one caption for each entry of `choice.pick`.
+ * @returns as many captions as entries; undefined when no caption is in an allowed language
+ */
+export function chooseCaptions(
+  captions: readonly Caption[],
+  choice: CaptionChoice,
+  random: Random,
+): Caption[] | undefined {
+  const { pick = ['any'], primaryProbability, languages } = choice;
+  const byLang = new Map<string, Caption[]>();
+  const all: Caption[] = [];
+  for (const caption of captions) {
+    if (languages !== undefined && !languages.includes(caption.lang)) continue;
+    all.push(caption);
+    const list = byLang.get(caption.lang);
+    if (list === undefined) byLang.set(caption.lang, [caption]);
+    else list.push(caption);
+  }
+  if (all.length === 0) return undefined;
+
+  const inLanguage = (lang: string): Caption => {
+    const list = byLang.get(lang) as Caption[];
+    if (list.length === 1 || primaryProbability === undefined) return random.pick(list);
+    return random.uniform() < primaryProbability
+      ? (list[0] as Caption)
+      : (list[1 + random.below(list.length - 1)] as Caption);
+  };
+  const langs = [...byLang.keys()];
+  const any = (): Caption =>
+    primaryProbability === undefined ? random.pick(all) : inLanguage(random.pick(langs));
+
+  const chosen: Caption[] = [];
+  for (const entry of pick) {
+    if (entry === 'other') {
+      const unnamed = langs.filter((lang) => !pick.includes(lang));
+      const fresh = unnamed.filter((lang) => !chosen.some((caption) => caption.lang === lang));
+      const from = fresh.length > 0 ? fresh : unnamed;
+      chosen.push(from.length > 0 ? inLanguage(random.pick(from)) : any());
+    } else {
+      chosen.push(entry !== 'any' && byLang.has(entry) ? inLanguage(entry) : any());
+    }
+  }
+  return chosen;
+}

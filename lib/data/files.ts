@@ -1,0 +1,184 @@
+/**
+ * File access shared by the data pipeline: typed errors that name the file, exact reads, atomic
+ * writes.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { DataError, IoError, Siglip2Error } from '../errors.js';
+
+/** A byte range of a file; `size` -1 means the whole file. */
+export interface Location {
+  path: string;
+  offset: number;
+  size: number;
+}
+
+/**
+ * Turns a file-system error into a DataError (the file is missing) or an IoError (everything else).
+ * @param doing what was being tried, as a verb: "read", "write"
+ */
+export function fileError(cause: unknown, doing: string, file: string): Siglip2Error {
+  if (cause instanceof Siglip2Error) return cause;
+  const code = (cause as NodeJS.ErrnoException | undefined)?.code;
+  if (code === 'ENOENT' || code === 'ENOTDIR') {
+    return new DataError(`cannot ${doing} ${file}: there is no such file; check the path`, {
+      cause,
+    });
+  }
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return new IoError(
+      `cannot ${doing} ${file}: the disk is full (${code}); nothing half-written was left behind, ` +
+        'free some space and try again',
+      { cause },
+    );
+  }
+  return new IoError(`cannot ${doing} ${file}: ${(cause as Error | undefined)?.message ?? cause}`, {
+    cause,
+  });
+}
+
+/**
+ * Reads exactly `size` bytes at `offset`; throws DataError naming file and offset when the file is
+ * too short.
+ */
+export function readExactly(fd: number, offset: number, size: number, file: string): Buffer {
+  const out = Buffer.allocUnsafe(size);
+  let done = 0;
+  while (done < size) {
+    let n: number;
+    try {
+      n = fs.readSync(fd, out, done, size - done, offset + done);
+    } catch (cause) {
+      throw fileError(cause, 'read', file);
+    }
+    if (n === 0) {
+      throw new DataError(
+        `${file}: expected ${size} bytes at byte ${offset} but the file ends at byte ${offset + done}; ` +
+          'it is truncated or has changed since it was indexed',
+      );
+    }
+    done += n;
+  }
+  return out;
+}
+
+/** Keeps a bounded number of files open for positional reads. */
+export class FileReader {
+  private readonly open = new Map<string, number>();
+
+  /** @param limit files kept open at a time */
+  constructor(private readonly limit = 64) {}
+
+  /** The bytes of a location. Throws DataError or IoError naming the file. */
+  read(location: Location): Buffer {
+    if (location.size < 0) {
+      try {
+        return fs.readFileSync(location.path);
+      } catch (cause) {
+        throw fileError(cause, 'read', location.path);
+      }
+    }
+    return readExactly(
+      this.descriptor(location.path),
+      location.offset,
+      location.size,
+      location.path,
+    );
+  }
+
+  /** Closes all files. */
+  close(): void {
+    for (const fd of this.open.values()) fs.closeSync(fd);
+    this.open.clear();
+  }
+
+  private descriptor(file: string): number {
+    let fd = this.open.get(file);
+    if (fd !== undefined) {
+      // Re-inserting keeps the map in order of use, so the first entry is the one to close.
+      this.open.delete(file);
+      this.open.set(file, fd);
+      return fd;
+    }
+    if (this.open.size >= this.limit) {
+      const [oldest, old] = this.open.entries().next().value as [string, number];
+      fs.closeSync(old);
+      this.open.delete(oldest);
+    }
+    try {
+      fd = fs.openSync(file, 'r');
+    } catch (cause) {
+      throw fileError(cause, 'read', file);
+    }
+    this.open.set(file, fd);
+    return fd;
+  }
+}
+
+/**
+ * A name for the temporary file of an atomic write: same folder (rename must not cross devices),
+ * unique per process.
+ */
+export function temporaryName(file: string): string {
+  return path.join(
+    path.dirname(file),
+    `.${path.basename(file)}.${process.pid}.${Date.now().toString(36)}.tmp`,
+  );
+}
+
+/**
+ * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
+ * cannot be synced.
+ */
+export function syncFolder(folder: string): void {
+  try {
+    const fd = fs.openSync(folder, 'r');
+    try {
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+  } catch {
+    // Some file systems refuse fsync on a folder; the data itself is already on disk.
+  }
+}
+
+/**
+ * Writes a whole file or nothing: temporary file in the same folder, fsync, rename.
+ * Throws IoError naming the file; the temporary file is removed.
+ */
+export function writeFileAtomic(file: string, data: string | Uint8Array): void {
+  const temporary = temporaryName(file);
+  try {
+    const fd = fs.openSync(temporary, 'w');
+    try {
+      fs.writeFileSync(fd, data);
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+    fs.renameSync(temporary, file);
+    syncFolder(path.dirname(file));
+  } catch (cause) {
+    fs.rmSync(temporary, { force: true });
+    throw fileError(cause, 'write', file);
+  }
+}
+
+/**
+ * A parsed JSON file. Throws DataError when it is missing or not JSON, IoError when it cannot be
+ * read.
+ */
+export function readJson(file: string): unknown {
+  let text: string;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (cause) {
+    throw fileError(cause, 'read', file);
+  }
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new DataError(`${file}: not valid JSON: ${(cause as Error).message}`, { cause });
+  }
+}

@@ -1,0 +1,119 @@
+/**
+ * Decoding images with sharp into plain bytes. Resizing is not done here: libvips' kernels differ
+ * from PIL's by several grey levels, so the pipeline uses the package's own PIL-exact resize.
+ */
+import sharp from 'sharp';
+import { DataError } from '../errors.js';
+
+// One image is decoded on one thread: the loader's workers are the parallelism, and more threads
+// than cores lose.
+sharp.concurrency(1);
+// Every image is decoded once or kept by us; libvips' cache would only hold memory.
+sharp.cache(false);
+
+/** Pixels as bytes, row by row, channels interleaved. */
+export interface RawImage {
+  /** (height, width, channels) */
+  data: Uint8Array;
+  height: number;
+  width: number;
+  channels: 3 | 4;
+}
+
+/**
+ * PIL-exact antialiased bilinear resize of uint8 pixels: (height, width, channels) to (outHeight,
+ * outWidth, channels). Channels are independent, so colour must be multiplied by alpha beforehand.
+ */
+export type ResizeImage = (
+  src: Uint8Array,
+  height: number,
+  width: number,
+  channels: number,
+  outHeight: number,
+  outWidth: number,
+) => Uint8Array;
+
+/**
+ * What becomes of transparency: "keep" gives four channels for images that have it, "white" lays
+ * the image on white, "drop" forgets alpha as PIL's `convert("RGB")` does.
+ */
+export type AlphaMode = 'keep' | 'white' | 'drop';
+
+/** Options of `decodeImage`. */
+export interface DecodeOptions {
+  /** Default "white". */
+  alpha?: AlphaMode;
+  /**
+   * Images with more pixels are refused (decompression bombs). Default 178,956,970, PIL's limit.
+   */
+  maxPixels?: number;
+}
+
+/**
+ * Decodes PNG, JPEG, WebP, AVIF, GIF (first frame) or SVG to 8-bit RGB or RGBA. EXIF orientation is
+ * applied; grey, 16-bit and CMYK images become 8-bit sRGB.
+ *
+ * @param bytes the encoded image
+ * @param name file and key, for the error message
+ * @throws DataError naming the file when it is corrupt, truncated, too large or of an unknown
+ *   format
+ */
+export async function decodeImage(
+  bytes: Uint8Array,
+  name: string,
+  options: DecodeOptions = {},
+): Promise<RawImage> {
+  const { alpha = 'white', maxPixels = 178_956_970 } = options;
+  try {
+    let image = sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels })
+      .autoOrient()
+      .toColourspace('srgb');
+    if (alpha === 'white') image = image.flatten({ background: '#ffffff' });
+    if (alpha === 'drop') image = image.removeAlpha();
+    const { data, info } = await image
+      .raw({ depth: 'uchar' })
+      .toBuffer({ resolveWithObject: true });
+    const { width, height, channels } = info;
+    if (channels === 3 || channels === 4) return { data, width, height, channels };
+    return {
+      data: spreadGrey(data, width * height, channels),
+      width,
+      height,
+      channels: channels === 2 ? 4 : 3,
+    };
+  } catch (cause) {
+    throw new DataError(
+      `${name}: cannot decode the image: ${(cause as Error).message.replace(/\s+/g, ' ').trim()}`,
+      { cause },
+    );
+  }
+}
+
+/** One or two channels (grey, alpha) to three or four. */
+function spreadGrey(data: Uint8Array, pixels: number, channels: number): Uint8Array {
+  const out = new Uint8Array(pixels * (channels + 2));
+  for (let i = 0, j = 0; i < pixels; i++, j += channels + 2) {
+    out.fill(data[i * channels] as number, j, j + 3);
+    if (channels === 2) out[j + 3] = data[i * 2 + 1] as number;
+  }
+  return out;
+}
+
+/**
+ * Multiplies colour by alpha in place (rounded), so that resizing does not bleed hidden colours.
+ * (H, W, 4)
+ */
+export function premultiply(rgba: Uint8Array): Uint8Array {
+  for (let i = 0; i < rgba.length; i += 4) {
+    const a = rgba[i + 3] as number;
+    if (a === 255) continue;
+    for (let c = i; c < i + 3; c++) rgba[c] = div255((rgba[c] as number) * a);
+  }
+  return rgba;
+}
+
+/** round(x / 255) for 0 <= x <= 65025, exactly and without a division. */
+export function div255(x: number): number {
+  const y = x + 128;
+  return (y + (y >> 8)) >> 8;
+}

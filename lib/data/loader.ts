@@ -1,0 +1,471 @@
+/**
+ * Batches from worker threads, in the sampler's order.
+ *
+ * The sampler says which samples are in which batch, and every random choice is keyed by seed,
+ * epoch and sample; so the batches are the same whatever the number of workers, and a run resumed
+ * from `state` goes on with exactly those it would have had. Nothing waits forever: a worker that
+ * dies or stops making progress is an error that names the sample and what was being done with it.
+ */
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
+import { checkTransforms, type ImageTransform } from './augment.js';
+import {
+  Builder,
+  Progress,
+  stageNames,
+  type BuilderConfig,
+  type BuilderReply,
+  type BuilderRequest,
+  type BuiltBatch,
+} from './builder.js';
+import { checkCaptionChoice, type CaptionChoice } from './captions.js';
+import type { AlphaMode } from './image.js';
+import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
+import { SkipCounter } from './skips.js';
+import { describeSample, type Sample, type SampleSource } from './source.js';
+import type { TokenizerOptions } from './tokenizer.js';
+
+/** One batch. B images, C captions per image, L ids per caption. */
+export interface Batch extends BuiltBatch {
+  /** (B, S, S, 3) sRGB bytes. */
+  images: Uint8Array;
+  /**
+   * (C*B, L): the first B rows are each image's first caption, the next B rows its second. Empty
+   * without tokenizer.
+   */
+  ids: Int32Array;
+  /** B. */
+  size: number;
+  /** (B) names of the samples. */
+  keys: string[];
+  /** (C*B) language of each caption. */
+  langs: string[];
+  /** (C*B) the captions. */
+  texts: string[];
+  /** (B) positions in the collection. */
+  samples: Int32Array;
+  /** (B) class ids, -1 for none; where the collection has classes. */
+  classes?: Int32Array;
+  /** Number of the batch since the start of training, from 0. */
+  index: number;
+  /** Epoch, from 0. */
+  epoch: number;
+  /** Milliseconds `next` had to wait for it. */
+  waitMs: number;
+}
+
+/** Options of `DataLoader`. */
+export interface LoaderOptions {
+  batchSize: number;
+  seed: number;
+  /** Side S of the images, pixels. */
+  size: number;
+  /** Default [{name: 'resize'}]. */
+  transforms?: ImageTransform[];
+  /** What becomes of transparency where no `place` uses it. Default "white". */
+  alpha?: AlphaMode;
+  /** Images with more pixels are refused. Default 178,956,970. */
+  maxPixels?: number;
+  /** Default {pick: ['any']}. */
+  captions?: CaptionChoice;
+  /** Default: the Gemma tokenizer, 64 ids; null makes no ids. */
+  tokenizer?: TokenizerOptions | null;
+  /** See `Sampler`. */
+  shuffle?: boolean;
+  /** No two samples of a batch have the same class. */
+  uniqueBy?: 'class';
+  /**
+   * Worker threads; 0 works in the calling thread. Default: one less than the cores, at least 1.
+   */
+  workers?: number;
+  /** Batches made ahead of the one that is waited for. Default 2 for each worker, at least 2. */
+  prefetch?: number;
+  /**
+   * Decoded images kept by each worker, bytes. Default 256 MiB with `place`, else 0 (photographs do
+   * not come back soon).
+   */
+  cacheBytes?: number;
+  /** Milliseconds without any progress after which `next` fails. Default 30,000. */
+  timeoutMs?: number;
+  /**
+   * Most samples that may turn out unusable, those of indexing included. Default: as for the
+   * source.
+   */
+  maxSkips?: number;
+  /** Ends loading; `next` then throws the signal's reason. */
+  signal?: AbortSignal;
+}
+
+/** Where batches are built: a thread or this one. */
+interface Site {
+  send(request: BuilderRequest): void;
+  /** Keeps the process alive (or not) while waiting. */
+  hold(on: boolean): void;
+  close(): Promise<void>;
+  progress: Int32Array;
+  /** Batches being built. */
+  load: number;
+}
+
+/** A batch that was asked for. */
+interface Pending {
+  plan: BatchPlan;
+  /** The sampler's state after this batch. */
+  after: SamplerState;
+  site: Site;
+  /** The samples as replaced so far. */
+  current: Int32Array;
+  tried: Set<number>;
+  built?: BuiltBatch;
+}
+
+/** Endless batches of a collection. Call `close` (or use `await using`) when done. */
+export class DataLoader implements AsyncIterable<Batch> {
+  /** Samples that could not be used, those of indexing included. */
+  readonly skips: SkipCounter;
+  private readonly sampler: Sampler;
+  private readonly config: BuilderConfig;
+  private readonly sites: Site[] = [];
+  private readonly pending = new Map<number, Pending>();
+  private readonly prefetch: number;
+  private consumed: SamplerState;
+  private expected = 0;
+  private started = false;
+  private failure: Error | undefined;
+  private wake: (() => void) | undefined;
+  private turn: Promise<unknown> = Promise.resolve();
+  private closing: Promise<void> | undefined;
+  private readonly onAbort = (): void => this.fail(this.options.signal?.reason as Error);
+
+  /**
+   * Throws ConfigError when the options do not fit each other or the collection. Starts no thread
+   * yet.
+   */
+  constructor(
+    private readonly source: SampleSource,
+    private readonly options: LoaderOptions,
+  ) {
+    const {
+      size,
+      transforms = [{ name: 'resize' }],
+      captions = {},
+      tokenizer,
+      workers,
+      prefetch,
+    } = options;
+    if (!(Number.isInteger(size) && size >= 1 && size <= 8192)) {
+      throw new ConfigError(`size: expected an integer in [1, 8192] but got ${size}`);
+    }
+    if (workers !== undefined && !(Number.isInteger(workers) && workers >= 0 && workers <= 256)) {
+      throw new ConfigError(`workers: expected an integer in [0, 256] but got ${workers}`);
+    }
+    if (
+      prefetch !== undefined &&
+      !(Number.isInteger(prefetch) && prefetch >= 0 && prefetch <= 1024)
+    ) {
+      throw new ConfigError(`prefetch: expected an integer in [0, 1024] but got ${prefetch}`);
+    }
+    checkTransforms(transforms);
+    checkCaptionChoice(captions);
+    const classes = source.samples.some((sample) => sample.class !== undefined)
+      ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
+      : undefined;
+    this.sampler = new Sampler(source.length, {
+      batchSize: options.batchSize,
+      seed: options.seed,
+      ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
+      ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
+      ...(classes === undefined ? {} : { classes }),
+    });
+    this.consumed = this.sampler.state;
+    this.skips = source.skips.clone(options.maxSkips);
+    this.prefetch = prefetch ?? 2 * Math.max(1, this.workerCount());
+    const { vocab, ...rest } = tokenizer ?? {};
+    this.config = {
+      seed: options.seed,
+      size,
+      transforms,
+      captions,
+      classes: classes !== undefined,
+      alpha: options.alpha ?? 'white',
+      cacheBytes:
+        options.cacheBytes ?? (transforms.some(({ name }) => name === 'place') ? 256 << 20 : 0),
+      tokenizer:
+        tokenizer === null
+          ? undefined
+          : vocab === undefined
+            ? rest
+            : { ...rest, vocab: vocab.toJSON() },
+      ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+    };
+  }
+
+  /** Batches in the current epoch. */
+  get batchesPerEpoch(): number {
+    return this.sampler.batchesPerEpoch;
+  }
+
+  /** For a checkpoint: continues after the last batch that `next` returned. */
+  get state(): SamplerState {
+    return { ...this.consumed };
+  }
+
+  /**
+   * Continues from a state; only before the first `next`. Throws DataError when it belongs to other
+   * data or settings.
+   */
+  restore(state: SamplerState): void {
+    if (this.started) throw new ConfigError('restore: call it before the first batch is asked for');
+    this.sampler.restore(state);
+    this.consumed = this.sampler.state;
+  }
+
+  /**
+   * The next batch.
+   * @throws DataError when too many samples are unusable, nobody can stand in, or a worker died or
+   *   made no progress; IoError when the disk fails; the reason of an aborted signal. After an
+   *   error the loader is closed.
+   */
+  next(): Promise<Batch> {
+    const result = this.turn.then(() => this.take());
+    this.turn = result.catch(() => undefined);
+    return result;
+  }
+
+  /** Batches for ever; leaving the loop closes the loader. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Batch> {
+    try {
+      for (;;) yield await this.next();
+    } finally {
+      await this.close();
+    }
+  }
+
+  /** Ends the workers. Harmless when called again. */
+  close(): Promise<void> {
+    this.failure ??= new DataError('the data loader is closed');
+    this.options.signal?.removeEventListener('abort', this.onAbort);
+    this.wake?.();
+    this.closing ??= Promise.all(this.sites.map((site) => site.close())).then(() =>
+      this.pending.clear(),
+    );
+    return this.closing;
+  }
+
+  /** For `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  private workerCount(): number {
+    return this.options.workers ?? Math.max(1, availableParallelism() - 1);
+  }
+
+  private start(): void {
+    this.started = true;
+    this.expected = this.consumed.batches;
+    const { signal } = this.options;
+    signal?.addEventListener('abort', this.onAbort, { once: true });
+    if (signal?.aborted) return this.onAbort();
+    const count = this.workerCount();
+    for (let i = 0; i < count; i++) this.sites.push(this.thread());
+    if (count === 0) this.sites.push(this.local());
+  }
+
+  private local(): Site {
+    const progress = new Int32Array(Progress.length);
+    const builder = new Builder(this.config, progress, (reply) => this.receive(reply));
+    return {
+      progress,
+      load: 0,
+      hold: () => undefined,
+      send: (request) => builder.handle(request),
+      close: async () => builder.close(),
+    };
+  }
+
+  private thread(): Site {
+    const progress = new Int32Array(new SharedArrayBuffer(4 * Progress.length));
+    const worker = new Worker(new URL('./worker.js', import.meta.url), {
+      workerData: { config: this.config, progress },
+      name: 'siglip2-data',
+    });
+    const site: Site = {
+      progress,
+      load: 0,
+      send: (request) => worker.postMessage(request),
+      hold: (on) => (on ? worker.ref() : worker.unref()),
+      close: async () => {
+        // A thread stuck in a system call (a dead network disk) cannot be stopped; closing must end
+        // all the same.
+        let timer: NodeJS.Timeout | undefined;
+        await Promise.race([
+          worker.terminate(),
+          new Promise((resolve) => {
+            timer = setTimeout(resolve, 5000);
+          }),
+        ]);
+        clearTimeout(timer);
+      },
+    };
+    worker.on('message', (reply: BuilderReply) => this.receive(reply));
+    worker.on('error', (cause) =>
+      this.fail(
+        new DataError(
+          `a data worker crashed while ${this.activity(site)}: ${(cause as Error).message}`,
+          { cause },
+        ),
+      ),
+    );
+    worker.on('exit', (code) =>
+      this.fail(
+        new DataError(`a data worker ended (exit code ${code}) while ${this.activity(site)}`),
+      ),
+    );
+    // An idle worker must not keep a finished program alive.
+    worker.unref();
+    return site;
+  }
+
+  /** What a site is doing, with the sample's file. */
+  private activity(site: Site): string {
+    const stage = stageNames[Atomics.load(site.progress, Progress.stage)] ?? 'working';
+    const sample = this.source.samples[Atomics.load(site.progress, Progress.sample)];
+    return sample === undefined ? stage : `${stage} of ${describeSample(sample)}`;
+  }
+
+  private fail(error: Error): void {
+    if (this.failure !== undefined) return;
+    this.failure = error;
+    void this.close();
+  }
+
+  private async take(): Promise<Batch> {
+    if (!this.started && this.failure === undefined) this.start();
+    const begin = performance.now();
+    this.pump();
+    const index = this.expected;
+    if (this.pending.get(index)?.built === undefined) await this.wait(index);
+    const entry = this.pending.get(index);
+    if (this.failure !== undefined || entry?.built === undefined) {
+      throw this.failure ?? new DataError('the data loader has no batch');
+    }
+    this.pending.delete(index);
+    this.expected++;
+    this.consumed = entry.after;
+    this.pump();
+    const { built, plan } = entry;
+    return {
+      ...built,
+      size: plan.samples.length,
+      index,
+      epoch: plan.epoch,
+      waitMs: performance.now() - begin,
+    };
+  }
+
+  /** Until batch `index` is built or loading has failed. */
+  private async wait(index: number): Promise<void> {
+    const { timeoutMs = 30_000 } = this.options;
+    for (const site of this.sites) site.hold(true);
+    let ticks = -1;
+    let since = performance.now();
+    try {
+      while (this.failure === undefined && this.pending.get(index)?.built === undefined) {
+        const site = this.pending.get(index)?.site as Site;
+        const now = Atomics.load(site.progress, Progress.ticks);
+        if (now !== ticks) {
+          ticks = now;
+          since = performance.now();
+        } else if (performance.now() - since >= timeoutMs) {
+          this.fail(
+            new DataError(
+              `no data for ${timeoutMs / 1000} s: a worker is still ${this.activity(site)}; ` +
+                'is the disk reachable? (raise timeoutMs if it is only slow)',
+            ),
+          );
+          break;
+        }
+        let timer: NodeJS.Timeout | undefined;
+        await new Promise<void>((resolve) => {
+          this.wake = resolve;
+          timer = setTimeout(resolve, Math.min(1000, timeoutMs / 4));
+        });
+        clearTimeout(timer);
+        this.wake = undefined;
+      }
+    } finally {
+      for (const site of this.sites) site.hold(false);
+    }
+  }
+
+  /** Keeps the workers supplied. */
+  private pump(): void {
+    while (this.failure === undefined && this.pending.size < this.prefetch + 1) {
+      const plan = this.sampler.next();
+      const site = this.sites.reduce((best, other) => (other.load < best.load ? other : best));
+      const entry: Pending = {
+        plan,
+        after: this.sampler.state,
+        site,
+        current: plan.samples.slice(),
+        tried: new Set(),
+      };
+      this.pending.set(plan.index, entry);
+      site.load++;
+      site.send({
+        type: 'build',
+        index: plan.index,
+        epoch: plan.epoch,
+        samples: Array.from(plan.samples, (i) => this.source.at(i)),
+      });
+    }
+  }
+
+  private receive(reply: BuilderReply): void {
+    if (this.failure !== undefined) return;
+    const entry = this.pending.get(reply.index);
+    if (entry === undefined) return;
+    try {
+      if (reply.type === 'error') throw remoteError(reply.code as ErrorCode, reply.message);
+      if (reply.type === 'failed') return this.replace(entry, reply);
+    } catch (error) {
+      return this.fail(error as Error);
+    }
+    entry.built = reply.batch;
+    entry.site.load--;
+    if (reply.index === this.expected) this.wake?.();
+  }
+
+  /** Counts unusable samples and sends others in their place. */
+  private replace(entry: Pending, reply: Extract<BuilderReply, { type: 'failed' }>): void {
+    const { plan, current, tried } = entry;
+    const samples: Sample[] = [];
+    const slots: number[] = [];
+    for (const { slot, reason, message } of reply.failures) {
+      const unusable = current[slot] as number;
+      this.skips.add(reason, describeSample(this.source.at(unusable)));
+      this.skips.check(this.source.length + this.source.skips.total, this.source.name);
+      tried.add(unusable);
+      const other = this.sampler.replacement(plan.epoch, unusable, current, tried);
+      if (other === undefined) {
+        throw new DataError(
+          `batch ${plan.index}: no usable sample is left to stand in: ${message}`,
+        );
+      }
+      current[slot] = other;
+      slots.push(slot);
+      samples.push(this.source.at(other));
+    }
+    entry.site.send({ type: 'replace', index: plan.index, slots, samples });
+  }
+}
+
+/** An error that happened in a worker, as its class. */
+function remoteError(code: ErrorCode, message: string): Error {
+  if (code === 'ERR_DATA') return new DataError(message);
+  if (code === 'ERR_CONFIG') return new ConfigError(message);
+  if (code === 'ERR_IO') return new IoError(message);
+  return new Siglip2Error(code, message);
+}

@@ -1,0 +1,99 @@
+/** Patterns for file names, and reading a file line by line with offsets. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { ConfigError, DataError } from '../errors.js';
+import { fileError } from './files.js';
+
+const kMaxLine = 16 << 20;
+
+/**
+ * The lines of a file as bytes without their end, with their offsets.
+ * @throws DataError when the file is missing or a line is longer than 16 MiB; IoError when it
+ *   cannot be read
+ */
+export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offset: number }> {
+  let rest = Buffer.alloc(0);
+  let offset = 0;
+  try {
+    for await (const chunk of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
+      let data = rest.length > 0 ? Buffer.concat([rest, chunk as Buffer]) : (chunk as Buffer);
+      for (let end = data.indexOf(0x0a); end >= 0; end = data.indexOf(0x0a)) {
+        yield { data: trimEnd(data.subarray(0, end)), offset };
+        offset += end + 1;
+        data = data.subarray(end + 1);
+      }
+      if (data.length > kMaxLine) {
+        throw new DataError(
+          `${file}: the line at byte ${offset} is longer than ${kMaxLine} bytes; is it JSON lines?`,
+        );
+      }
+      rest = Buffer.from(data);
+    }
+  } catch (cause) {
+    throw fileError(cause, 'read', file);
+  }
+  if (rest.length > 0) yield { data: trimEnd(rest), offset };
+}
+
+function trimEnd(line: Buffer): Buffer {
+  return line.at(-1) === 0x0d ? line.subarray(0, -1) : line;
+}
+
+const kMaxExpansion = 1_000_000;
+
+/**
+ * The files that a pattern names: `{000..012}` counts (keeping leading zeros), `{a,b}` lists, and
+ * `*` and `?` match within the last part of the path. Sorted by name within each wildcard.
+ * @throws DataError when a wildcard matches nothing
+ */
+export function expandPaths(pattern: string): string[] {
+  return expandBraces(pattern).flatMap((one) => {
+    const base = path.basename(one);
+    if (!/[*?]/.test(base)) return [one];
+    const folder = path.dirname(one);
+    const regex = new RegExp(
+      '^' +
+        base
+          .replace(/[.+^${}()|[\]\\]/g, '\\$&')
+          .replace(/\*/g, '.*')
+          .replace(/\?/g, '.') +
+        '$',
+    );
+    let names: string[];
+    try {
+      names = fs.readdirSync(folder);
+    } catch (cause) {
+      throw fileError(cause, 'read', folder);
+    }
+    const found = names
+      .filter((name) => regex.test(name))
+      .sort()
+      .map((name) => path.join(folder, name));
+    if (found.length === 0) throw new DataError(`${one}: no file matches; check the path`);
+    return found;
+  });
+}
+
+function expandBraces(pattern: string): string[] {
+  const match = /\{([^{}]*)\}/.exec(pattern);
+  if (match === null) return [pattern];
+  const range = /^(\d+)\.\.(\d+)$/.exec(match[1] as string);
+  let items: string[];
+  if (range !== null) {
+    const [first, last] = [range[1] as string, range[2] as string];
+    const count = Number(last) - Number(first) + 1;
+    if (!(count >= 1 && count <= kMaxExpansion)) {
+      throw new ConfigError(
+        `${pattern}: the range {${match[1]}} must count upwards, to at most ${kMaxExpansion} files`,
+      );
+    }
+    items = Array.from({ length: count }, (_, i) =>
+      String(Number(first) + i).padStart(first.length, '0'),
+    );
+  } else {
+    items = (match[1] as string).split(',');
+  }
+  const before = pattern.slice(0, match.index);
+  const after = expandBraces(pattern.slice(match.index + match[0].length));
+  return items.flatMap((item) => after.map((rest) => before + item + rest));
+}

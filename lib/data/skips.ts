@@ -1,0 +1,72 @@
+/** Samples left out, by reason: counted, with examples, and an error when there are too many. */
+import { DataError } from '../errors.js';
+
+/** How often a reason came up, and the first few files it came up for. */
+export interface SkipRecord {
+  count: number;
+  examples: string[];
+}
+
+const kExamples = 5;
+
+/**
+ * Counts skipped samples by reason. Nothing is ever skipped silently: whoever skips calls `add`.
+ */
+export class SkipCounter {
+  /** Reason to count and examples. */
+  readonly byReason = new Map<string, SkipRecord>();
+  private readonly seen = new Set<string>();
+
+  /** @param maxSkips most skips allowed; default 1 % of the samples or 100, whichever is larger */
+  constructor(readonly maxSkips?: number) {}
+
+  /** Number of skipped samples. */
+  get total(): number {
+    return this.seen.size;
+  }
+
+  /**
+   * Counts `example` (a sample's file and key) once, however often an epoch meets it. @returns
+   * whether it was new
+   */
+  add(reason: string, example: string): boolean {
+    if (this.seen.has(example)) return false;
+    this.seen.add(example);
+    let record = this.byReason.get(reason);
+    if (record === undefined) this.byReason.set(reason, (record = { count: 0, examples: [] }));
+    record.count++;
+    if (record.examples.length < kExamples) record.examples.push(example);
+    return true;
+  }
+
+  /**
+   * Throws DataError when more samples were skipped than allowed. @param samples size of the whole
+   * collection
+   */
+  check(samples: number, what: string): void {
+    const limit = this.maxSkips ?? Math.max(100, Math.floor(samples / 100));
+    if (this.total > limit) {
+      throw new DataError(
+        `${what}: ${this.total} of ${samples} samples cannot be used, more than maxSkips = ${limit}: ` +
+          `${this.summary()}; repair the data or raise maxSkips`,
+      );
+    }
+  }
+
+  /** One line: each reason with its count and first examples. */
+  summary(): string {
+    return [...this.byReason]
+      .map(([reason, { count, examples }]) => `${reason} (${count}: ${examples.join(', ')})`)
+      .join('; ');
+  }
+
+  /** A copy that counts on from here, with another limit if one is given. */
+  clone(maxSkips: number | undefined = this.maxSkips): SkipCounter {
+    const copy = new SkipCounter(maxSkips);
+    for (const [reason, { count, examples }] of this.byReason) {
+      copy.byReason.set(reason, { count, examples: [...examples] });
+    }
+    for (const key of this.seen) copy.seen.add(key);
+    return copy;
+  }
+}

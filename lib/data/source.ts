@@ -1,0 +1,378 @@
+/**
+ * Local collections of images with captions, indexed once for random access.
+ *
+ * The index keeps byte ranges and no content, so that the order of samples is entirely up to the
+ * sampler and the memory per sample is small. A sample that cannot be used is a counted skip that
+ * names its file.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { setImmediate as yieldToEvents } from 'node:timers/promises';
+import { ConfigError, DataError } from '../errors.js';
+import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
+import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
+import { FileReader, fileError, type Location } from './files.js';
+import { expandPaths, lines } from './paths.js';
+import { SkipCounter } from './skips.js';
+import { indexTar, type TarEntry } from './tar.js';
+
+/** Where a sample's captions are, and how they are written. */
+export interface CaptionLocation extends Location {
+  format: 'json' | 'txt';
+}
+
+/** One sample of a collection. */
+export interface Sample {
+  /** Position in the collection, 0 .. length-1. */
+  index: number;
+  /** Name, unique within its file. */
+  key: string;
+  image: Location;
+  captions: CaptionLocation;
+  /** Language of captions that do not say theirs. */
+  language: string;
+  /** Class id, where the collection has classes (`class` in the sample's JSON). */
+  class?: number;
+}
+
+/** What to open; plain JSON, so that it can stand in a config. */
+export type SourceSpec =
+  /** WebDataset tars: paths with `*`, `?` in the last part, or `{000..012}`, `{a,b}` anywhere. */
+  | { type: 'webdataset'; tars: string | string[]; language?: string }
+  /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
+  | { type: 'folder'; path: string; language?: string }
+  /** A .jsonl of `{image, caption | captions, ...}`; image paths are relative to the manifest. */
+  | { type: 'manifest'; path: string; language?: string }
+  /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
+  | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] };
+
+/** Options of `openSource`. */
+export interface SourceOptions {
+  /**
+   * Most samples that may be skipped before it is an error; default 1 % of the samples or 100, the
+   * larger.
+   */
+  maxSkips?: number;
+  /** Ends indexing early with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif']);
+
+/** An indexed local collection of samples. Made by `openSource`. */
+export class SampleSource {
+  /** What was skipped while indexing; the loader counts on from here. */
+  readonly skips: SkipCounter;
+  /** All usable samples, in the order of the files. */
+  readonly samples: Sample[] = [];
+  /** Captions by language. */
+  readonly languages = new Map<string, number>();
+  /** The classes, where the collection says what they are called. */
+  classes: EmojiClass[] | undefined;
+
+  /** @param name the collection in error messages, usually its path */
+  constructor(
+    readonly name: string,
+    maxSkips?: number,
+  ) {
+    this.skips = new SkipCounter(maxSkips);
+  }
+
+  /** Number of usable samples. */
+  get length(): number {
+    return this.samples.length;
+  }
+
+  /** Number of captions over all samples and languages. */
+  get captionCount(): number {
+    let total = 0;
+    for (const count of this.languages.values()) total += count;
+    return total;
+  }
+
+  /** Sample `index` (0 .. length-1). Throws DataError when it is out of range. */
+  at(index: number): Sample {
+    const sample = this.samples[index];
+    if (sample === undefined)
+      throw new DataError(`${this.name}: no sample ${index} among ${this.length}`);
+    return sample;
+  }
+}
+
+/**
+ * A sample's captions and metadata, read from disk. Throws DataError or IoError naming the file.
+ */
+export function readCaptions(
+  reader: FileReader,
+  sample: Pick<Sample, 'key' | 'captions' | 'language'>,
+): ParsedCaptions {
+  const { captions, language } = sample;
+  const data = reader.read(captions);
+  if (captions.format === 'txt') return captionsFromText(data, language);
+  try {
+    return captionsFromJson(data, language);
+  } catch (cause) {
+    throw new DataError(
+      `${captions.path}: the captions of ${sample.key} are not valid JSON: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
+}
+
+/** File and key of a sample, as errors and skips name it. */
+export function describeSample(sample: Pick<Sample, 'key' | 'image'>): string {
+  return sample.image.size < 0 ? sample.image.path : `${sample.image.path}:${sample.key}`;
+}
+
+/**
+ * Indexes a collection.
+ *
+ * @returns its samples; those without a caption, or with an empty image, are counted in `skips`
+ * @throws DataError when a file is missing or a tar is damaged, nothing usable is found, or more
+ *   samples are skipped than `maxSkips`; IoError when a file cannot be read; ConfigError for an
+ *   unknown `type`
+ */
+export async function openSource(
+  spec: SourceSpec,
+  options: SourceOptions = {},
+): Promise<SampleSource> {
+  const indexer = new Indexer(options);
+  try {
+    return await indexer.open(spec);
+  } finally {
+    indexer.reader.close();
+  }
+}
+
+/** The files of one sample, while they are being collected. */
+interface Draft {
+  key: string;
+  image?: Location;
+  json?: Location;
+  txt?: Location;
+}
+
+class Indexer {
+  readonly reader = new FileReader();
+  private source!: SampleSource;
+  private language = 'en';
+  private seen = 0;
+
+  constructor(private readonly options: SourceOptions) {}
+
+  async open(spec: SourceSpec): Promise<SampleSource> {
+    const { maxSkips } = this.options;
+    switch (spec.type) {
+      case 'webdataset': {
+        const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
+        this.start(
+          tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`,
+          maxSkips,
+          spec.language,
+        );
+        for (const tar of tars) await this.tar(tar);
+        break;
+      }
+      case 'folder':
+        this.start(spec.path, maxSkips, spec.language);
+        await this.folder(spec.path);
+        break;
+      case 'manifest':
+        this.start(spec.path, maxSkips, spec.language);
+        await this.manifest(spec.path);
+        break;
+      case 'emoji': {
+        const manifest = readManifest(spec.path);
+        const studios = manifest.studios.filter((studio) =>
+          spec.studios !== undefined
+            ? spec.studios.includes(studio.name)
+            : studio.split === (spec.split ?? 'train'),
+        );
+        const missing = spec.studios?.find(
+          (name) => !studios.some((studio) => studio.name === name),
+        );
+        if (missing !== undefined) {
+          throw new DataError(
+            `${spec.path}: no studio "${missing}"; it has ` +
+              manifest.studios.map((studio) => studio.name).join(', '),
+          );
+        }
+        this.start(spec.path, maxSkips, 'en');
+        this.source.classes = readClasses(spec.path);
+        for (const studio of studios) {
+          for (const shard of studio.shards) await this.tar(path.join(spec.path, shard.file));
+        }
+        break;
+      }
+      default:
+        throw new ConfigError(
+          `source.type: expected "webdataset", "folder", "manifest" or "emoji" but got ` +
+            JSON.stringify((spec as { type?: unknown }).type),
+        );
+    }
+    const { source } = this;
+    source.skips.check(source.length + source.skips.total, source.name);
+    if (source.length === 0) {
+      const why = source.skips.total > 0 ? `: ${source.skips.summary()}` : '';
+      throw new DataError(`${source.name}: no image with a caption was found${why}`);
+    }
+    return source;
+  }
+
+  private start(name: string, maxSkips: number | undefined, language: string | undefined): void {
+    this.source = new SampleSource(name, maxSkips);
+    this.language = language ?? 'en';
+  }
+
+  /** Indexing is synchronous reads of small members; now and then the event loop gets its turn. */
+  private async breathe(): Promise<void> {
+    if (++this.seen % 128 === 0) {
+      await yieldToEvents();
+      this.options.signal?.throwIfAborted();
+    }
+  }
+
+  private async tar(file: string): Promise<void> {
+    this.options.signal?.throwIfAborted();
+    const drafts = new Map<string, Draft>();
+    for (const entry of await indexTar(file)) this.member(file, entry, drafts);
+    for (const draft of drafts.values()) {
+      await this.breathe();
+      this.finish(draft, file);
+    }
+  }
+
+  /** WebDataset's rule: the key is the path up to the first dot of its last part. */
+  private member(file: string, entry: TarEntry, drafts: Map<string, Draft>): void {
+    const slash = entry.name.lastIndexOf('/') + 1;
+    const dot = entry.name.indexOf('.', slash);
+    if (dot <= slash) return; // no extension, or a hidden file
+    const key = entry.name.slice(0, dot);
+    const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
+    const part = kImages.has(extension)
+      ? 'image'
+      : extension === 'json' || extension === 'txt'
+        ? extension
+        : undefined;
+    if (part === undefined) return;
+    let draft = drafts.get(key);
+    if (draft === undefined) drafts.set(key, (draft = { key }));
+    if (draft[part] !== undefined) {
+      this.source.skips.add('a second member of the same kind', `${file}:${entry.name}`);
+      return;
+    }
+    draft[part] = { path: file, offset: entry.offset, size: entry.size };
+  }
+
+  /** Makes a sample of what was collected, or counts why not. */
+  private finish(draft: Draft, file: string): void {
+    const { key, image, json, txt } = draft;
+    const { source, reader, language } = this;
+    const example = image !== undefined && image.size < 0 ? image.path : `${file}:${key}`;
+    if (image === undefined) return void source.skips.add('no image', example);
+    if (image.size === 0) return void source.skips.add('empty image', example);
+    let parsed: ParsedCaptions | undefined;
+    let location: CaptionLocation | undefined;
+    let meta: Record<string, unknown> = {};
+    if (json !== undefined) {
+      location = { ...json, format: 'json' };
+      try {
+        parsed = readCaptions(reader, { key, captions: location, language });
+        meta = parsed.meta;
+      } catch (error) {
+        if (!(error instanceof DataError)) throw error;
+        return void source.skips.add('captions are not valid JSON', example);
+      }
+    }
+    // img2dataset writes both: captions in the .txt, and a .json that may or may not repeat them.
+    if ((parsed === undefined || parsed.captions.length === 0) && txt !== undefined) {
+      location = { ...txt, format: 'txt' };
+      parsed = readCaptions(reader, { key, captions: location, language });
+    }
+    if (location === undefined || parsed === undefined || parsed.captions.length === 0) {
+      return void source.skips.add('no caption', example);
+    }
+    this.push(key, image, location, parsed, meta);
+  }
+
+  private push(
+    key: string,
+    image: Location,
+    captions: CaptionLocation,
+    parsed: ParsedCaptions,
+    meta: Record<string, unknown>,
+  ): void {
+    const { source } = this;
+    const sample: Sample = { index: source.length, key, image, captions, language: this.language };
+    const id = meta['class'];
+    if (typeof id === 'number' && Number.isInteger(id) && id >= 0 && id < 2 ** 31)
+      sample.class = id;
+    source.samples.push(sample);
+    for (const { lang } of parsed.captions)
+      source.languages.set(lang, (source.languages.get(lang) ?? 0) + 1);
+  }
+
+  private async folder(folder: string): Promise<void> {
+    let names: string[];
+    try {
+      names = (await fs.promises.readdir(folder, { recursive: true })).sort();
+    } catch (cause) {
+      throw fileError(cause, 'read', folder);
+    }
+    const present = new Set(names);
+    for (const name of names) {
+      const extension = path.extname(name);
+      if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
+        continue;
+      await this.breathe();
+      const stem = name.slice(0, -extension.length);
+      const file = path.join(folder, name);
+      const draft: Draft = { key: name, image: { path: file, offset: 0, size: -1 } };
+      for (const part of ['json', 'txt'] as const) {
+        if (present.has(`${stem}.${part}`)) {
+          draft[part] = { path: path.join(folder, `${stem}.${part}`), offset: 0, size: -1 };
+        }
+      }
+      const size = fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0;
+      if (size === 0) this.source.skips.add('empty image', file);
+      else this.finish(draft, file);
+    }
+  }
+
+  private async manifest(file: string): Promise<void> {
+    let number = 0;
+    for await (const { data, offset } of lines(file)) {
+      number++;
+      if (data.length === 0) continue;
+      await this.breathe();
+      const example = `${file} line ${number}`;
+      let parsed: ParsedCaptions;
+      try {
+        parsed = captionsFromJson(data, this.language);
+      } catch {
+        this.source.skips.add('the line is not valid JSON', example);
+        continue;
+      }
+      const image = parsed.meta['image'];
+      if (typeof image !== 'string' || image === '') {
+        this.source.skips.add('no image', example);
+        continue;
+      }
+      const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
+      const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
+      if (size === undefined) this.source.skips.add('the image is missing', location.path);
+      else if (size === 0) this.source.skips.add('empty image', location.path);
+      else if (parsed.captions.length === 0)
+        this.source.skips.add('no caption', `${example} (${image})`);
+      else {
+        this.push(
+          image,
+          location,
+          { path: file, offset, size: data.length, format: 'json' },
+          parsed,
+          parsed.meta,
+        );
+      }
+    }
+  }
+}

@@ -1,0 +1,385 @@
+/**
+ * Reading and writing tar archives by position.
+ *
+ * Training needs the byte range of every member (random order, exact resume), so the reader makes
+ * an index and leaves the members where they are. Formats: POSIX ustar with pax headers (path,
+ * size) and GNU long names and base-256 numbers. An archive is untrusted input: each header's
+ * checksum and each offset is checked against the file's size, and whatever does not fit is a
+ * DataError with file and byte offset.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { DataError } from '../errors.js';
+import { fileError, syncFolder, temporaryName } from './files.js';
+
+/** One regular file inside a tar archive. */
+export interface TarEntry {
+  /** Path inside the archive, as stored; never used as a path on disk. */
+  name: string;
+  /** First byte of the content, from the start of the archive. */
+  offset: number;
+  /** Bytes of content. */
+  size: number;
+}
+
+const kBlock = 512;
+/**
+ * Bytes read at a time: small members come several to a read, and large ones cost one read for
+ * their header.
+ */
+const kWindow = 65536;
+/**
+ * A long name or pax record is read into memory, so a damaged size must not be able to ask for
+ * gigabytes.
+ */
+const kMaxExtension = 1 << 20;
+
+interface Header {
+  name: string;
+  size: number;
+  type: string;
+}
+
+/** Bytes up to the first NUL as text. */
+function text(block: Uint8Array, start: number, length: number): string {
+  let end = start;
+  while (end < start + length && block[end] !== 0) end++;
+  return Buffer.from(block.buffer, block.byteOffset + start, end - start).toString('utf8');
+}
+
+/**
+ * A numeric field: octal digits with blanks around, or base-256 when the top bit is set; NaN when
+ * it is neither.
+ */
+function number(block: Uint8Array, start: number, length: number): number {
+  const first = block[start] as number;
+  if (first & 0x80) {
+    if (first !== 0x80) return NaN; // 0xff means negative, which no field may be
+    let value = 0;
+    for (let i = start + 1; i < start + length; i++) value = value * 256 + (block[i] as number);
+    return Number.isSafeInteger(value) ? value : NaN;
+  }
+  const digits = text(block, start, length).trim();
+  if (digits === '') return 0;
+  return /^[0-7]+$/.test(digits) ? parseInt(digits, 8) : NaN;
+}
+
+/**
+ * The two sums that archives in the wild carry: of unsigned bytes (POSIX) and of signed bytes (old
+ * tools).
+ */
+function checksumFits(block: Uint8Array, stored: number): boolean {
+  let unsigned = 0;
+  let signed = 0;
+  for (let i = 0; i < kBlock; i++) {
+    const byte = i >= 148 && i < 156 ? 0x20 : (block[i] as number);
+    unsigned += byte;
+    signed += byte < 128 ? byte : byte - 256;
+  }
+  return stored === unsigned || stored === signed;
+}
+
+function parseHeader(block: Uint8Array, file: string, at: number): Header {
+  if (!checksumFits(block, number(block, 148, 8))) {
+    throw new DataError(
+      `${file}: the tar header at byte ${at} has a wrong checksum; the archive is damaged`,
+    );
+  }
+  const size = number(block, 124, 12);
+  if (!Number.isSafeInteger(size)) {
+    throw new DataError(
+      `${file}: the tar header at byte ${at} has an unreadable size; the archive is damaged`,
+    );
+  }
+  let name = text(block, 0, 100);
+  // Only POSIX ustar ("ustar\0") has a name prefix; GNU tar ("ustar  ") keeps other things there.
+  if (text(block, 257, 6) === 'ustar' && block[262] === 0) {
+    const prefix = text(block, 345, 155);
+    if (prefix !== '') name = `${prefix}/${name}`;
+  }
+  return { name, size, type: block[156] === 0 ? '0' : String.fromCharCode(block[156] as number) };
+}
+
+/**
+ * The records of a pax header: "<length> <key>=<value>\n", the length counting the whole record.
+ */
+function parsePax(data: Buffer, file: string, at: number): Map<string, string> {
+  const records = new Map<string, string>();
+  let position = 0;
+  while (position < data.length) {
+    const space = data.indexOf(0x20, position);
+    const digits = space < 0 ? '' : data.toString('latin1', position, space);
+    const length = /^[1-9][0-9]{0,8}$/.test(digits) ? Number(digits) : 0;
+    const end = position + length;
+    if (length < digits.length + 3 || end > data.length || data[end - 1] !== 0x0a) {
+      throw new DataError(
+        `${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`,
+      );
+    }
+    const record = data.toString('utf8', space + 1, end - 1);
+    const equals = record.indexOf('=');
+    if (equals < 1) {
+      throw new DataError(
+        `${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`,
+      );
+    }
+    records.set(record.slice(0, equals), record.slice(equals + 1));
+    position = end;
+  }
+  return records;
+}
+
+/**
+ * Lists the regular files of a local tar archive with their byte ranges. Folders, links and devices
+ * are left out.
+ *
+ * @param file path of the archive (not compressed)
+ * @returns the entries in the order of the archive
+ * @throws DataError when the file is missing, damaged or truncated (the message has the file and
+ *   the byte offset); IoError when it cannot be read
+ */
+export async function indexTar(file: string): Promise<TarEntry[]> {
+  let handle: fs.promises.FileHandle;
+  try {
+    handle = await fs.promises.open(file, 'r');
+  } catch (cause) {
+    throw fileError(cause, 'read', file);
+  }
+  try {
+    return await index(handle, file);
+  } catch (cause) {
+    throw fileError(cause, 'read', file);
+  } finally {
+    await handle.close();
+  }
+}
+
+async function index(handle: fs.promises.FileHandle, file: string): Promise<TarEntry[]> {
+  const total = (await handle.stat()).size;
+  const buffer = Buffer.allocUnsafe(kWindow);
+  let start = 0;
+  let filled = 0;
+
+  /** `size` bytes at `at`, from the window when they are in it. */
+  const bytes = async (at: number, size: number): Promise<Buffer> => {
+    if (size > kWindow) {
+      const whole = Buffer.allocUnsafe(size);
+      const { bytesRead } = await handle.read(whole, 0, size, at);
+      return whole.subarray(0, bytesRead);
+    }
+    if (at < start || at + size > start + filled) {
+      start = at;
+      filled = (await handle.read(buffer, 0, kWindow, at)).bytesRead;
+    }
+    return buffer.subarray(at - start, Math.min(at - start + size, filled));
+  };
+
+  const entries: TarEntry[] = [];
+  let position = 0;
+  let longName: string | undefined;
+  let pax: Map<string, string> | undefined;
+  for (;;) {
+    const block = position + kBlock <= total ? await bytes(position, kBlock) : undefined;
+    if (block === undefined || block.length < kBlock) {
+      throw new DataError(
+        `${file}: truncated at byte ${total}: expected a tar header or the end marker at byte ${position}`,
+      );
+    }
+    if (block.every((byte) => byte === 0)) return entries;
+
+    const header = parseHeader(block, file, position);
+    let size = header.size;
+    const content = position + kBlock;
+    // The types 1-6 (links, devices, folders) have no content whatever their size field says.
+    if (/[1-6]/.test(header.type)) size = 0;
+
+    const isExtension =
+      header.type === 'x' || header.type === 'g' || header.type === 'L' || header.type === 'K';
+    if (!isExtension && size > 0 && pax?.has('size')) {
+      const text = pax.get('size') as string;
+      size = /^[0-9]{1,16}$/.test(text) ? Number(text) : NaN;
+    }
+    if (!Number.isSafeInteger(size) || content + size > total) {
+      throw new DataError(
+        `${file}: truncated at byte ${total}: the entry at byte ${position} needs ${size} bytes from byte ${content}`,
+      );
+    }
+    if (isExtension) {
+      if (size > kMaxExtension) {
+        throw new DataError(
+          `${file}: the extended tar header at byte ${position} has ${size} bytes, more than ${kMaxExtension}; ` +
+            'the archive is damaged',
+        );
+      }
+      const data = await bytes(content, size);
+      if (data.length < size)
+        throw new DataError(`${file}: truncated at byte ${content + data.length}`);
+      if (header.type === 'x') pax = parsePax(data, file, content);
+      else if (header.type === 'L') longName = text(data, 0, size);
+    } else {
+      if (header.type === 'S') {
+        throw new DataError(
+          `${file}: the entry at byte ${position} is a GNU sparse file, which is not supported`,
+        );
+      }
+      // Unknown types are regular files, as POSIX asks; 7 is a contiguous file.
+      if (!/[1-6]/.test(header.type)) {
+        const name = pax?.get('path') ?? longName ?? header.name;
+        // Old archives mark a folder by a trailing slash only.
+        if (!name.endsWith('/')) entries.push({ name, offset: content, size });
+      }
+      pax = undefined;
+      longName = undefined;
+    }
+    position = content + Math.ceil(size / kBlock) * kBlock;
+  }
+}
+
+/** A header block; name and size must already fit their fields. */
+function makeHeader(name: Buffer, prefix: Buffer, size: number, type: string): Buffer {
+  const block = Buffer.alloc(kBlock);
+  name.copy(block, 0);
+  block.write('0000644\0', 100, 'latin1');
+  block.write('0000000\0', 108, 'latin1');
+  block.write('0000000\0', 116, 'latin1');
+  block.write(`${size.toString(8).padStart(11, '0')}\0`, 124, 'latin1');
+  // Time zero: the same content always gives the same bytes.
+  block.write('00000000000\0', 136, 'latin1');
+  block.write('        ', 148, 'latin1');
+  block.write(type, 156, 'latin1');
+  block.write('ustar\0' + '00', 257, 'latin1');
+  prefix.copy(block, 345);
+  let sum = 0;
+  for (const byte of block) sum += byte;
+  block.write(`${sum.toString(8).padStart(6, '0')}\0 `, 148, 'latin1');
+  return block;
+}
+
+/** One pax record; its length counts its own digits, so it is found by trying. */
+function paxRecord(key: string, value: string): Buffer {
+  const rest = Buffer.byteLength(` ${key}=${value}\n`);
+  let length = rest + 1;
+  while (String(length).length + rest !== length) length = String(length).length + rest;
+  return Buffer.from(`${length} ${key}=${value}\n`);
+}
+
+/**
+ * Splits a name into the ustar fields (100 bytes, prefix 155); undefined when only a pax header can
+ * hold it.
+ */
+function splitName(name: string): [Buffer, Buffer] | undefined {
+  const bytes = Buffer.from(name);
+  const ascii = /^[\x20-\x7e]*$/.test(name);
+  if (ascii && bytes.length <= 100) return [bytes, Buffer.alloc(0)];
+  if (!ascii || bytes.length > 256) return undefined;
+  for (let slash = name.indexOf('/'); slash >= 0; slash = name.indexOf('/', slash + 1)) {
+    if (slash > 0 && slash <= 155 && bytes.length - slash - 1 <= 100 && slash < bytes.length - 1) {
+      return [bytes.subarray(slash + 1), bytes.subarray(0, slash)];
+    }
+  }
+  return undefined;
+}
+
+/**
+ * Writes a tar archive whole or not at all: everything goes to a temporary file in the same folder,
+ * which `finish` flushes and renames. The bytes depend on names and contents only (no times, no
+ * owners).
+ */
+export class TarWriter {
+  private readonly temporary: string;
+  private fd: number | undefined;
+  private pending: Buffer[] = [];
+  private pendingBytes = 0;
+  private written = 0;
+
+  /** @param file path of the archive to make; IoError when its folder cannot be written */
+  constructor(private readonly file: string) {
+    this.temporary = temporaryName(file);
+    try {
+      this.fd = fs.openSync(this.temporary, 'w');
+    } catch (cause) {
+      throw fileError(cause, 'write', file);
+    }
+  }
+
+  /**
+   * Appends one file. Throws IoError (and removes the temporary file) when it cannot be written.
+   */
+  add(name: string, content: Uint8Array | string): void {
+    const data = typeof content === 'string' ? Buffer.from(content) : content;
+    let parts = splitName(name);
+    if (parts === undefined) {
+      const record = paxRecord('path', name);
+      this.append(makeHeader(Buffer.from('PaxHeader'), Buffer.alloc(0), record.length, 'x'));
+      this.append(record);
+      this.pad(record.length);
+      // Readers without pax support still see something like the name.
+      const plain = name.replace(/[^\x20-\x7e]/g, '_').slice(-100);
+      parts = [Buffer.from(plain), Buffer.alloc(0)];
+    }
+    this.append(makeHeader(parts[0], parts[1], data.length, '0'));
+    this.append(data);
+    this.pad(data.length);
+  }
+
+  /**
+   * Writes the end marker, flushes to disk and puts the archive in place. @returns its size in
+   * bytes
+   */
+  finish(): number {
+    this.append(Buffer.alloc(2 * kBlock));
+    this.flush();
+    try {
+      fs.fsyncSync(this.fd as number);
+      fs.closeSync(this.fd as number);
+      this.fd = undefined;
+      fs.renameSync(this.temporary, this.file);
+      syncFolder(path.dirname(this.file));
+    } catch (cause) {
+      this.abort();
+      throw fileError(cause, 'write', this.file);
+    }
+    return this.written;
+  }
+
+  /** Gives up: removes the temporary file. Harmless after `finish`. */
+  abort(): void {
+    if (this.fd !== undefined) {
+      try {
+        fs.closeSync(this.fd);
+      } catch {
+        // The descriptor may be in an error state on a full disk; the file is removed below all the
+        // same.
+      }
+      this.fd = undefined;
+    }
+    fs.rmSync(this.temporary, { force: true });
+  }
+
+  private pad(size: number): void {
+    const rest = size % kBlock;
+    if (rest > 0) this.append(Buffer.alloc(kBlock - rest));
+  }
+
+  private append(data: Uint8Array): void {
+    this.pending.push(Buffer.from(data)); // a copy: the caller may reuse its buffer
+    this.pendingBytes += data.length;
+    if (this.pendingBytes >= 1 << 20) this.flush();
+  }
+
+  private flush(): void {
+    if (this.fd === undefined) {
+      throw fileError(new Error('the archive is already finished'), 'write', this.file);
+    }
+    const data = Buffer.concat(this.pending);
+    this.pending = [];
+    this.pendingBytes = 0;
+    try {
+      fs.writeFileSync(this.fd, data);
+    } catch (cause) {
+      this.abort();
+      throw fileError(cause, 'write', this.file);
+    }
+    this.written += data.length;
+  }
+}

@@ -1,0 +1,37 @@
+/** Embeddings of many images or texts, batch by batch, for evaluation. */
+import { noGrad } from '../tape.js';
+import { scope, tensor, type Tensor } from '../tensor.js';
+import type { Siglip2Model } from '../model/siglip2.js';
+
+async function inBatches(n: number, batch: number, dim: number, encode: (from: number, to: number) => Tensor): Promise<Float32Array> {
+  const out = new Float32Array(n * dim);
+  for (let from = 0; from < n; from += batch) {
+    const rows = scope(() => noGrad(() => encode(from, Math.min(n, from + batch))));
+    try {
+      out.set(await rows.read() as Float32Array, from * dim);
+    } finally {
+      rows.dispose();
+    }
+  }
+  return out;
+}
+
+/**
+ * @param images (n, S, S, 3) uint8
+ * @returns (n, E) unit rows
+ */
+export function embedImages(model: Siglip2Model, images: Uint8Array, n: number, batch = 64): Promise<Float32Array> {
+  const S = model.config.vision.imageSize, one = S * S * 3;
+  return inBatches(n, batch, model.config.embed, (from, to) =>
+    model.encodeImages(tensor(images.subarray(from * one, to * one), [to - from, S, S, 3], model.params.device)));
+}
+
+/**
+ * @param ids (n, L) token ids
+ * @returns (n, E) unit rows
+ */
+export function embedTexts(model: Siglip2Model, ids: Int32Array, n: number, batch = 256): Promise<Float32Array> {
+  const L = model.config.text.length;
+  return inBatches(n, batch, model.config.embed, (from, to) =>
+    model.encodeTexts(tensor(ids.subarray(from * L, to * L), [to - from, L], model.params.device)));
+}

@@ -1,0 +1,242 @@
+/**
+ * Files and folders that are either wholly new or wholly old, never half-written.
+ *
+ * Everything is written beside its destination, flushed to the disk, and moved into place by
+ * rename, which POSIX makes atomic within a file system. Every failure is an IoError that names the
+ * file and a remedy.
+ */
+import { constants } from 'node:fs';
+import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
+import { IoError, Siglip2Error } from '../errors.js';
+
+/** What `writeFileAtomic` takes: bytes, text (as UTF-8), or chunks pulled one at a time. */
+export type Chunks = Uint8Array | string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
+
+/** Largest single write; bounds what the kernel copies at once without slowing long files. */
+const WRITE_BYTES = 2 ** 26;
+
+let serial = 0;
+
+/** A hidden sibling of `path` that no other process and no other call uses. */
+function temporary(path: string): string {
+  return join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${serial++}`);
+}
+
+/** The hidden sibling that holds the previous folder while `writeFolderAtomic` swaps. */
+function previous(path: string): string {
+  return join(dirname(path), `.${basename(path)}.previous`);
+}
+
+/** The `code` of a system error (ENOENT, ENOSPC, ...), if it has one. */
+export function errorCode(error: unknown): string | undefined {
+  const code = (error as { code?: unknown } | null | undefined)?.code;
+  return typeof code === 'string' ? code : undefined;
+}
+
+const REMEDIES: Record<string, string> = {
+  ENOSPC: 'the disk is full; free some space or choose another folder',
+  EDQUOT: 'the disk quota is used up; free some space or choose another folder',
+  EFBIG: 'the file system allows no file of this size; choose another folder',
+  EACCES: 'permission is denied; check the rights of the file and its folder',
+  EPERM: 'permission is denied; check the rights of the file and its folder',
+  EROFS: 'the file system is read-only; choose another folder',
+  ENOENT: 'it does not exist; check the path',
+  ENOTDIR: 'a part of the path is a file and not a folder; check the path',
+  EEXIST: 'a part of the path is a file and not a folder; check the path',
+  EISDIR: 'it is a folder and not a file; check the path',
+  ENAMETOOLONG: 'the name is too long; choose a shorter one',
+  EMFILE: 'too many files are open; raise the limit (ulimit -n)',
+  EIO: 'the disk reports an error; check the device',
+};
+
+/**
+ * The IoError for a failed action on a file: `cannot write x: the disk is full; ... (ENOSPC)`.
+ * Errors of this package and aborts pass through as they are, for they already say what happened.
+ */
+export function ioError(action: string, path: string, cause: unknown): unknown {
+  const aborted = (cause as Error | undefined)?.name === 'AbortError';
+  if (cause instanceof Siglip2Error || aborted) return cause;
+  const code = errorCode(cause);
+  const reason = REMEDIES[code ?? ''] ?? (cause as Error | undefined)?.message ?? String(cause);
+  const suffix = code === undefined ? '' : ` (${code})`;
+  return new IoError(`cannot ${action} ${path}: ${reason}${suffix}`, { cause });
+}
+
+async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.byteLength;) {
+    const size = Math.min(bytes.byteLength - at, WRITE_BYTES);
+    at += (await handle.write(bytes, at, size, null)).bytesWritten;
+  }
+}
+
+async function writeChunks(handle: FileHandle, chunks: Chunks): Promise<void> {
+  if (typeof chunks === 'string') await writeAll(handle, Buffer.from(chunks));
+  else if (ArrayBuffer.isView(chunks)) await writeAll(handle, chunks);
+  else for await (const chunk of chunks) await writeAll(handle, chunk);
+}
+
+/**
+ * Makes a rename in `folder` durable. Some network file systems and Windows cannot, and need not.
+ */
+async function syncFolder(folder: string): Promise<void> {
+  try {
+    const handle = await open(folder, constants.O_RDONLY);
+    try {
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    const harmless = ['EINVAL', 'EPERM', 'EACCES', 'EISDIR', 'ENOTSUP'];
+    if (!harmless.includes(errorCode(error) ?? '')) throw error;
+  }
+}
+
+/**
+ * Writes a file so that a reader, a crash or a full disk never sees half of it. Missing folders of
+ * the path are made. Chunks are pulled one at a time, so a producer may refill the buffer it
+ * yielded.
+ *
+ * @throws IoError naming the file, the cause and a remedy; the old file is then untouched and
+ *   nothing is left behind. An error of this package thrown by the producer passes through.
+ */
+export async function writeFileAtomic(path: string, chunks: Chunks): Promise<void> {
+  const target = resolve(path);
+  const draft = temporary(target);
+  try {
+    await mkdir(dirname(target), { recursive: true });
+    const handle = await open(draft, 'wx');
+    try {
+      await writeChunks(handle, chunks);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(draft, target);
+    await syncFolder(dirname(target));
+  } catch (error) {
+    await rm(draft, { force: true }).catch(() => undefined);
+    throw ioError('write', path, error);
+  }
+}
+
+/** Flushes every file and folder below `folder`, deepest first, and the folder itself. */
+async function syncTree(folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) await syncTree(path);
+    else if (entry.isFile()) {
+      const handle = await open(path, constants.O_RDONLY);
+      try {
+        await handle.sync();
+      } finally {
+        await handle.close();
+      }
+    }
+  }
+  await syncFolder(folder);
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(() => true, (error: unknown) => {
+    if (errorCode(error) === 'ENOENT') return false;
+    throw error;
+  });
+}
+
+/**
+ * Finishes or undoes a folder swap that a crash interrupted: brings the previous folder back if
+ * there is no new one, removes it otherwise. Call it before reading a folder that
+ * `writeFolderAtomic` writes.
+ *
+ * @throws IoError when the folder cannot be moved.
+ */
+export async function recoverFolder(path: string): Promise<void> {
+  const target = resolve(path);
+  try {
+    if (!await exists(previous(target))) return;
+    if (await exists(target)) await rm(previous(target), { recursive: true, force: true });
+    else await rename(previous(target), target);
+  } catch (error) {
+    throw ioError('recover', path, error);
+  }
+}
+
+/**
+ * Replaces a folder by one that `build` fills. `build` gets an empty folder beside the destination;
+ * when it is done everything is flushed, the previous folder steps aside, the new one takes its
+ * place, and only then is the previous one removed. If the process dies between the two renames,
+ * `recoverFolder` (called here and before reading) brings the previous one back.
+ *
+ * @throws IoError naming the folder, the cause and a remedy, or whatever error of this package
+ *   `build` threw; the previous folder is then in place, unchanged; nothing else is left behind.
+ */
+export async function writeFolderAtomic(
+  path: string, build: (temporaryFolder: string) => Promise<void>,
+): Promise<void> {
+  const target = resolve(path);
+  const draft = temporary(target);
+  const old = previous(target);
+  try {
+    await recoverFolder(target);
+    await mkdir(draft, { recursive: true });
+    await build(draft);
+    await syncTree(draft);
+    const replacing = await exists(target);
+    if (replacing) await rename(target, old);
+    try {
+      await rename(draft, target);
+    } catch (error) {
+      if (replacing) await rename(old, target);
+      throw error;
+    }
+    await syncFolder(dirname(target));
+    if (replacing) await rm(old, { recursive: true, force: true });
+  } catch (error) {
+    await rm(draft, { recursive: true, force: true }).catch(() => undefined);
+    throw ioError('write', path, error);
+  }
+}
+
+/**
+ * Reads a whole file of at most `maxBytes` bytes (1 GiB unless told), so that a wrong path cannot
+ * fill the memory.
+ *
+ * @throws IoError when the file is missing, is no regular file, is larger, or cannot be read.
+ */
+export async function readFileLimited(path: string, maxBytes = 2 ** 30): Promise<Buffer> {
+  try {
+    const handle = await open(path, constants.O_RDONLY);
+    try {
+      const info = await handle.stat();
+      if (!info.isFile()) {
+        throw new IoError(`cannot read ${path}: it is not a regular file; check the path`);
+      }
+      if (info.size > maxBytes) {
+        throw new IoError(`cannot read ${path}: it has ${info.size} bytes but at most ` +
+          `${maxBytes} are expected; check that it is the right file`);
+      }
+      return await handle.readFile();
+    } finally {
+      await handle.close();
+    }
+  } catch (error) {
+    throw ioError('read', path, error);
+  }
+}
+
+/**
+ * Reads a UTF-8 text file of at most `maxBytes` bytes (64 MiB unless told).
+ * @throws IoError as `readFileLimited`, and when the bytes are not UTF-8.
+ */
+export async function readTextLimited(path: string, maxBytes = 2 ** 26): Promise<string> {
+  const bytes = await readFileLimited(path, maxBytes);
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new IoError(`cannot read ${path}: it is not UTF-8 text; check that it is the right file`,
+      { cause });
+  }
+}

@@ -1,0 +1,76 @@
+/**
+ * Pre-LN transformer blocks (SigLIP 2 §2.1; no dropout, no layer scale). The residual stream is kept as a pair (h, d)
+ * whose sum it is: the addition happens inside the next LayerNorm, so each residual costs no pass of its own.
+ */
+import { attention, crossAttention } from '../ops/attention.js';
+import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
+import { linear } from '../ops/linear.js';
+import { selectToken } from '../ops/select_token.js';
+import { checkpoint } from '../tape.js';
+import type { Tensor } from '../tensor.js';
+import type { ParamStore } from './params.js';
+
+export interface EncoderOptions {
+  heads: number;
+  depth: number;
+  eps: number;
+  /** Keeps only the blocks' inputs for backward and computes them again. */
+  checkpoint: boolean;
+}
+
+type Stream = [h: Tensor, d: Tensor];
+
+/** LayerNorm of the stream with the parameters `${name}.weight` and `.bias`; `sum` is the stream as one tensor. */
+function norm(p: ParamStore, name: string, h: Tensor, d: Tensor | null, eps: number): { sum: Tensor; y: Tensor } {
+  const weight = p.get(`${name}.weight`), bias = p.get(`${name}.bias`);
+  return d ? addLayerNorm(h, d, weight, bias, eps) : { sum: h, y: layerNorm(h, weight, bias, eps) };
+}
+
+/** fc2(gelu(fc1(x))) with the parameters under `${name}.mlp`. x (…, D) → (…, D). */
+export function mlp(p: ParamStore, name: string, x: Tensor): Tensor {
+  const hidden = linear(x, p.get(`${name}.mlp.fc1.weight`), p.get(`${name}.mlp.fc1.bias`), { gelu: true });
+  return linear(hidden, p.get(`${name}.mlp.fc2.weight`), p.get(`${name}.mlp.fc2.bias`));
+}
+
+function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Tensor | null): Stream {
+  const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
+  const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
+  const qkv = linear(first.y, proj('weight'), proj('bias'));
+  const mixed = attention(qkv, o.heads);
+  const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
+  const second = norm(p, `${name}.layer_norm2`, first.sum, a, o.eps);
+  return [second.sum, mlp(p, name, second.y)];
+}
+
+/** The block for the last token alone: keys and values come from all tokens, everything after them is one row. */
+function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Tensor | null): Stream {
+  const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
+  const proj = (xs: string[], kind: 'weight' | 'bias') => p.fused(xs.map((x) => `${name}.self_attn.${x}_proj.${kind}`));
+  const kv = linear(first.y, proj(['k', 'v'], 'weight'), proj(['k', 'v'], 'bias'));
+  const q = linear(selectToken(first.y, -1), proj(['q'], 'weight'), proj(['q'], 'bias'));
+  const mixed = crossAttention(q, kv, o.heads);
+  const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
+  const second = norm(p, `${name}.layer_norm2`, selectToken(first.sum, -1), a, o.eps);
+  return [second.sum, mlp(p, name, second.y)];
+}
+
+/**
+ * All blocks and the final LayerNorm.
+ * @param layers prefix of the blocks' parameters, e.g. `vision_model.encoder.layers`
+ * @param finalNorm prefix of the last LayerNorm
+ * @param x (B, T, D)
+ * @param only `last`: just the last token is wanted, so the last block computes no other
+ * @returns (B, T, D), or (B, 1, D) with `only: 'last'`
+ */
+export function encoder(p: ParamStore, layers: string, finalNorm: string, o: EncoderOptions, x: Tensor,
+  only: 'all' | 'last' = 'all'): Tensor {
+  let h = x, d: Tensor | null = null;
+  for (let i = 0; i < o.depth; i++) {
+    const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
+    const name = `${layers}.${i}`;
+    [h, d] = o.checkpoint
+      ? checkpoint((a, b) => run(p, name, o, a!, b ?? null), ...(d ? [h, d] : [h])) as Stream
+      : run(p, name, o, h, d);
+  }
+  return norm(p, finalNorm, h, d, o.eps).y;
+}

@@ -1,0 +1,436 @@
+/**
+ * The shapes of SigLIP 2: variant table, complete parameter list, parameter counts.
+ *
+ * `parameterShapes` is the single source of truth for the model code, initialisation, weight decay
+ * and checkpoints: a tensor that is not in its list does not exist. Names are those of the Hugging
+ * Face state dict, so a checkpoint needs no renaming. Source: SigLIP 2 (arXiv 2502.14786) section
+ * 2.1; layer shapes and initialisers as in big_vision's models/vit.py and
+ * models/proj/image_text/text_transformer.py; tensor names as in transformers' modeling_siglip.py.
+ */
+import { z } from 'zod';
+import { ConfigError } from '../errors.js';
+
+/** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
+export interface VisionConfig {
+  /** D, the width of every token, in values. */
+  width: number;
+  /** Number of transformer blocks. */
+  depth: number;
+  /** Attention heads; the head dimension is width / heads. */
+  heads: number;
+  /** Hidden width of the MLP of every block and of the pooling head. */
+  mlp: number;
+  /** Side of one square patch, in pixels. */
+  patch: number;
+  /**
+   * Side of the square input image, in pixels; of a NaFlex model, patch x the side of its position
+   * grid.
+   */
+  imageSize: number;
+}
+
+/** Shape of the text tower. */
+export interface TextConfig {
+  width: number;
+  depth: number;
+  heads: number;
+  mlp: number;
+  /** Rows of the token table. */
+  vocab: number;
+  /** Tokens per text; shorter ones are padded to it. */
+  length: number;
+  /**
+   * `last`: hidden state at the last position (the released weights); `map`: attention pooling (the
+   * paper).
+   */
+  pool: 'last' | 'map';
+}
+
+/** Everything that decides the tensors of a two-tower model. Make one with `modelConfig`. */
+export interface ModelConfig {
+  /** Variant name it was made from, for display and for the tokens of an error. */
+  name: string;
+  /** Patches come as rows of P*P*3 values with a resizable position grid (weights [D, P*P*3]). */
+  naflex: boolean;
+  vision: VisionConfig;
+  text: TextConfig;
+  /**
+   * E, length of the joint embedding; equals vision.width because the vision tower has no
+   * projection.
+   */
+  embed: number;
+  /** Initial value of the logarithm of the logit scale. */
+  initLogitScale: number;
+  /** Initial logit bias. */
+  initLogitBias: number;
+  layerNormEps: number;
+}
+
+/** Changes to a variant. Short names at the top; any field of a tower under `vision` or `text`. */
+export interface ModelOverrides {
+  name?: string;
+  naflex?: boolean;
+  imageSize?: number;
+  vocab?: number;
+  length?: number;
+  pool?: 'last' | 'map';
+  vision?: Partial<VisionConfig>;
+  text?: Partial<TextConfig>;
+  embed?: number;
+  initLogitScale?: number;
+  initLogitBias?: number;
+  layerNormEps?: number;
+}
+
+type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp'>;
+
+/** Tower shapes by letter; MLP widths are spelled out, for So400m's is no multiple of its width. */
+const TOWERS = {
+  'B':      { width: 768,  depth: 12, heads: 12, mlp: 3072 },
+  'L':      { width: 1024, depth: 24, heads: 16, mlp: 4096 },
+  'So400m': { width: 1152, depth: 27, heads: 16, mlp: 4304 },
+  'g-opt':  { width: 1536, depth: 40, heads: 16, mlp: 6144 },
+} as const satisfies Record<string, Tower>;
+
+type Letter = keyof typeof TOWERS;
+
+/** g-opt is a vision tower only, paired with the So400m text tower (SigLIP 2, section 2.1). */
+const TEXT_LETTER: Record<Letter, Letter> =
+  { 'B': 'B', 'L': 'L', 'So400m': 'So400m', 'g-opt': 'So400m' };
+
+/** Small models for tests (`test`) and for a training run of minutes on a CPU (`micro`). */
+const SMALL = {
+  test: {
+    vision: { width: 32, depth: 2, heads: 2, mlp: 64, patch: 8, imageSize: 32 },
+    text: { width: 32, depth: 2, heads: 2, mlp: 64, vocab: 256, length: 16, pool: 'last' },
+  },
+  micro: {
+    vision: { width: 128, depth: 2, heads: 4, mlp: 512, patch: 16, imageSize: 64 },
+    text: { width: 128, depth: 1, heads: 4, mlp: 512, vocab: 256000, length: 64, pool: 'last' },
+  },
+} as const satisfies Record<string, { vision: VisionConfig; text: TextConfig }>;
+
+/** Rows of the Gemma token table. */
+export const GEMMA_VOCAB = 256000;
+
+/** Names of released checkpoints, and the small ones. Other patch sizes of a letter work too. */
+export const VARIANTS: readonly string[] =
+  ['B/32', 'B/16', 'L/16', 'So400m/14', 'So400m/16', 'g-opt/16', ...Object.keys(SMALL)];
+
+const count = z.int().min(1).max(2 ** 31 - 1);
+const tower = { width: count, depth: count, heads: count, mlp: count };
+
+/** Checks the fields of a ModelConfig alone; `checkModelConfig` adds the rules between them. */
+export const modelConfigSchema: z.ZodType<ModelConfig> = z.strictObject({
+  name: z.string(),
+  naflex: z.boolean(),
+  vision: z.strictObject({ ...tower, patch: count, imageSize: count }),
+  text: z.strictObject({ ...tower, vocab: count, length: count, pool: z.enum(['last', 'map']) }),
+  embed: count,
+  initLogitScale: z.number(),
+  initLogitBias: z.number(),
+  layerNormEps: z.number().positive(),
+});
+
+const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'vision', 'text',
+  'embed', 'initLogitScale', 'initLogitBias', 'layerNormEps',
+] as const satisfies readonly (keyof ModelOverrides)[];
+
+/**
+ * The config of a variant such as `B/16`, `So400m/14`, `g-opt/16`, `test` or `micro`, with changes.
+ *
+ * Defaults: 256 px for patch 16 and 32, 16 x patch otherwise (224 px for patch 14); Gemma
+ * vocabulary; 64 tokens; last-token pooling; logit scale 10 and bias -10. A side that is no
+ * multiple of the patch is cropped at the right and bottom, as a VALID convolution does: So400m/14
+ * at 384 px has 27 x 27 patches.
+ *
+ * @throws ConfigError for an unknown name (it lists the names and the nearest one), an unknown key,
+ *   a value out of range, or shapes that do not fit together.
+ * @example modelConfig('B/16', { imageSize: 384 }).vision.imageSize // 384
+ */
+export function modelConfig(name: string, overrides: ModelOverrides = {}): ModelConfig {
+  for (const key of Object.keys(overrides)) {
+    if (!(OVERRIDES as readonly string[]).includes(key)) {
+      throw new ConfigError(`model: unknown key "${key}"${didYouMean(key, OVERRIDES)}; ` +
+        `the keys are ${OVERRIDES.join(', ')}`);
+    }
+  }
+  const base = variant(name);
+  const vision = merge<VisionConfig>(base.vision, overrides.vision,
+    { imageSize: overrides.imageSize });
+  const text = merge<TextConfig>(base.text, overrides.text,
+    { vocab: overrides.vocab, length: overrides.length, pool: overrides.pool });
+  return checkModelConfig({
+    name: overrides.name ?? name,
+    naflex: overrides.naflex ?? false,
+    vision,
+    text,
+    embed: overrides.embed ?? vision.width,
+    initLogitScale: overrides.initLogitScale ?? Math.log(10),
+    initLogitBias: overrides.initLogitBias ?? -10,
+    layerNormEps: overrides.layerNormEps ?? 1e-6,
+  });
+}
+
+function merge<T extends object>(base: T,
+  ...changes: ({ [K in keyof T]?: T[K] | undefined } | undefined)[]): T {
+  const result = { ...base };
+  for (const change of changes) {
+    for (const [key, value] of Object.entries(change ?? {})) {
+      if (value !== undefined) (result as Record<string, unknown>)[key] = value;
+    }
+  }
+  return result;
+}
+
+function variant(name: string): { vision: VisionConfig; text: TextConfig } {
+  if (Object.hasOwn(SMALL, name)) return SMALL[name as keyof typeof SMALL];
+  const [, letter, digits] = /^(.+)\/([1-9][0-9]{0,3})$/.exec(name) ?? [];
+  if (letter === undefined || !Object.hasOwn(TOWERS, letter)) {
+    throw new ConfigError(`model: no variant is called "${name}"${didYouMean(name, VARIANTS)}; ` +
+      `the variants are ${VARIANTS.join(', ')}`);
+  }
+  const patch = Number(digits);
+  return {
+    vision: { ...TOWERS[letter as Letter], patch, imageSize: patch === 32 ? 256 : 16 * patch },
+    text: {
+      ...TOWERS[TEXT_LETTER[letter as Letter]], vocab: GEMMA_VOCAB, length: 64, pool: 'last',
+    },
+  };
+}
+
+/**
+ * Returns `config` if its fields have the right types and fit together.
+ * @throws ConfigError naming the field, what it must be and what it is.
+ */
+export function checkModelConfig(config: ModelConfig): ModelConfig {
+  const parsed = modelConfigSchema.safeParse(config);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0];
+    if (issue?.code === 'unrecognized_keys') {
+      const at = issue.path.map((part) => `${String(part)}.`).join('');
+      throw new ConfigError(`model: unknown key "${at}${issue.keys[0]}"; remove it or correct ` +
+        'its name');
+    }
+    const path = (issue?.path ?? []).map(String);
+    const value = path.reduce<unknown>((at, key) =>
+      (at as Record<string, unknown> | undefined)?.[key], config);
+    throw new ConfigError(`model: ${path.join('.') || 'config'} is ` +
+      `${JSON.stringify(value) ?? 'missing'}: ` +
+      `${issue?.message ?? 'not valid'}`);
+  }
+  const towers = [['vision', config.vision], ['text', config.text]] as const;
+  for (const [side, { width, heads }] of towers) {
+    if (width % heads !== 0) {
+      throw new ConfigError(`model: ${side}.width ${width} must be a multiple of ${side}.heads ` +
+        `${heads}`);
+    }
+  }
+  const { patch, imageSize } = config.vision;
+  if (imageSize < patch) {
+    throw new ConfigError(`model: vision.imageSize ${imageSize} must be at least one patch of ` +
+      `${patch} px`);
+  }
+  if (config.naflex && imageSize % patch !== 0) {
+    throw new ConfigError(`model: vision.imageSize of a NaFlex model gives its position grid, so ` +
+      `it must be a multiple of the patch ${patch} but is ${imageSize}`);
+  }
+  if (config.embed !== config.vision.width) {
+    throw new ConfigError(`model: embed must equal vision.width ${config.vision.width} (the ` +
+      `vision tower has no projection) but is ${config.embed}`);
+  }
+  return config;
+}
+
+/** Patches along one side of the image: how many fit entirely (VALID convolution). */
+export function gridSide(config: ModelConfig): number {
+  return Math.floor(config.vision.imageSize / config.vision.patch);
+}
+
+/** Rows of the vision position table: the patches of one image at the config's size. */
+export function patchCount(config: ModelConfig): number {
+  return gridSide(config) ** 2;
+}
+
+/** How a tensor starts. Fans are those of the mathematical map, not of the stored layout. */
+export type Init =
+  /**
+   * Normal with variance 1/fanIn, truncated at two standard deviations and rescaled to that
+   * variance.
+   */
+  | { kind: 'lecunNormal'; fanIn: number }
+  | { kind: 'normal'; std: number }
+  /** Uniform in +-sqrt(6 / (fanIn + fanOut)). */
+  | { kind: 'xavierUniform'; fanIn: number; fanOut: number }
+  | { kind: 'zeros' }
+  | { kind: 'ones' }
+  | { kind: 'constant'; value: number };
+
+/** One parameter tensor. */
+export interface ParameterShape {
+  /** Hugging Face state-dict name. */
+  name: string;
+  /** Row-major dimensions. */
+  shape: number[];
+  init: Init;
+  /**
+   * Whether weight decay applies: convolution and dense kernels only, as in big_vision's default
+   * mask.
+   */
+  decay: boolean;
+}
+
+const ZEROS: Init = { kind: 'zeros' };
+const ONES: Init = { kind: 'ones' };
+
+/**
+ * Every parameter of the model, in storage order: text tower, vision tower, logit scale, logit
+ * bias.
+ *
+ * Within each `self_attn` the three q, k, v kernels are neighbours and so are their three biases:
+ * in one arena they form a (3D, D) kernel and a (3D) bias, and the projections run as one matrix
+ * product.
+ */
+export function parameterShapes(config: ModelConfig): ParameterShape[] {
+  const { vision, text, embed } = config;
+  const patchValues = 3 * vision.patch ** 2;
+  const patchShape = config.naflex
+    ? [vision.width, patchValues] : [vision.width, 3, vision.patch, vision.patch];
+  return [
+    table('text_model.embeddings.token_embedding.weight', text.vocab, text.width),
+    table('text_model.embeddings.position_embedding.weight', text.length, text.width),
+    ...blocks('text_model.encoder.layers', text),
+    ...layerNorm('text_model.final_layer_norm', text.width),
+    // The public format has no name for a pooling head in the text tower; `pool` is ours.
+    ...(text.pool === 'map' ? mapHead('text_model.pool', text) : []),
+    kernel('text_model.head.weight', [embed, text.width],
+      { kind: 'lecunNormal', fanIn: text.width }),
+    plain('text_model.head.bias', [embed], ZEROS),
+
+    kernel('vision_model.embeddings.patch_embedding.weight', patchShape,
+      { kind: 'lecunNormal', fanIn: patchValues }),
+    plain('vision_model.embeddings.patch_embedding.bias', [vision.width], ZEROS),
+    table('vision_model.embeddings.position_embedding.weight', patchCount(config), vision.width),
+    ...blocks('vision_model.encoder.layers', vision),
+    ...layerNorm('vision_model.post_layernorm', vision.width),
+    ...mapHead('vision_model.head', vision),
+
+    plain('logit_scale', [1], { kind: 'constant', value: config.initLogitScale }),
+    plain('logit_bias', [1], { kind: 'constant', value: config.initLogitBias }),
+  ];
+}
+
+function kernel(name: string, shape: number[], init: Init): ParameterShape {
+  return { name, shape, init, decay: true };
+}
+
+function plain(name: string, shape: number[], init: Init): ParameterShape {
+  return { name, shape, init, decay: false };
+}
+
+function table(name: string, rows: number, width: number): ParameterShape {
+  return plain(name, [rows, width], { kind: 'normal', std: width ** -0.5 });
+}
+
+function layerNorm(name: string, width: number): ParameterShape[] {
+  return [plain(`${name}.weight`, [width], ONES), plain(`${name}.bias`, [width], ZEROS)];
+}
+
+function xavier(name: string, rows: number, columns: number): ParameterShape {
+  return kernel(name, [rows, columns], { kind: 'xavierUniform', fanIn: columns, fanOut: rows });
+}
+
+function mlp(name: string, { width, mlp: hidden }: Tower): ParameterShape[] {
+  const noise: Init = { kind: 'normal', std: 1e-6 };
+  return [
+    xavier(`${name}.fc1.weight`, hidden, width), plain(`${name}.fc1.bias`, [hidden], noise),
+    xavier(`${name}.fc2.weight`, width, hidden), plain(`${name}.fc2.bias`, [width], noise),
+  ];
+}
+
+function blocks(name: string, shape: Tower): ParameterShape[] {
+  const { width, depth } = shape;
+  return Array.from({ length: depth }, (_, i) => `${name}.${i}`).flatMap((layer) => [
+    ...layerNorm(`${layer}.layer_norm1`, width),
+    ...['q', 'k', 'v'].map((p) => xavier(`${layer}.self_attn.${p}_proj.weight`, width, width)),
+    ...['q', 'k', 'v'].map((p) => plain(`${layer}.self_attn.${p}_proj.bias`, [width], ZEROS)),
+    xavier(`${layer}.self_attn.out_proj.weight`, width, width),
+    plain(`${layer}.self_attn.out_proj.bias`, [width], ZEROS),
+    ...layerNorm(`${layer}.layer_norm2`, width),
+    ...mlp(`${layer}.mlp`, shape),
+  ]);
+}
+
+/**
+ * Multi-head attention pooling: one learned query (the probe), then LayerNorm and an MLP with
+ * residual.
+ */
+function mapHead(name: string, shape: Tower): ParameterShape[] {
+  const { width } = shape;
+  return [
+    plain(`${name}.probe`, [1, 1, width], { kind: 'xavierUniform', fanIn: 1, fanOut: width }),
+    // Three stacked D x D kernels, so the fans are those of one of them.
+    kernel(`${name}.attention.in_proj_weight`, [3 * width, width],
+      { kind: 'xavierUniform', fanIn: width, fanOut: width }),
+    plain(`${name}.attention.in_proj_bias`, [3 * width], ZEROS),
+    xavier(`${name}.attention.out_proj.weight`, width, width),
+    plain(`${name}.attention.out_proj.bias`, [width], ZEROS),
+    ...layerNorm(`${name}.layernorm`, width),
+    ...mlp(`${name}.mlp`, shape),
+  ];
+}
+
+/** Parameter counts by part. */
+export interface ParameterCounts {
+  /** The vision tower with its pooling head. */
+  vision: number;
+  visionWithoutMap: number;
+  text: number;
+  /** Both towers, the logit scale and the logit bias. */
+  total: number;
+  /** Number of tensors. */
+  tensors: number;
+}
+
+/** Number of values by part; equals SigLIP 2's released checkpoints for the released shapes. */
+export function parameterCounts(config: ModelConfig): ParameterCounts {
+  const shapes = parameterShapes(config);
+  const sum = (prefix: string): number => shapes.filter(({ name }) => name.startsWith(prefix))
+    .reduce((total, { shape }) => total + shape.reduce((a, b) => a * b, 1), 0);
+  const vision = sum('vision_model.');
+  return {
+    vision,
+    visionWithoutMap: vision - sum('vision_model.head.'),
+    text: sum('text_model.'),
+    total: sum(''),
+    tensors: shapes.length,
+  };
+}
+
+/**
+ * ` (did you mean "x"?)` for the candidate nearest in edit distance, or nothing when none is near.
+ */
+export function didYouMean(word: string, candidates: readonly string[]): string {
+  let best = '';
+  let least = Infinity;
+  for (const candidate of candidates) {
+    const distance = editDistance(word.toLowerCase(), candidate.toLowerCase());
+    if (distance < least) [best, least] = [candidate, distance];
+  }
+  return least <= Math.max(2, best.length / 2) ? ` (did you mean "${best}"?)` : '';
+}
+
+/** Levenshtein distance, in characters; words are cut at 64 so that hostile input stays cheap. */
+function editDistance(left: string, right: string): number {
+  const [a, b] = [left.slice(0, 64), right.slice(0, 64)];
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const changed = a[i - 1] === b[j - 1] ? 0 : 1;
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + changed));
+    }
+    row = next;
+  }
+  return row[b.length]!;
+}

@@ -1,0 +1,151 @@
+/** The training config: one plain object, checked here, every default in one place. */
+import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { z } from 'zod';
+import { ConfigError } from '../errors.js';
+import { didYouMean } from '../model/config.js';
+
+const positive = z.number().positive();
+const count = z.int().min(1);
+/** Steps as a number, or `{ steps }`, `{ examples }`, `{ epochs }`, or "10%" of the run. */
+const duration = z.union([
+  z.number().min(0), z.string(),
+  z.strictObject({ steps: z.number().min(0) }), z.strictObject({ examples: z.number().min(0) }),
+  z.strictObject({ epochs: z.number().min(0) }),
+]);
+
+const source = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), language: z.string().optional() }),
+  z.strictObject({ type: z.literal('folder'), path: z.string(), language: z.string().optional() }),
+  z.strictObject({ type: z.literal('manifest'), path: z.string(), language: z.string().optional() }),
+  z.strictObject({
+    type: z.literal('emoji'), path: z.string().default('data/emoji'),
+    split: z.enum(['train', 'val', 'test']).optional(), studios: z.array(z.string()).optional(),
+  }),
+]);
+
+export const trainConfigSchema = z.strictObject({
+  /** Folder of the run: metrics.jsonl, checkpoints/. */
+  out: z.string(),
+  /** Everything random follows from it. */
+  seed: z.int().min(0).default(0),
+  device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
+  /** Activations; auto is bf16 where the device multiplies it natively. */
+  dtype: z.enum(['auto', 'f32', 'bf16']).default('auto'),
+  model: z.looseObject({ variant: z.string() }),
+  data: z.strictObject({
+    source,
+    /** Augmentations in order; the last one makes the image square. Default: plain resize. */
+    transforms: z.array(z.looseObject({ name: z.string() })).default([{ name: 'resize' }]),
+    captions: z.strictObject({
+      pick: z.array(z.string()).min(1).default(['any']),
+      primaryProbability: z.number().min(0).max(1).optional(),
+      languages: z.array(z.string()).optional(),
+    }).default({ pick: ['any'] }),
+    /** Path of a tokenizer.json; default: the Gemma one. */
+    tokenizer: z.string().optional(),
+    lowercase: z.enum(['ascii', 'unicode', 'none']).default('ascii'),
+    /** Keep only the token ids that the data uses: for small models. */
+    trimVocabulary: z.boolean().default(false),
+    /** No two samples of a batch share a class. */
+    uniqueClasses: z.boolean().default(false),
+    workers: z.int().min(0).optional(),
+    cacheBytes: z.int().min(0).optional(),
+    maxSkips: z.int().min(0).optional(),
+  }),
+  batch: count,
+  total: duration,
+  optimizer: z.strictObject({
+    lr: positive.default(1e-3),
+    weightDecay: z.number().min(0).default(1e-4),
+    beta1: z.number().min(0).max(1).default(0.9),
+    beta2: z.number().min(0).max(1).default(0.95),
+    eps: positive.default(1e-8),
+    clip: positive.default(1),
+    warmup: duration.default('2%'),
+    schedule: z.enum(['cosine', 'constant']).default('cosine'),
+    lrScale: z.record(z.string(), positive).default({}),
+    ema: z.number().min(0).max(1).nullable().default(null),
+  }).prefault({}),
+  /** Gradient checkpointing per block. */
+  checkpointBlocks: z.boolean().default(false),
+  /** How often a checkpoint is written, and how many are kept. */
+  checkpointEvery: duration.default('25%'),
+  keepCheckpoints: count.default(2),
+  /** A checkpoint folder whose weights the run starts from. */
+  init: z.string().optional(),
+  /** Steps between progress lines. */
+  logEvery: count.default(20),
+});
+export type TrainConfig = z.output<typeof trainConfigSchema>;
+export type TrainConfigInput = z.input<typeof trainConfigSchema>;
+
+/** Checks a config and fills in the defaults. Throws ConfigError naming the key, what it must be, what it is. */
+export function checkTrainConfig(input: unknown): TrainConfig {
+  const parsed = trainConfigSchema.safeParse(input);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0]!;
+  const path = issue.path.map(String).join('.');
+  if (issue.code === 'unrecognized_keys') {
+    const key = issue.keys[0]!;
+    const known = keysAt(issue.path.map(String));
+    throw new ConfigError(`config: unknown key "${path ? `${path}.` : ''}${key}"${didYouMean(key, known)}` +
+      (known.length ? `; the keys there are ${known.join(', ')}` : ''));
+  }
+  const value = issue.path.reduce<unknown>((at, k) => (at as Record<PropertyKey, unknown> | undefined)?.[k], input);
+  throw new ConfigError(`config: ${path || 'the config'} is ${JSON.stringify(value) ?? 'missing'}: ${issue.message}`);
+}
+
+/** The keys that the schema has at a path; none inside unions. */
+function keysAt(path: string[]): string[] {
+  let at: unknown = trainConfigSchema;
+  for (const key of path) {
+    while (at && typeof (at as { unwrap?: unknown }).unwrap === 'function') at = (at as { unwrap(): unknown }).unwrap();
+    at = (at as { shape?: Record<string, unknown> } | undefined)?.shape?.[key];
+  }
+  while (at && typeof (at as { unwrap?: unknown }).unwrap === 'function') at = (at as { unwrap(): unknown }).unwrap();
+  return Object.keys((at as { shape?: object } | undefined)?.shape ?? {});
+}
+
+/**
+ * Reads a config: a .json file, or a JavaScript or TypeScript module whose default export is the object or a function
+ * that returns it. `sets` are `key.path=value` overrides; values are JSON, or strings where they are not.
+ */
+export async function loadTrainConfig(path: string, sets: readonly string[] = []): Promise<TrainConfig> {
+  let value: unknown;
+  try {
+    if (path.endsWith('.json')) {
+      value = JSON.parse(await readFile(path, 'utf8'));
+    } else {
+      const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
+      value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;
+    }
+  } catch (cause) {
+    throw new ConfigError(`the config ${path} cannot be read: ${(cause as Error).message}` +
+      (path.endsWith('.ts') ? ' (TypeScript configs need Node 22.18 or later; on older ones use .js or .json)' : ''), { cause });
+  }
+  return checkTrainConfig(applySets(value, sets));
+}
+
+/** Returns a copy of `value` with `a.b=1` style overrides applied. Throws ConfigError for one without `=`. */
+export function applySets(value: unknown, sets: readonly string[]): unknown {
+  const result = structuredClone(value) as Record<string, unknown>;
+  for (const set of sets) {
+    const eq = set.indexOf('=');
+    if (eq <= 0) throw new ConfigError(`--set expects key=value but got "${set}"`);
+    const keys = set.slice(0, eq).split('.');
+    let at = result;
+    for (const key of keys.slice(0, -1)) {
+      if (typeof at[key] !== 'object' || at[key] === null) at[key] = {};
+      at = at[key] as Record<string, unknown>;
+    }
+    const text = set.slice(eq + 1);
+    let parsed: unknown = text;
+    try {
+      parsed = JSON.parse(text);
+    } catch { /* a plain string */ }
+    at[keys.at(-1)!] = parsed;
+  }
+  return result;
+}

@@ -1,0 +1,123 @@
+// CPU patch embedding (patch_embed.h). Bound by oneDNN's product; patches are gathered in the weight's own column order,
+// for so many images at a time that the gathered rows stay within a few MiB.
+#include "patch_embed.h"
+#include <algorithm>
+#include "../cpu/matmul.h"
+#include "../cpu/threads.h"
+
+namespace siglip2::cpu::ISA {
+
+namespace {
+
+constexpr int64_t kGatherBytes = 8 << 20;
+
+struct Shape {
+  int64_t B, H, W, P, D;
+  bool flat;
+  int64_t columns() const { return W / P; }
+  int64_t patches() const { return H / P * columns(); }
+  int64_t values() const { return 3 * P * P; }
+  int64_t images_at_once(int64_t element) const {
+    return std::clamp<int64_t>(kGatherBytes / (patches() * values() * element), 1, B);
+  }
+};
+
+// rows (n·N, 3·P·P) of normalised patches of n images.
+template <class T>
+void gather(T* rows, const uint8_t* images, int64_t n, const Shape& s) {
+  const int64_t N = s.patches(), P = s.P;
+  parallel_ranges(n * N, 1 + 16384 / s.values(), [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      const int64_t b = r / N, py = r % N / s.columns(), px = r % N % s.columns();
+      const uint8_t* corner = images + ((b * s.H + py * P) * s.W + px * P) * 3;
+      T* row = rows + r * s.values();
+      for (int64_t y = 0; y < P; ++y) {
+        const uint8_t* line = corner + y * s.W * 3;
+        if (s.flat) {
+          for (int64_t i = 0; i < 3 * P; ++i) row[y * 3 * P + i] = line[i] * (1.0f / 127.5f) - 1.0f;
+        } else {
+          for (int64_t c = 0; c < 3; ++c)
+            for (int64_t x = 0; x < P; ++x) row[(c * P + y) * P + x] = line[x * 3 + c] * (1.0f / 127.5f) - 1.0f;
+        }
+      }
+    }
+  });
+}
+
+void check_images(const Shape& s) {
+  if (s.P <= 0 || s.H < s.P || s.W < s.P) throw std::invalid_argument("an image is smaller than one patch");
+}
+
+}  // namespace
+
+void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight, Tensor bias, Tensor position, int64_t B,
+                         int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+  const Shape s{B, H, W, P, D, flat};
+  check_images(s);
+  const int64_t N = s.patches(), K = s.values();
+  const auto* pixels = images.as<const uint8_t>(B * H * W * 3);
+  const auto *b = bias.as<const float>(D), *pos = position.as<const float>(N * D);
+  dispatch_float(y.dtype, [&](auto t) {
+    using T = decltype(t);
+    T* out = y.as<T>(B * N * D);
+    const T* w = weight.as<const T>(D * K);
+    const int64_t most = s.images_at_once(sizeof(T));
+    Scratch<T> rows(stream, most * N * K);
+    for (int64_t first = 0; first < B; first += most) {
+      const int64_t n = std::min(most, B - first);
+      T* part = out + first * N * D;
+      gather(rows.data(), pixels + first * H * W * 3, n, s);
+      matmul(stream, n * N, D, K, 1.0f, {rows.data(), y.dtype, K}, {w, y.dtype, K, true}, 0.0f, part, y.dtype, D);
+      parallel_ranges(n * N, 1 + 16384 / D, [&](int64_t r0, int64_t r1) {
+        for (int64_t r = r0; r < r1; ++r) {
+          const float* p = pos + r % N * D;
+          for (int64_t d = 0; d < D; ++d) part[r * D + d] = static_cast<float>(part[r * D + d]) + b[d] + p[d];
+        }
+      });
+    }
+  });
+}
+
+void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor dposition, Tensor dy, Tensor images,
+                          int64_t B, int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+  const Shape s{B, H, W, P, D, flat};
+  check_images(s);
+  const int64_t N = s.patches(), K = s.values();
+  const auto* pixels = images.as<const uint8_t>(B * H * W * 3);
+  dispatch_float(dy.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* g = dy.as<const T>(B * N * D);
+    if (dbias || dposition) {
+      // Over the samples first: the bias gradient is then the sum over positions of what the positions get.
+      Scratch<float> sums(stream, N * D);
+      parallel_ranges(N, 1, [&](int64_t n0, int64_t n1) {
+        for (int64_t n = n0; n < n1; ++n) {
+          float* sum = sums.data() + n * D;
+          std::fill(sum, sum + D, 0.0f);
+          for (int64_t b = 0; b < B; ++b)
+            for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<float>(g[(b * N + n) * D + d]);
+        }
+      });
+      if (float* p = dposition.as_or_null<float>(N * D))
+        for (int64_t i = 0; i < N * D; ++i) p[i] += sums.data()[i];
+      if (float* p = dbias.as_or_null<float>(D))
+        for (int64_t n = 0; n < N; ++n)
+          for (int64_t d = 0; d < D; ++d) p[d] += sums.data()[n * D + d];
+    }
+    float* dw = dweight.as_or_null<float>(D * K);
+    if (!dw) return;
+    const int64_t most = s.images_at_once(sizeof(T));
+    Scratch<T> rows(stream, most * N * K);
+    for (int64_t first = 0; first < B; first += most) {
+      const int64_t n = std::min(most, B - first);
+      gather(rows.data(), pixels + first * H * W * 3, n, s);
+      matmul(stream, D, K, n * N, 1.0f, {g + first * N * D, dy.dtype, D, true}, {rows.data(), dy.dtype, K}, 1.0f, dw,
+             DType::f32, K);
+    }
+  });
+}
+
+}  // namespace siglip2::cpu::ISA
+
+OP(patch_embed_forward);
+OP(patch_embed_backward);

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Everything a fresh machine needs: system packages, npm packages, the addon, the compiled TypeScript.
+# Quick when there is nothing to do. `--quiet` prints only what is missing or goes wrong.
+set -euo pipefail
+cd "$(dirname "$0")"
+quiet=""
+[ "${1:-}" = "--quiet" ] && quiet=1
+note() { [ -n "$quiet" ] || echo "setup: $*"; }
+
+node -e 'const [a,b]=process.versions.node.split(".").map(Number); if (a<20||(a===20&&b<19)) { console.error("setup: Node 20.19 or later is needed, this is "+process.versions.node); process.exit(1) }'
+
+# --- system packages: compiler, CMake, oneDNN
+missing=()
+command -v g++ >/dev/null || command -v clang++ >/dev/null || missing+=(g++)
+command -v cmake >/dev/null || missing+=(cmake)
+command -v make >/dev/null || command -v ninja >/dev/null || missing+=(make)
+echo '#include <dnnl.hpp>' | c++ -x c++ -fsyntax-only - 2>/dev/null || missing+=(libdnnl-dev)
+if [ ${#missing[@]} -gt 0 ]; then
+  as_root=""
+  [ "$(id -u)" = 0 ] || as_root="sudo -n"
+  if command -v apt-get >/dev/null && $as_root true 2>/dev/null; then
+    echo "setup: installing ${missing[*]}"
+    log=$(mktemp)
+    if ! { $as_root apt-get update && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+      tail -20 "$log" >&2
+      echo "setup: apt-get could not install ${missing[*]}; install them and run this again" >&2
+      exit 1
+    fi
+  else
+    echo "setup: missing: ${missing[*]}. Install them, e.g. with \`sudo apt-get install ${missing[*]}\`, and run this again." >&2
+    exit 1
+  fi
+fi
+
+# --- npm packages: exactly the lock file's, no lifecycle scripts
+stamp=node_modules/.siglip2-lock
+if ! cmp -s package-lock.json "$stamp" 2>/dev/null; then
+  note "npm packages"
+  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+  cp package-lock.json "$stamp"
+fi
+
+# --- the addon: CMake sees what changed; a new or vanished nvcc needs a fresh configuration
+cuda=$(command -v nvcc || true)
+if [ -f build/CMakeCache.txt ] && [ "$(cat build/.nvcc 2>/dev/null)" != "$cuda" ]; then rm -rf build; fi
+mkdir -p build
+echo "$cuda" > build/.nvcc
+note "native addon ($([ -n "$cuda" ] && echo "with CUDA" || echo "CPU only: no nvcc on PATH"))"
+log=$(mktemp)
+if ! npx cmake-js compile >"$log" 2>&1; then
+  grep -vE "^(info|npm warn)" "$log" | tail -40 >&2
+  echo "setup: the addon did not build; the lines above say why" >&2
+  exit 1
+fi
+
+# --- TypeScript
+note "TypeScript"
+npx tsc
+note "ready"

@@ -1,0 +1,226 @@
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { expect, test } from '@jest/globals';
+import { DataLoader, type Batch, type LoaderOptions } from '../../lib/data/loader.js';
+import { openSource, type SampleSource } from '../../lib/data/source.js';
+import { errorOf, makeTar, withFolder } from './support.js';
+
+const options: LoaderOptions = {
+  batchSize: 8,
+  seed: 5,
+  size: 16,
+  tokenizer: null,
+  captions: { pick: ['en', 'other'] },
+  uniqueBy: 'class',
+  transforms: [{ name: 'place', scale: [0.4, 1] }, { name: 'flip' }],
+  workers: 0,
+};
+
+/** All that a batch says, for comparing. */
+function content(batch: Batch): unknown {
+  const { images, ids, keys, langs, texts, samples, classes, index, epoch, size } = batch;
+  return JSON.parse(
+    JSON.stringify({
+      images: Buffer.from(images).toString('base64'),
+      ids: [...ids],
+      keys,
+      langs,
+      texts,
+      samples: [...samples],
+      classes: [...(classes ?? [])],
+      index,
+      epoch,
+      size,
+    }),
+  );
+}
+
+async function read(
+  source: SampleSource,
+  n: number,
+  more: Partial<LoaderOptions> = {},
+): Promise<unknown[]> {
+  const loader = new DataLoader(source, { ...options, ...more });
+  try {
+    const out: unknown[] = [];
+    for (let i = 0; i < n; i++) out.push(content(await loader.next()));
+    return out;
+  } finally {
+    await loader.close();
+  }
+}
+
+const damage = (i: number, members: { png?: Buffer }): void => {
+  if (i % 9 === 4) members.png = Buffer.from('damaged');
+};
+
+test('batches are the same for 0, 1 and 3 workers, damaged images included', () =>
+  withFolder(async (folder) => {
+    await makeTar(path.join(folder, 'a.tar'), 50, 25, damage);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    const [none, one, three] = [
+      await read(source, 14),
+      await read(source, 14, { workers: 1, prefetch: 1 }),
+      await read(source, 14, { workers: 3 }),
+    ];
+    expect(one).toEqual(none);
+    expect(three).toEqual(none);
+    const batches = none as {
+      samples: number[];
+      classes: number[];
+      langs: string[];
+      index: number;
+      epoch: number;
+    }[];
+    expect(batches.map(({ index }) => index)).toEqual([...Array(14).keys()]);
+    for (const { samples, classes, langs } of batches) {
+      expect(new Set(classes).size).toBe(8);
+      expect(samples.some((i) => i % 9 === 4)).toBe(false);
+      expect(langs.slice(0, 8)).toEqual(Array(8).fill('en'));
+      expect(langs.slice(8)).not.toContain('en');
+    }
+    expect(batches.at(-1)?.epoch).toBeGreaterThan(0);
+  }));
+
+test('a resumed loader goes on with the very same batches', () =>
+  withFolder(async (folder) => {
+    await makeTar(path.join(folder, 'a.tar'), 50, 25, damage);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    const all = await read(source, 12);
+    for (const [n, workers] of [
+      [0, 0],
+      [5, 2],
+      [7, 0],
+    ] as const) {
+      const first = new DataLoader(source, { ...options, workers });
+      for (let i = 0; i < n; i++) await first.next();
+      const state = JSON.parse(JSON.stringify(first.state));
+      await first.close();
+      const second = new DataLoader(source, { ...options, workers });
+      second.restore(state);
+      for (let i = n; i < 12; i++) expect(content(await second.next())).toEqual(all[i]);
+      expect((await errorOf(() => second.restore(state))).code).toBe('ERR_CONFIG');
+      await second.close();
+    }
+  }));
+
+test('unusable samples are counted once with their file, and too many are an error', () =>
+  withFolder(async (folder) => {
+    const tar = path.join(folder, 'a.tar');
+    await makeTar(tar, 40, 40, damage);
+    const source = await openSource({ type: 'webdataset', tars: tar });
+    const loader = new DataLoader(source, options);
+    for (let i = 0; i < 15; i++) await loader.next();
+    const record = loader.skips.byReason.get('the image cannot be decoded');
+    expect(record?.count).toBe(4);
+    expect(record?.examples.sort()).toEqual(
+      [4, 13, 22, 31].map((i) => `${tar}:sample-00${String(i).padStart(2, '0')}`),
+    );
+    expect(source.skips.total).toBe(0);
+    await loader.close();
+
+    const strict = new DataLoader(source, { ...options, workers: 1, maxSkips: 1 });
+    const error = await errorOf(async () => {
+      for (;;) await strict.next();
+    });
+    expect(error.code).toBe('ERR_DATA');
+    expect(error.message).toContain('more than maxSkips = 1');
+    expect(error.message).toContain(tar);
+    expect((await errorOf(() => strict.next())).message).toBe(error.message);
+  }));
+
+test('when nothing can stand in, the error says so', () =>
+  withFolder(async (folder) => {
+    const tar = path.join(folder, 'a.tar');
+    await makeTar(tar, 9, 9, (i, members) => {
+      if (i > 2) members.png = Buffer.from('x');
+    });
+    const source = await openSource({ type: 'webdataset', tars: tar });
+    const error = await errorOf(() => new DataLoader(source, options).next());
+    expect(error.code).toBe('ERR_DATA');
+    expect(error.message).toContain('no usable sample is left');
+    expect(error.message).toContain(tar);
+  }));
+
+test('a shard that is cut short after indexing is noticed', () =>
+  withFolder(async (folder) => {
+    const tar = path.join(folder, 'a.tar');
+    await makeTar(tar, 20);
+    const source = await openSource({ type: 'webdataset', tars: tar });
+    fs.truncateSync(tar, 4096);
+    const error = await errorOf(() => new DataLoader(source, { ...options, maxSkips: 5 }).next());
+    expect(error.code).toBe('ERR_DATA');
+    expect(error.message).toContain(tar);
+  }));
+
+test('an aborted signal and close end loading', () =>
+  withFolder(async (folder) => {
+    await makeTar(path.join(folder, 'a.tar'), 30);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    const control = new AbortController();
+    const loader = new DataLoader(source, { ...options, workers: 2, signal: control.signal });
+    await loader.next();
+    control.abort(new Error('stopped by the user'));
+    expect((await errorOf(() => loader.next())).message).toBe('stopped by the user');
+    await loader.close();
+
+    let n = 0;
+    for await (const batch of new DataLoader(source, { ...options, workers: 1 })) {
+      expect(batch.waitMs).toBeGreaterThanOrEqual(0);
+      if (++n === 3) break;
+    }
+    const closed = new DataLoader(source, options);
+    await closed.close();
+    expect((await errorOf(() => closed.next())).code).toBe('ERR_DATA');
+  }));
+
+test('a worker that hangs or dies is an error that names sample and stage', () =>
+  withFolder(async (folder) => {
+    // A named pipe without a writer blocks whoever opens it, as a dead network disk does.
+    const pipe = path.join(folder, 'stuck.png');
+    try {
+      const { execFileSync } = await import('node:child_process');
+      execFileSync('mkfifo', [pipe]);
+    } catch {
+      console.warn('skipped: named pipes cannot be made here');
+      return;
+    }
+    await makeTar(path.join(folder, 'a.tar'), 4);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    for (const sample of source.samples) sample.image = { path: pipe, offset: 0, size: -1 };
+    const loader = new DataLoader(source, {
+      ...options,
+      batchSize: 2,
+      workers: 1,
+      prefetch: 0,
+      timeoutMs: 600,
+    });
+    const error = await errorOf(() => loader.next());
+    expect(error.code).toBe('ERR_DATA');
+    expect(error.message).toContain('no data for 0.6 s');
+    expect(error.message).toContain(`reading the image of ${pipe}`);
+    // A writer that comes and goes lets the blocked thread finish.
+    fs.closeSync(fs.openSync(pipe, fs.constants.O_RDWR | fs.constants.O_NONBLOCK));
+    await loader.close();
+  }));
+
+test('options out of range are config errors', () =>
+  withFolder(async (folder) => {
+    await makeTar(path.join(folder, 'a.tar'), 10);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    const wrong: Partial<LoaderOptions>[] = [
+      { size: 0 },
+      { workers: -1 },
+      { prefetch: 0.5 },
+      { batchSize: 11 },
+      { captions: { pick: [] } },
+      { captions: { primaryProbability: 2 } },
+      { captions: { pick: ['en'], languages: ['de'] } },
+      { transforms: [] },
+    ];
+    for (const more of wrong) {
+      expect((await errorOf(() => new DataLoader(source, { ...options, ...more }))).code).toBe(
+        'ERR_CONFIG',
+      );
+    }
+  }));

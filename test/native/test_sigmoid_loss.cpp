@@ -1,0 +1,126 @@
+// sigmoid_loss.cu against double precision: ragged tiles, several chunks, blocks of a larger pair
+// matrix.
+#include "../../cuda/sigmoid_loss.cu"
+#include "check.h"
+
+namespace {
+
+using test::Buffer;
+using test::Random;
+
+struct Case {
+  int64_t M, N, D, row0 = 0, col0 = 0;
+  float log_scale = std::log(10.0f), bias = -10;
+};
+
+template <class T> Buffer<T> unit_rows(Random& random, int64_t rows, int64_t D) {
+  const auto b = random.buffer<T>(rows * D);
+  Buffer<T> out(rows * D);
+  for (int64_t r = 0; r < rows; ++r) {
+    double norm = 0;
+    for (int64_t d = 0; d < D; ++d) norm += b.at(r * D + d) * b.at(r * D + d);
+    for (int64_t d = 0; d < D; ++d)
+      out[r * D + d] = static_cast<T>(static_cast<float>(b.at(r * D + d) / std::sqrt(norm)));
+  }
+  return out;
+}
+
+double softplus_of(double a) {
+  return a > 0 ? a + std::log1p(std::exp(-a)) : std::log1p(std::exp(a));
+}
+
+std::vector<double> values(const Buffer<float>& b) {
+  std::vector<double> v;
+  for (int64_t i = 0; i < b.size(); ++i) v.push_back(b.at(i));
+  return v;
+}
+
+template <class T> void run(const Case& k, bool gradients = true) {
+  const std::string what = std::string(test::type_name<T>) + " (" + std::to_string(k.M) + ", " +
+                           std::to_string(k.N) + ", " + std::to_string(k.D) + ")";
+  test::HostStream stream;
+  Random random(static_cast<unsigned>(k.M + 31 * k.N + k.D));
+  const auto x = unit_rows<T>(random, k.M, k.D), y = unit_rows<T>(random, k.N, k.D);
+  const auto log_scale = random.buffer<float>(1, 0, k.log_scale),
+             bias = random.buffer<float>(1, 0, k.bias);
+  const float weight = 1.0f / 64;
+  const auto loss = random.buffer<float>(1);
+  const auto maybe = [&](int64_t n) {
+    return gradients ? random.buffer<float>(n, 0.01f) : Buffer<float>();
+  };
+  const auto dx = maybe(k.M * k.D), dy = maybe(k.N * k.D), dlog_scale = maybe(1), dbias = maybe(1);
+
+  auto want_loss = values(loss), want_dx = values(dx), want_dy = values(dy),
+       want_dls = values(dlog_scale), want_db = values(dbias);
+  const double scale = std::exp(log_scale.at(0));
+  for (int64_t i = 0; i < k.M; ++i)
+    for (int64_t j = 0; j < k.N; ++j) {
+      double dot = 0;
+      for (int64_t d = 0; d < k.D; ++d) dot += x.at(i * k.D + d) * y.at(j * k.D + d);
+      const double l = scale * dot + bias.at(0);
+      const bool positive = k.row0 + i == k.col0 + j;
+      want_loss[0] += static_cast<double>(weight) * softplus_of(positive ? -l : l);
+      if (!gradients) continue;
+      const double g = static_cast<double>(weight) *
+                       (positive ? -1 / (1 + std::exp(l)) : 1 / (1 + std::exp(-l)));
+      want_dls[0] += g * scale * dot;
+      want_db[0] += g;
+      for (int64_t d = 0; d < k.D; ++d) {
+        want_dx[static_cast<size_t>(i * k.D + d)] += g * scale * y.at(j * k.D + d);
+        want_dy[static_cast<size_t>(j * k.D + d)] += g * scale * x.at(i * k.D + d);
+      }
+    }
+  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, dy, dlog_scale, dbias, x, y,
+                                               log_scale, bias, k.M, k.N, k.D, k.row0, k.col0,
+                                               weight);
+  CHECK_CLOSE(loss, want_loss, 1e-9, what + " loss");
+  if (!gradients) return;
+  CHECK_CLOSE(dx, want_dx, 1e-9, what + " dx");
+  CHECK_CLOSE(dy, want_dy, 1e-9, what + " dy");
+  CHECK_CLOSE(dlog_scale, want_dls, 1e-9, what + " dlog_scale");
+  CHECK_CLOSE(dbias, want_db, 1e-9, what + " dbias");
+}
+
+template <class T> void run_all() {
+  run<T>({1, 1, 1});
+  run<T>({1, 63, 5});
+  run<T>({65, 1, 72});
+  run<T>({70, 65, 63, 3, 0});  // positives off the main diagonal
+  if (test::small) return;
+  run<T>({64, 64, 64});
+  run<T>({13, 67, 768, 1000, 980});
+  run<T>({33, 20, 16, 0, 4096});            // no positives at all
+  run<T>({20, 20, 24, 0, 0, 5.0f, -3.0f});  // logits beyond ±100
+  run<T>({20, 20, 24}, false);
+}
+
+TEST(sigmoid_loss_f32) { run_all<float>(); }
+TEST(sigmoid_loss_bf16) { run_all<__nv_bfloat16>(); }
+TEST(sigmoid_loss_chunks) {
+  if (test::small) return;
+  run<float>({siglip2::cuda::kChunkRows + 2, 3, 1});
+  run<float>({3, siglip2::cuda::kChunkColumns + 5, 1, siglip2::cuda::kChunkColumns, 0});
+}
+
+// Blocks of the pair matrix, one call each, add up to the whole, as the steps of a ring do.
+TEST(sigmoid_loss_blocks_add_up) {
+  constexpr int64_t B = 24, D = 8;
+  test::HostStream stream;
+  Random random(5);
+  const auto x = unit_rows<float>(random, B, D), y = unit_rows<float>(random, B, D);
+  const auto log_scale = random.buffer<float>(1, 0, 2), bias = random.buffer<float>(1, 0, -4);
+  const auto zeros = [&](int64_t n) { return random.buffer<float>(n, 0); };
+  const auto loss = zeros(1), part = zeros(1), dx = zeros(B * D), dx_part = zeros(B * D);
+  const siglip2::Tensor none;
+  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, none, none, none, x, y, log_scale,
+                                               bias, B, B, D, 0, 0, 1);
+  for (int64_t at = 0; at < B; at += 12) {
+    const siglip2::Tensor block{y.data() + at * D, 12 * D * 4, siglip2::DType::f32};
+    siglip2::cuda::sigmoid_loss_forward_backward(stream, part, dx_part, none, none, none, x, block,
+                                                 log_scale, bias, B, 12, D, 0, at, 1);
+  }
+  CHECK_CLOSE(part, values(loss), 1e-10, "loss of the blocks");
+  CHECK_CLOSE(dx_part, values(dx), 1e-10, "dx of the blocks");
+}
+
+}  // namespace
