@@ -1,10 +1,10 @@
-# include() this at the top level, then call siglip2_add_cuda(<target>). It adds the CUDA kernels to the target:
-#   SIGLIP2_CUDA = AUTO  nvcc's build when nvcc is found, else none.cc, which says that there is no CUDA
+# include() this at the top level, then call siglip2_add_cuda(<target>): it adds the kernels.
+#   SIGLIP2_CUDA = AUTO  nvcc's build when nvcc is found, else none.cc, which says there is no CUDA
 #                = ON    nvcc's build, or an error
 #                = OFF   none.cc
-#                = HOST  the kernels run on the CPU (cuda/host/); needs neither nvcc nor any CUDA header
-# Defines SIGLIP2_WITH_CUDA on the target when it has kernels, and SIGLIP2_CUDA_HOST on the kernels' own files in the
-# HOST build.
+#                = HOST  the kernels run on the CPU (cuda/host/); needs no nvcc and no CUDA header
+# Defines SIGLIP2_WITH_CUDA on the target when it has kernels, and SIGLIP2_CUDA_HOST on the kernels'
+# own files in the HOST build.
 set(SIGLIP2_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO, ON, OFF or HOST")
 set_property(CACHE SIGLIP2_CUDA PROPERTY STRINGS AUTO ON OFF HOST)
 # PTX from compute_90 for newer GPUs; PTX of 90a would run on Hopper alone.
@@ -24,7 +24,8 @@ elseif(SIGLIP2_CUDA STREQUAL "HOST")
   set(SIGLIP2_CUDA_KIND HOST)
 else()
   include(CheckLanguage)
-  set(CMAKE_CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}")  # before check_language, which would choose its own
+  # Before check_language, which would choose its own.
+  set(CMAKE_CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
@@ -52,14 +53,20 @@ function(siglip2_add_cuda target)
   if(SIGLIP2_CUDA_KIND STREQUAL "HOST")
     file(GLOB runtime CONFIGURE_DEPENDS "${SIGLIP2_CUDA_DIR}/host/*.cpp")
     target_sources(${target} PRIVATE ${runtime})
-    set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-      "-x;c++;-fno-strict-aliasing;-Wno-unknown-pragmas;-Wno-psabi" COMPILE_DEFINITIONS SIGLIP2_CUDA_HOST)
+    set_source_files_properties(${kernels} PROPERTIES
+      LANGUAGE CXX
+      COMPILE_OPTIONS "-x;c++;-fno-strict-aliasing;-Wno-unknown-pragmas;-Wno-psabi"
+      COMPILE_DEFINITIONS SIGLIP2_CUDA_HOST)
     return()
   endif()
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)
   target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${SIGLIP2_NVCC_FLAGS}>")
   set_target_properties(${target} PROPERTIES
-    CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
-    CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}" CUDA_COMPILER_LAUNCHER "${SIGLIP2_CUDA_DIR}/nvcc_gate.sh")
+    CUDA_STANDARD 20
+    CUDA_STANDARD_REQUIRED ON
+    CUDA_RUNTIME_LIBRARY Static
+    CUDA_VISIBILITY_PRESET hidden
+    CUDA_ARCHITECTURES "${SIGLIP2_CUDA_ARCHS}"
+    CUDA_COMPILER_LAUNCHER "sh;${SIGLIP2_CUDA_DIR}/nvcc_gate.sh")
 endfunction()

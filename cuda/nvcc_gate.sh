@@ -1,6 +1,7 @@
 #!/bin/sh
-# nvcc_gate.sh COMMAND…: runs a compilation and fails it when ptxas tells, as mere information, that it has undone
-# what the code asks for: C7508 setmaxnreg ignored, C7510 and C7511 wgmma serialised, C7517 waits put in between.
+# nvcc_gate.sh COMMAND…: runs a compilation and fails it when ptxas tells, as mere information, that
+# it has undone what the code asks for: C7508 setmaxnreg ignored, C7510 and C7511 wgmma serialised,
+# C7517 waits put in between.
 output=$("$@" 2>&1)
 status=$?
 if [ -n "$output" ]; then printf '%s\n' "$output"; fi

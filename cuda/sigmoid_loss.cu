@@ -5,9 +5,9 @@
 //   2. dx += exp(log_scale)·G·y,
 //   3. dy += exp(log_scale)·Gᵀ·x,
 // and at the end one small kernel adds up loss, dlog_scale and dbias. Every sum has one owner and a
-// fixed order, so results do not vary from run to run. Operands are widened to float when they enter
-// shared memory and everything after that is float; all three products share one 64 × 64 tile with
-// 4 × 4 outputs for each thread.
+// fixed order, so results do not vary from run to run. Operands are widened to float on their way
+// into shared memory and everything after that is float; all three products share one 64 × 64 tile
+// with 4 × 4 outputs for each thread.
 #include "../native/ops/sigmoid_loss.h"
 #include "common.cuh"
 

@@ -8,7 +8,7 @@ namespace cuda_host {
 namespace {
 
 // An mbarrier lives in its eight bytes of shared memory, so that a stray write breaks it visibly:
-// phase : 1 | expected arrivals : 20 | pending arrivals : 20 | signed pending bytes : 21 | zero : 2.
+// phase: 1 | expected arrivals: 20 | pending arrivals: 20 | signed pending bytes: 21 | zero: 2.
 struct Mbarrier {
   uint32_t phase, expected, pending;
   int bytes;

@@ -27,7 +27,8 @@ export function fileError(cause: unknown, doing: string, file: string): Siglip2E
   }
   if (code === 'ENOSPC' || code === 'EDQUOT') {
     return new IoError(
-      `cannot ${doing} ${file}: the disk is full (${code}); nothing half-written was left behind, ` +
+      `cannot ${doing} ${file}: the disk is full (${code}); ` +
+        'nothing half-written was left behind, ' +
         'free some space and try again',
       { cause },
     );
@@ -53,7 +54,8 @@ export function readExactly(fd: number, offset: number, size: number, file: stri
     }
     if (n === 0) {
       throw new DataError(
-        `${file}: expected ${size} bytes at byte ${offset} but the file ends at byte ${offset + done}; ` +
+        `${file}: expected ${size} bytes at byte ${offset} ` +
+          `but the file ends at byte ${offset + done}; ` +
           'it is truncated or has changed since it was indexed',
       );
     }

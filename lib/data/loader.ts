@@ -7,21 +7,19 @@
  * dies or stops making progress is an error that names the sample and what was being done with it.
  */
 import { availableParallelism } from 'node:os';
-import { Worker } from 'node:worker_threads';
 import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
 import { checkTransforms, type ImageTransform } from './augment.js';
 import {
-  Builder,
   Progress,
   stageNames,
   type BuilderConfig,
   type BuilderReply,
-  type BuilderRequest,
   type BuiltBatch,
 } from './builder.js';
 import { checkCaptionChoice, type CaptionChoice } from './captions.js';
 import type { AlphaMode } from './image.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
+import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
 import { describeSample, type Sample, type SampleSource } from './source.js';
 import type { TokenizerOptions } from './tokenizer.js';
@@ -95,17 +93,6 @@ export interface LoaderOptions {
   maxSkips?: number;
   /** Ends loading; `next` then throws the signal's reason. */
   signal?: AbortSignal;
-}
-
-/** Where batches are built: a thread or this one. */
-interface Site {
-  send(request: BuilderRequest): void;
-  /** Keeps the process alive (or not) while waiting. */
-  hold(on: boolean): void;
-  close(): Promise<void>;
-  progress: Int32Array;
-  /** Batches being built. */
-  load: number;
 }
 
 /** A batch that was asked for. */
@@ -269,63 +256,18 @@ export class DataLoader implements AsyncIterable<Batch> {
     signal?.addEventListener('abort', this.onAbort, { once: true });
     if (signal?.aborted) return this.onAbort();
     const count = this.workerCount();
-    for (let i = 0; i < count; i++) this.sites.push(this.thread());
-    if (count === 0) this.sites.push(this.local());
-  }
-
-  private local(): Site {
-    const progress = new Int32Array(Progress.length);
-    const builder = new Builder(this.config, progress, (reply) => this.receive(reply));
-    return {
-      progress,
-      load: 0,
-      hold: () => undefined,
-      send: (request) => builder.handle(request),
-      close: async () => builder.close(),
-    };
-  }
-
-  private thread(): Site {
-    const progress = new Int32Array(new SharedArrayBuffer(4 * Progress.length));
-    const worker = new Worker(new URL('./worker.js', import.meta.url), {
-      workerData: { config: this.config, progress },
-      name: 'siglip2-data',
-    });
-    const site: Site = {
-      progress,
-      load: 0,
-      send: (request) => worker.postMessage(request),
-      hold: (on) => (on ? worker.ref() : worker.unref()),
-      close: async () => {
-        // A thread stuck in a system call (a dead network disk) cannot be stopped; closing must end
-        // all the same.
-        let timer: NodeJS.Timeout | undefined;
-        await Promise.race([
-          worker.terminate(),
-          new Promise((resolve) => {
-            timer = setTimeout(resolve, 5000);
-          }),
-        ]);
-        clearTimeout(timer);
-      },
-    };
-    worker.on('message', (reply: BuilderReply) => this.receive(reply));
-    worker.on('error', (cause) =>
-      this.fail(
-        new DataError(
-          `a data worker crashed while ${this.activity(site)}: ${(cause as Error).message}`,
-          { cause },
+    for (let i = 0; i < count; i++)
+      this.sites.push(
+        threadSite(
+          this.config,
+          (reply) => this.receive(reply),
+          (site, what, cause) =>
+            this.fail(
+              new DataError(`a data worker ${what} while ${this.activity(site)}`, { cause }),
+            ),
         ),
-      ),
-    );
-    worker.on('exit', (code) =>
-      this.fail(
-        new DataError(`a data worker ended (exit code ${code}) while ${this.activity(site)}`),
-      ),
-    );
-    // An idle worker must not keep a finished program alive.
-    worker.unref();
-    return site;
+      );
+    if (count === 0) this.sites.push(localSite(this.config, (reply) => this.receive(reply)));
   }
 
   /** What a site is doing, with the sample's file. */

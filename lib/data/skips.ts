@@ -47,7 +47,8 @@ export class SkipCounter {
     const limit = this.maxSkips ?? Math.max(100, Math.floor(samples / 100));
     if (this.total > limit) {
       throw new DataError(
-        `${what}: ${this.total} of ${samples} samples cannot be used, more than maxSkips = ${limit}: ` +
+        `${what}: ${this.total} of ${samples} samples cannot be used, ` +
+          `more than maxSkips = ${limit}: ` +
           `${this.summary()}; repair the data or raise maxSkips`,
       );
     }

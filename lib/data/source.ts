@@ -113,7 +113,8 @@ export function readCaptions(
     return captionsFromJson(data, language);
   } catch (cause) {
     throw new DataError(
-      `${captions.path}: the captions of ${sample.key} are not valid JSON: ${(cause as Error).message}`,
+      `${captions.path}: the captions of ${sample.key} are not valid JSON: ` +
+        (cause as Error).message,
       { cause },
     );
   }

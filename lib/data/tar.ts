@@ -182,7 +182,8 @@ async function index(handle: fs.promises.FileHandle, file: string): Promise<TarE
     const block = position + kBlock <= total ? await bytes(position, kBlock) : undefined;
     if (block === undefined || block.length < kBlock) {
       throw new DataError(
-        `${file}: truncated at byte ${total}: expected a tar header or the end marker at byte ${position}`,
+        `${file}: truncated at byte ${total}: ` +
+          `expected a tar header or the end marker at byte ${position}`,
       );
     }
     if (block.every((byte) => byte === 0)) return entries;
@@ -201,13 +202,15 @@ async function index(handle: fs.promises.FileHandle, file: string): Promise<TarE
     }
     if (!Number.isSafeInteger(size) || content + size > total) {
       throw new DataError(
-        `${file}: truncated at byte ${total}: the entry at byte ${position} needs ${size} bytes from byte ${content}`,
+        `${file}: truncated at byte ${total}: ` +
+          `the entry at byte ${position} needs ${size} bytes from byte ${content}`,
       );
     }
     if (isExtension) {
       if (size > kMaxExtension) {
         throw new DataError(
-          `${file}: the extended tar header at byte ${position} has ${size} bytes, more than ${kMaxExtension}; ` +
+          `${file}: the extended tar header at byte ${position} has ${size} bytes, ` +
+            `more than ${kMaxExtension}; ` +
             'the archive is damaged',
         );
       }

@@ -8,8 +8,8 @@ const home: TrainConfigInput = {
   model: { variant: 'micro', length: 16, initLogitBias: -Math.log(64) },
   data: {
     source: { type: 'emoji', path: 'data/emoji', split: 'train' },
-    transforms: [{ name: 'place', scale: [0.5, 1] }],
-    captions: { pick: ['en', 'other'], primaryProbability: 0.8 },
+    transforms: [{ name: 'place', scale: [0.4, 1] }],
+    captions: { pick: ['en', 'other'], primaryProbability: 1 },
     trimVocabulary: true,
     uniqueClasses: true,
   },

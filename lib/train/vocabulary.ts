@@ -1,4 +1,5 @@
 /** The trimmed vocabulary of a small model: the token ids that its training captions use. */
+import type { Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
 import { readCaptions, type SampleSource } from '../data/source.js';
 import { collectIds, loadTokenizer } from '../data/tokenizer.js';
@@ -12,8 +13,7 @@ export async function trimmedVocabulary(config: TrainConfig, source: SampleSourc
   const reader = new FileReader();
   try {
     for (const sample of source.samples)
-      for (const { lang, text } of readCaptions(reader, sample).captions)
-        if (!data.captions.languages || data.captions.languages.includes(lang)) texts.add(text);
+      for (const text of captionsInUse(readCaptions(reader, sample).captions, data.captions)) texts.add(text);
   } finally {
     reader.close();
   }
@@ -21,4 +21,15 @@ export async function trimmedVocabulary(config: TrainConfig, source: SampleSourc
   const vocab = VocabMap.fromIds(await collectIds(tokenizer, texts));
   note(`vocabulary: ${texts.size} captions use ${vocab.size} of the tokenizer's ids; the model keeps those`);
   return vocab;
+}
+
+/** The captions that training can choose: in the config's languages; only the first of each when the others never are. */
+function* captionsInUse(captions: readonly Caption[], choice: TrainConfig['data']['captions']): Generator<string> {
+  const seen = new Set<string>();
+  for (const { lang, text } of captions) {
+    if (choice.languages && !choice.languages.includes(lang)) continue;
+    if (choice.primaryProbability === 1 && seen.has(lang)) continue;
+    seen.add(lang);
+    yield text;
+  }
 }

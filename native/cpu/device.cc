@@ -17,6 +17,9 @@
 #include <vector>
 #include "../device.h"
 #include "threads.h"
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 namespace siglip2 {
 
@@ -150,6 +153,12 @@ class CpuDevice : public Device {
     setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);  // the OpenMP team inherits it
     omp_set_num_threads(thread_count());
     omp_set_dynamic(0);
+#if defined(__x86_64__)
+    // Denormals to zero, on every thread of the team: squares of small gradients are denormal, and each costs the
+    // processor a hundred cycles (sum_of_squares ran ten times slower with them).
+#pragma omp parallel
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
     std::string error;
     std::deque<Item> batch;
     for (;;) {

@@ -1,11 +1,13 @@
-// Vectors and the small matrix product that attention is made of: C (M, N) = A·B or += A·B on tiles that stay in cache.
-// A block of kTileRows × 2 vectors of C lives in registers while K runs; B is read by vectors, A by broadcast, so that
-// a transposed A costs nothing. 6 × 2 vectors fill AVX2's 16 registers with 12 accumulators, enough to cover the latency
-// of two fused multiply-adds per cycle; AVX-512's 32 registers hold 12 × 2. Everything is summed in the order of K.
+// What attention is made of: vectors, elementary functions on them, copies of one head's rows into cache, and a matrix
+// product of tiles that stay there, C (M, N) = A·B or += A·B. In the product a block of kTileRows × 2 vectors of C lives
+// in registers while K runs; B is read by vectors and A by broadcast, so that a transposed A costs nothing. 6 × 2 vectors
+// fill AVX2's 16 registers with 12 accumulators, enough to cover the latency of two fused multiply-adds per cycle;
+// AVX-512's 32 registers hold 12 × 2. Everything is summed in the order of K.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include "../tensor.h"
 
 namespace siglip2::cpu::ISA {
 
@@ -46,22 +48,47 @@ template <int n = kLanes / 2> inline float max_of(Vec v) {
   else return max_of<n / 2>(larger(v, swapped<n>(v)));
 }
 
-// e^x as exp_approx in math.h, for a whole vector.
-inline Vec exp_of(Vec x) {
-  x = larger(splat(-87.0f), x);
-  x = smaller(splat(88.0f), x);
-  const Vec n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // 1.5·2²³ rounds to an integer
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec p = splat(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const IntVec bits = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  return p * reinterpret_cast<Vec>(bits);
+// 2^x for x ≤ 126, relative error below 2e-7; 0 (2⁻¹²⁶) from −126 down. The polynomial is the least relative error of
+// degree 6 on [−½, ½]; the sum with 1.5·2²³ leaves the nearest integer in the low bits, ready for the exponent.
+inline Vec exp2_of(Vec x) {
+  x = larger(splat(-126.0f), x);
+  const Vec shifted = x + 12582912.0f, f = x - (shifted - 12582912.0f);
+  Vec p = splat(1.5345812e-4f);
+  p = p * f + 1.3399931e-3f;
+  p = p * f + 9.6184891e-3f;
+  p = p * f + 5.5503286e-2f;
+  p = p * f + 2.4022646e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
+}
+
+// log2 of positive normal numbers: m in [√½, √2) and its exponent; ln m = 2·atanh((m − 1) / (m + 1)) by its series.
+inline Vec log2_of(Vec x) {
+  const IntVec up = reinterpret_cast<IntVec>(x) - 0x3f3504f3;  // √½
+  const Vec exponent = __builtin_convertvector(up >> 23, Vec);
+  const Vec m = reinterpret_cast<Vec>((up & 0x7fffff) + 0x3f3504f3);
+  const Vec t = (m - 1.0f) / (m + 1.0f), q = t * t;
+  Vec p = splat(2.0f / 9);
+  p = p * q + 2.0f / 7;
+  p = p * q + 2.0f / 5;
+  p = p * q + 2.0f / 3;
+  p = p * q + 2.0f;
+  return p * t * 1.44269504f + exponent;
+}
+
+// kLanes elements as floats, and back, rounded to nearest even.
+typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+typedef uint32_t BitsVec __attribute__((vector_size(kLanes * 4)));
+inline Vec load(const bf16* p) {
+  HalfVec h;
+  std::memcpy(&h, p, sizeof h);
+  return reinterpret_cast<Vec>(__builtin_convertvector(h, BitsVec) << 16);
+}
+inline void store(bf16* p, Vec v) {
+  const BitsVec u = reinterpret_cast<BitsVec>(v), rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const HalfVec h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded, HalfVec);
+  std::memcpy(p, &h, sizeof h);
 }
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -70,8 +97,35 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * t
 // over all sets of the L1 cache.
 constexpr int64_t leading(int64_t n) { return (((n + 15) / 16) | 1) * 16; }
 
+// out (n, V vectors) = in · factor(row).
+template <int V, class To, class From, class F>
+inline void copy_columns(To* out, int64_t ld_out, const From* in, int64_t ld_in, int64_t n, F&& factor) {
+  for (int64_t r = 0; r < n; ++r) {
+    const float f = factor(r);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out + r * ld_out + v * kLanes, load(in + r * ld_in + v * kLanes) * f);
+  }
+}
+// out (n, D) = in · factor(row). A few columns of all rows at a time: the inner loop is then long and has no remainder.
+template <class To, class From, class F>
+inline void copy_rows(To* out, int64_t ld_out, const From* in, int64_t ld_in, int64_t n, int64_t D, F&& factor) {
+  int64_t d = 0;
+  for (; d + 4 * kLanes <= D; d += 4 * kLanes) copy_columns<4>(out + d, ld_out, in + d, ld_in, n, factor);
+  for (; d + kLanes <= D; d += kLanes) copy_columns<1>(out + d, ld_out, in + d, ld_in, n, factor);
+  for (; d < D; ++d)
+    for (int64_t r = 0; r < n; ++r) out[r * ld_out + d] = static_cast<float>(in[r * ld_in + d]) * factor(r);
+}
+
+// out (n, D) = factor · in, with zeros up to whole vectors.
+template <class T>
+inline void pack_rows(float* out, int64_t ld, const T* in, int64_t row, int64_t n, int64_t D, float factor) {
+  copy_rows(out, ld, in, row, n, D, [factor](int64_t) { return factor; });
+  for (int64_t d = D; d % kLanes != 0; ++d)
+    for (int64_t r = 0; r < n; ++r) out[r * ld + d] = 0;
+}
+
 // out (kLanes, kLanes) = inᵀ: log2(kLanes) rounds that interleave the first half of the rows with the second.
-inline void transpose_block(float* out, int64_t ld_out, const float* in, int64_t ld_in) {
+template <class T> inline void transpose_block(float* out, int64_t ld_out, const T* in, int64_t ld_in) {
   Vec row[kLanes], next[kLanes];
   for (int i = 0; i < kLanes; ++i) row[i] = load(in + i * ld_in);
 #pragma GCC unroll 4
@@ -86,6 +140,23 @@ inline void transpose_block(float* out, int64_t ld_out, const float* in, int64_t
     for (int i = 0; i < kLanes; ++i) row[i] = next[i];
   }
   for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, row[i]);
+}
+
+// out (D, n) = inᵀ, with zeros where n or D do not fill a vector; `some` has room for kLanes packed rows of ld floats.
+template <class T>
+inline void pack_transposed(float* out, int64_t ldt, float* some, int64_t ld, const T* in, int64_t row, int64_t n, int64_t D) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const bool full = j + kLanes <= n;
+    if (!full || D % kLanes) {
+      const int64_t rows = full ? kLanes : n - j;
+      pack_rows(some, ld, in + j * row, row, rows, D, 1.0f);
+      for (int64_t i = rows * ld; i < kLanes * ld; ++i) some[i] = 0;
+    }
+    for (int64_t d = 0; d < D; d += kLanes) {
+      if (full && d + kLanes <= D) transpose_block(out + d * ldt + j, ldt, in + j * row + d, row);
+      else transpose_block(out + d * ldt + j, ldt, some + d, ld);
+    }
+  }
 }
 
 // R rows by V vectors of C.

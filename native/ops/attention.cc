@@ -6,7 +6,6 @@
 // K and V once and takes a path of its own, without packing.
 #include "attention.h"
 #include <limits>
-#include "../cpu/math.h"
 #include "../cpu/threads.h"
 #include "../cpu/tile_gemm.h"
 
@@ -15,6 +14,7 @@ namespace siglip2::cpu::ISA {
 namespace {
 
 constexpr int64_t kRows = 48, kKeys = 128;
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Shape {
@@ -49,71 +49,30 @@ View<T> view(const Tensor& t, int64_t samples, int64_t N, int64_t offset, int64_
   return {p + offset, shared ? 0 : N * row, row};
 }
 
-// A head's rows are far apart, each a few cache lines that no hardware prefetcher foresees.
-constexpr int64_t kAhead = 8;
-template <class T> void fetch_row(const T* p, int64_t D) {
-  for (int64_t d = 0; d < D; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + d, 0, 3);
-}
-template <class T> void fetch_to_write(T* p, int64_t row, int64_t n, int64_t D) {
+template <class T> void zero_rows(T* out, int64_t row, int64_t n, int64_t D) {
   for (int64_t r = 0; r < n; ++r)
-    for (int64_t d = 0; d < D; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + r * row + d, 1, 3);
-}
-
-// out (n, ld) = factor · in, columns D … columns() zero.
-template <class T>
-void pack_rows(float* __restrict out, const Shape& s, const T* __restrict in, int64_t row, int64_t n, float factor) {
-  const int64_t ld = s.ld(), D = s.D, columns = s.columns();
-  for (int64_t r = 0; r < n; ++r) {
-    float* o = out + r * ld;
-    const T* i = in + r * row;
-    fetch_row(i + kAhead * row, D);
-    for (int64_t d = 0; d < D; ++d) o[d] = factor * static_cast<float>(i[d]);
-    for (int64_t d = D; d < columns; ++d) o[d] = 0;
-  }
-}
-
-// out (columns(), ldt) = inᵀ for n rows; columns n … up to a whole vector are zero. `some` holds kLanes packed rows.
-template <class T>
-void pack_transposed(float* out, float* some, const Shape& s, const T* in, int64_t row, int64_t n) {
-  const int64_t ld = s.ld(), ldt = s.ldt(), columns = s.columns();
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const int64_t m = std::min<int64_t>(kLanes, n - j);
-    pack_rows(some, s, in + j * row, row, m, 1.0f);
-    std::fill(some + m * ld, some + kLanes * ld, 0.0f);
-    for (int64_t d = 0; d < columns; d += kLanes) transpose_block(out + d * ldt + j, ldt, some + d, ld);
-  }
-}
-
-template <class T>
-void write_rows(T* __restrict out, int64_t row, const float* __restrict in, const Shape& s, int64_t n, float factor) {
-  const int64_t ld = s.ld(), D = s.D;
-  for (int64_t r = 0; r < n; ++r)
-    for (int64_t d = 0; d < D; ++d) out[r * row + d] = factor * in[r * ld + d];
-}
-template <class T> void zero_rows(T* out, int64_t row, const Shape& s, int64_t n) {
-  for (int64_t r = 0; r < n; ++r)
-    for (int64_t d = 0; d < s.D; ++d) out[r * row + d] = 0.0f;
+    for (int64_t d = 0; d < D; ++d) out[r * row + d] = 0.0f;
 }
 
 // One row of a tile in the online softmax: scores become probabilities relative to the new maximum, and what was
 // summed before, l and o, is rescaled to it. Only the first `valid` of the n scores count; the others become 0.
-void softmax_row(float* score, int64_t n, int64_t valid, float* m, float* l, float* o, int64_t columns) {
+void softmax_row(float* score, int64_t n, int64_t valid, float* m, float* l, float* o, int64_t D) {
   if (valid > 0) {
     const int64_t whole = round_up(valid, kLanes);
-    for (int64_t j = valid; j < whole; ++j) score[j] = std::numeric_limits<float>::lowest();  // e^x ≈ 0
+    for (int64_t j = valid; j < whole; ++j) score[j] = std::numeric_limits<float>::lowest();
     Vec most = load(score);
     for (int64_t j = kLanes; j < whole; j += kLanes) most = larger(load(score + j), most);
     const float top = std::max(*m, max_of(most));
     Vec sum{};
     for (int64_t j = 0; j < whole; j += kLanes) {
-      const Vec p = exp_of(load(score + j) - top);
+      const Vec p = exp2_of(load(score + j) - top);
       store(score + j, p);
       sum += p;
     }
     if (top != *m && *m != -kInfinity) {
-      const float shrink = exp_approx(*m - top);
+      const float shrink = exp2_of(splat(*m - top))[0];
       *l *= shrink;
-      for (int64_t d = 0; d < columns; d += kLanes) store(o + d, load(o + d) * shrink);
+      for (int64_t d = 0; d < D; d += kLanes) store(o + d, load(o + d) * shrink);
     }
     *l += sum_of(sum);
     *m = top;
@@ -121,10 +80,10 @@ void softmax_row(float* score, int64_t n, int64_t valid, float* m, float* l, flo
   for (int64_t j = std::max<int64_t>(0, valid); j < n; ++j) score[j] = 0;
 }
 
-// The same row in backward: score → p = e^(score − lse), dp → ds = p·(dp − δ).
+// The same row in backward: score → p = 2^(score − lse), dp → ds = p·(dp − δ).
 void gradient_row(float* score, float* dp, int64_t n, int64_t valid, float lse, float delta) {
   for (int64_t j = 0; j < valid; j += kLanes) {
-    const Vec p = exp_of(load(score + j) - lse);
+    const Vec p = exp2_of(load(score + j) - lse);
     store(score + j, p);
     store(dp + j, p * (load(dp + j) - delta));
   }
@@ -142,7 +101,7 @@ void forward_head(const Shape& s, int64_t b, int64_t begin, int64_t end, T* o, i
                   int64_t q_row, const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
   const int64_t ld = s.ld(), ldt = s.ldt(), nk = s.causal ? std::min(s.keys(b), end) : s.keys(b);
   if (nk == 0) {
-    zero_rows(o + begin * o_row, o_row, s, end - begin);
+    zero_rows(o + begin * o_row, o_row, end - begin, s.D);
     std::fill(lse + begin, lse + end, -kInfinity);
     return;
   }
@@ -155,27 +114,28 @@ void forward_head(const Shape& s, int64_t b, int64_t begin, int64_t end, T* o, i
   float* kt = take(0);
   const int64_t kt_tile = s.columns() * ldt;
   for (int64_t j = 0; j < nk; j += kKeys)
-    pack_transposed(kt + j / kKeys * kt_tile, some, s, k + j * k_row, k_row, std::min(kKeys, nk - j));
-  pack_rows(vs, s, v, v_row, nk, 1.0f);
+    pack_transposed(kt + j / kKeys * kt_tile, ldt, some, ld, k + j * k_row, k_row, std::min(kKeys, nk - j), s.D);
+  pack_rows(vs, ld, v, v_row, nk, s.D, 1.0f);
   for (int64_t i = begin; i < end; i += kRows) {
     const int64_t rows = std::min(kRows, end - i), seen = s.causal ? std::min(nk, i + rows) : nk;
     float m[kRows], l[kRows];
     std::fill(m, m + kRows, -kInfinity);
     std::fill(l, l + kRows, 0.0f);
-    pack_rows(qs, s, q + i * q_row, q_row, rows, s.scale);
-    fetch_to_write(o + i * o_row, o_row, rows, s.D);
+    pack_rows(qs, ld, q + i * q_row, q_row, rows, s.D, s.scale * kLog2e);
     for (int64_t j = 0; j < seen; j += kKeys) {
       const int64_t n = std::min(kKeys, seen - j);
       tile_gemm<false>(rows, n, s.D, qs, ld, kt + j / kKeys * kt_tile, ldt, scores, ldt, false);
       for (int64_t r = 0; r < rows; ++r)
         softmax_row(scores + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, m + r, l + r, os + r * ld,
-                    s.columns());
+                    s.D);
       tile_gemm<false>(rows, s.D, n, scores, ldt, vs + j * ld, ld, os, ld, j > 0);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      write_rows(o + (i + r) * o_row, o_row, os + r * ld, s, 1, 1.0f / l[r]);
-      lse[i + r] = m[r] + __builtin_logf(l[r]);
+    for (int64_t r = 0; r < kRows; r += kLanes) {  // rows beyond the block hold anything
+      store(m + r, (load(m + r) + log2_of(load(l + r))) * kLn2);
+      store(l + r, 1.0f / load(l + r));
     }
+    std::copy_n(m, rows, lse + i);
+    copy_rows(o + i * o_row, o_row, os, ld, rows, s.D, [&](int64_t r) { return l[r]; });
   }
 }
 
@@ -189,10 +149,10 @@ void backward_head(const Shape& s, int64_t b, G* dq, int64_t dq_row, T* dk, T* d
                    int64_t o_row, const float* lse, const T* q, int64_t q_row, const T* k, int64_t k_row, const T* v,
                    int64_t v_row, float* space) {
   const int64_t ld = s.ld(), ldt = s.ldt(), nk = s.keys(b);
-  if (dk) zero_rows(dk + nk * k_row, k_row, s, s.Nk - nk);
-  if (dv) zero_rows(dv + nk * v_row, v_row, s, s.Nk - nk);
+  if (dk) zero_rows(dk + nk * k_row, k_row, s.Nk - nk, s.D);
+  if (dv) zero_rows(dv + nk * v_row, v_row, s.Nk - nk, s.D);
   if (nk == 0) {
-    if (dq) zero_rows(dq, dq_row, s, s.Nq);
+    if (dq) zero_rows(dq, dq_row, s.Nq, s.D);
     return;
   }
   const auto take = [&](int64_t n) { return std::exchange(space, space + n); };
@@ -208,23 +168,19 @@ void backward_head(const Shape& s, int64_t b, G* dq, int64_t dq_row, T* dk, T* d
   float* kt = take(s.columns() * ldt);
   float* vt = take(s.columns() * ldt);
   float* delta = take(s.Nq);
-  pack_rows(qs, s, q, q_row, s.Nq, s.scale);
-  pack_rows(dos, s, d_o, o_row, s.Nq, 1.0f);
+  pack_rows(qs, ld, q, q_row, s.Nq, s.D, s.scale * kLog2e);
+  pack_rows(dos, ld, d_o, o_row, s.Nq, s.D, 1.0f);
   for (int64_t i = 0; i < s.Nq; ++i) {  // δ = Σ dO∘O = Σ P∘dP
     float sum = 0;
-    fetch_row(o + (i + kAhead) * o_row, s.D);
 #pragma omp simd reduction(+ : sum)
     for (int64_t d = 0; d < s.D; ++d) sum += dos[i * ld + d] * static_cast<float>(o[i * o_row + d]);
     delta[i] = sum;
   }
   for (int64_t j = 0; j < nk; j += kKeys) {
     const int64_t keys = std::min(kKeys, nk - j);
-    pack_transposed(kt, some, s, k + j * k_row, k_row, keys);
-    pack_transposed(vt, some, s, v + j * v_row, v_row, keys);
-    pack_rows(ks, s, k + j * k_row, k_row, keys, 1.0f);
-    fetch_to_write(dk + j * k_row, k_row, dk ? keys : 0, s.D);
-    fetch_to_write(dv + j * v_row, v_row, dv ? keys : 0, s.D);
-    if (j == 0) fetch_to_write(dq, dq_row, dq ? s.Nq : 0, s.D);
+    pack_transposed(kt, ldt, some, ld, k + j * k_row, k_row, keys, s.D);
+    pack_transposed(vt, ldt, some, ld, v + j * v_row, v_row, keys, s.D);
+    pack_rows(ks, ld, k + j * k_row, k_row, keys, s.D, 1.0f);
     std::fill(dks, dks + keys * ld, 0.0f);
     std::fill(dvs, dvs + keys * ld, 0.0f);
     for (int64_t i = s.causal ? j / kRows * kRows : 0; i < s.Nq; i += kRows) {
@@ -232,7 +188,7 @@ void backward_head(const Shape& s, int64_t b, G* dq, int64_t dq_row, T* dk, T* d
       tile_gemm<false>(rows, n, s.D, qs + i * ld, ld, kt, ldt, scores, ldt, false);
       tile_gemm<false>(rows, n, s.D, dos + i * ld, ld, vt, ldt, dps, ldt, false);
       for (int64_t r = 0; r < rows; ++r)
-        gradient_row(scores + r * ldt, dps + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, lse[i + r],
+        gradient_row(scores + r * ldt, dps + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, lse[i + r] * kLog2e,
                      delta[i + r]);
       if (dk) {
         tile_gemm<true>(n, s.D, rows, scores, ldt, dos + i * ld, ld, dvs, ld, true);
@@ -241,11 +197,11 @@ void backward_head(const Shape& s, int64_t b, G* dq, int64_t dq_row, T* dk, T* d
       if (dq) tile_gemm<false>(rows, s.D, n, dps, ldt, ks, ld, dqs + i * ld, ld, j > 0);
     }
     if (dk) {
-      write_rows(dk + j * k_row, k_row, dks, s, keys, 1.0f);  // the scale came with the queries
-      write_rows(dv + j * v_row, v_row, dvs, s, keys, 1.0f);
+      copy_rows(dk + j * k_row, k_row, dks, ld, keys, s.D, [](int64_t) { return kLn2; });  // scale came with Q
+      copy_rows(dv + j * v_row, v_row, dvs, ld, keys, s.D, [](int64_t) { return 1.0f; });
     }
   }
-  if (dq) write_rows(dq, dq_row, dqs, s, s.Nq, s.scale);
+  if (dq) copy_rows(dq, dq_row, dqs, ld, s.Nq, s.D, [&](int64_t) { return s.scale; });
 }
 
 template <class T> float dot(const float* a, const T* b, int64_t D) {
@@ -263,21 +219,17 @@ void forward_single(const Shape& s, int64_t b, T* o, float* lse, const T* q, con
                     int64_t v_row, float* space) {
   const int64_t D = s.D, nk = s.keys(b);
   float *qs = space, *os = qs + s.ld(), *scores = os + s.ld();
-  for (int64_t d = 0; d < D; ++d) qs[d] = s.scale * static_cast<float>(q[d]);
+  for (int64_t d = 0; d < D; ++d) qs[d] = s.scale * kLog2e * static_cast<float>(q[d]);
   std::fill(os, os + s.ld(), 0.0f);
   float m = -kInfinity, l = 0;
   for (int64_t j = 0; j < nk; j += kKeys) {
     const int64_t n = std::min(kKeys, nk - j);
-    for (int64_t i = 0; i < n; ++i) {
-      fetch_row(k + (j + i + kAhead) * k_row, D);
-      scores[i] = dot(qs, k + (j + i) * k_row, D);
-    }
-    softmax_row(scores, n, n, &m, &l, os, s.columns());
+    for (int64_t i = 0; i < n; ++i) scores[i] = dot(qs, k + (j + i) * k_row, D);
+    softmax_row(scores, n, n, &m, &l, os, D);
     const T* vj = v + j * v_row;
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) {
       const T *v0 = vj + i * v_row, *v1 = v0 + v_row, *v2 = v1 + v_row, *v3 = v2 + v_row;
-      for (int64_t r = 0; r < 4; ++r) fetch_row(v0 + (kAhead + r) * v_row, D);
       const float p0 = scores[i], p1 = scores[i + 1], p2 = scores[i + 2], p3 = scores[i + 3];
       for (int64_t d = 0; d < D; ++d)
         os[d] += (p0 * static_cast<float>(v0[d]) + p1 * static_cast<float>(v1[d])) +
@@ -286,8 +238,8 @@ void forward_single(const Shape& s, int64_t b, T* o, float* lse, const T* q, con
     for (; i < n; ++i)
       for (int64_t d = 0; d < D; ++d) os[d] += scores[i] * static_cast<float>(vj[i * v_row + d]);
   }
-  write_rows(o, s.D, os, s, 1, nk ? 1.0f / l : 0.0f);
-  *lse = m + (nk ? __builtin_logf(l) : 0.0f);
+  for (int64_t d = 0; d < D; ++d) o[d] = nk ? os[d] / l : 0.0f;
+  *lse = nk ? (m + log2_of(splat(l))[0]) * kLn2 : -kInfinity;
 }
 
 template <class T, class G>
@@ -295,21 +247,17 @@ void backward_single(const Shape& s, int64_t b, G* dq, T* dk, T* dv, const T* d_
                      const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
   const int64_t D = s.D, nk = s.keys(b);
   float *qs = space, *dos = qs + s.ld(), *dqs = dos + s.ld(), *scores = dqs + s.ld(), *dps = scores + kKeys;
-  pack_rows(qs, s, q, 0, 1, s.scale);
-  pack_rows(dos, s, d_o, 0, 1, 1.0f);
+  pack_rows(qs, 0, q, 0, 1, D, s.scale);
+  pack_rows(dos, 0, d_o, 0, 1, D, 1.0f);
   std::fill(dqs, dqs + D, 0.0f);
   const float delta = dot(dos, o, D);
   for (int64_t j = 0; j < nk; j += kKeys) {
     const int64_t n = std::min(kKeys, nk - j);
-    fetch_to_write(dk + j * k_row, k_row, dk ? n : 0, D);
-    fetch_to_write(dv + j * v_row, v_row, dv ? n : 0, D);
     for (int64_t i = 0; i < n; ++i) {
-      fetch_row(k + (j + i + kAhead) * k_row, D);
-      fetch_row(v + (j + i + kAhead) * v_row, D);
-      scores[i] = dot(qs, k + (j + i) * k_row, D);
+      scores[i] = kLog2e * dot(qs, k + (j + i) * k_row, D);
       dps[i] = dot(dos, v + (j + i) * v_row, D);
     }
-    gradient_row(scores, dps, n, n, lse, delta);
+    gradient_row(scores, dps, n, n, lse * kLog2e, delta);
     for (int64_t i = 0; i < n; ++i) {
       const T* ki = k + (j + i) * k_row;
       const float p = scores[i], ds = dps[i];
@@ -321,10 +269,10 @@ void backward_single(const Shape& s, int64_t b, G* dq, T* dk, T* dv, const T* d_
     }
   }
   if (dk) {
-    zero_rows(dk + nk * k_row, k_row, s, s.Nk - nk);
-    zero_rows(dv + nk * v_row, v_row, s, s.Nk - nk);
+    zero_rows(dk + nk * k_row, k_row, s.Nk - nk, D);
+    zero_rows(dv + nk * v_row, v_row, s.Nk - nk, D);
   }
-  if (dq) write_rows(dq, 0, dqs, s, 1, s.scale);
+  for (int64_t d = 0; dq && d < D; ++d) dq[d] = s.scale * dqs[d];
 }
 
 // f(task, this thread's workspace) for every task.

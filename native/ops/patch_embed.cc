@@ -1,5 +1,6 @@
-// CPU patch embedding (patch_embed.h). Bound by oneDNN's product; patches are gathered in the weight's own column order,
-// for so many images at a time that the gathered rows stay within a few MiB.
+// CPU patch embedding (patch_embed.h). Bound by oneDNN's product. Patches are gathered in byte order (row, column,
+// channel), which is a run of contiguous bytes per patch row; the weight, which is far smaller than the patches, is
+// brought into that order instead. So many images go at a time that the gathered rows stay within a few MiB.
 #include "patch_embed.h"
 #include <algorithm>
 #include "../cpu/matmul.h"
@@ -22,27 +23,25 @@ struct Shape {
   }
 };
 
-// rows (n·N, 3·P·P) of normalised patches of n images.
+// rows (n·N, P·P·3) of normalised patches of n images.
 template <class T>
 void gather(T* rows, const uint8_t* images, int64_t n, const Shape& s) {
-  const int64_t N = s.patches(), P = s.P;
+  const int64_t N = s.patches(), run = 3 * s.P;
   parallel_ranges(n * N, 1 + 16384 / s.values(), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
       const int64_t b = r / N, py = r % N / s.columns(), px = r % N % s.columns();
-      const uint8_t* corner = images + ((b * s.H + py * P) * s.W + px * P) * 3;
-      T* row = rows + r * s.values();
-      for (int64_t y = 0; y < P; ++y) {
+      const uint8_t* corner = images + ((b * s.H + py * s.P) * s.W + px * s.P) * 3;
+      for (int64_t y = 0; y < s.P; ++y) {
         const uint8_t* line = corner + y * s.W * 3;
-        if (s.flat) {
-          for (int64_t i = 0; i < 3 * P; ++i) row[y * 3 * P + i] = line[i] * (1.0f / 127.5f) - 1.0f;
-        } else {
-          for (int64_t c = 0; c < 3; ++c)
-            for (int64_t x = 0; x < P; ++x) row[(c * P + y) * P + x] = line[x * 3 + c] * (1.0f / 127.5f) - 1.0f;
-        }
+        T* out = rows + r * s.values() + y * run;
+        for (int64_t i = 0; i < run; ++i) out[i] = static_cast<float>(line[i]) * (1.0f / 127.5f) - 1.0f;
       }
     }
   });
 }
+
+// Column of the convolution layout (channel, row, column) for each column in byte order.
+int64_t convolution_column(int64_t i, int64_t P) { return (i % 3 * P + i / (3 * P)) * P + i / 3 % P; }
 
 void check_images(const Shape& s) {
   if (s.P <= 0 || s.H < s.P || s.W < s.P) throw std::invalid_argument("an image is smaller than one patch");
@@ -61,6 +60,16 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
     using T = decltype(t);
     T* out = y.as<T>(B * N * D);
     const T* w = weight.as<const T>(D * K);
+    Scratch<T> ordered(stream, flat ? 0 : D * K);
+    if (!flat) {
+      parallel_ranges(D, 8, [&](int64_t d0, int64_t d1) {
+        for (int64_t i = 0; i < K; ++i) {
+          const int64_t from = convolution_column(i, P);
+          for (int64_t d = d0; d < d1; ++d) ordered.data()[d * K + i] = w[d * K + from];
+        }
+      });
+      w = ordered.data();
+    }
     const int64_t most = s.images_at_once(sizeof(T));
     Scratch<T> rows(stream, most * N * K);
     for (int64_t first = 0; first < B; first += most) {
@@ -106,14 +115,24 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
     }
     float* dw = dweight.as_or_null<float>(D * K);
     if (!dw) return;
+    Scratch<float> ordered(stream, flat ? 0 : D * K);
+    float* sum = flat ? dw : ordered.data();
+    if (!flat) std::fill(sum, sum + D * K, 0.0f);
     const int64_t most = s.images_at_once(sizeof(T));
     Scratch<T> rows(stream, most * N * K);
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
       gather(rows.data(), pixels + first * H * W * 3, n, s);
-      matmul(stream, D, K, n * N, 1.0f, {g + first * N * D, dy.dtype, D, true}, {rows.data(), dy.dtype, K}, 1.0f, dw,
+      matmul(stream, D, K, n * N, 1.0f, {g + first * N * D, dy.dtype, D, true}, {rows.data(), dy.dtype, K}, 1.0f, sum,
              DType::f32, K);
     }
+    if (flat) return;
+    parallel_ranges(D, 8, [&](int64_t d0, int64_t d1) {
+      for (int64_t i = 0; i < K; ++i) {
+        const int64_t to = convolution_column(i, P);
+        for (int64_t d = d0; d < d1; ++d) dw[d * K + to] += sum[d * K + i];
+      }
+    });
   });
 }
 

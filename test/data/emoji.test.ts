@@ -58,7 +58,7 @@ test(
       expect(manifest.studios.every(({ skipped }) => skipped.length === 0)).toBe(true);
       expect(readManifest(folder)).toEqual(manifest);
 
-      // Building again does nothing; with another option, or a damaged shard, it builds anew and leaves
+      // Building again does nothing; with a damaged shard it builds anew and leaves
       // nothing stale.
       const shard = path.join(folder, 'twemoji-00.tar');
       const before = [fs.statSync(shard).mtimeMs, fs.readFileSync(shard)] as const;

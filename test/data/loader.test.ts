@@ -3,6 +3,8 @@ import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import { DataLoader, type Batch, type LoaderOptions } from '../../lib/data/loader.js';
 import { openSource, type SampleSource } from '../../lib/data/source.js';
+import type { BuilderConfig } from '../../lib/data/builder.js';
+import { threadSite } from '../../lib/data/site.js';
 import { errorOf, makeTar, withFolder } from './support.js';
 
 const options: LoaderOptions = {
@@ -174,7 +176,7 @@ test('an aborted signal and close end loading', () =>
     expect((await errorOf(() => closed.next())).code).toBe('ERR_DATA');
   }));
 
-test('a worker that hangs or dies is an error that names sample and stage', () =>
+test('a worker that hangs is an error that names sample and stage', () =>
   withFolder(async (folder) => {
     // A named pipe without a writer blocks whoever opens it, as a dead network disk does.
     const pipe = path.join(folder, 'stuck.png');
@@ -224,3 +226,15 @@ test('options out of range are config errors', () =>
       );
     }
   }));
+
+test('a worker that dies is noticed', async () => {
+  // A config without its parts makes the thread throw as soon as it starts.
+  const what = await new Promise<string>((resolve) => {
+    threadSite(
+      {} as BuilderConfig,
+      () => undefined,
+      (_, ending) => resolve(ending),
+    );
+  });
+  expect(what).toMatch(/^crashed \(.+\)$/);
+});

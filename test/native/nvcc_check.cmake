@@ -1,5 +1,6 @@
-# cmake -P nvcc_check.cmake: compiles every cuda/*.cu, and the kernels of these tests, with nvcc for sm_80 and sm_90a
-# under the gates of the real build (warnings, register spills, wgmma serialised). Skipped when nvcc is not there.
+# cmake -P nvcc_check.cmake: compiles every cuda/*.cu, and the kernels of these tests, with nvcc for
+# sm_80 and sm_90a under the gates of the real build (warnings, register spills, wgmma serialised).
+# Skipped when nvcc is not there.
 get_filename_component(cuda_dir "${CMAKE_CURRENT_LIST_DIR}/../../cuda" ABSOLUTE)
 include("${cuda_dir}/nvcc_flags.cmake")
 find_program(NVCC nvcc HINTS /usr/local/cuda/bin)
@@ -12,7 +13,7 @@ set(failed "")
 foreach(source ${sources})
   get_filename_component(name "${source}" NAME)
   execute_process(
-    COMMAND "${cuda_dir}/nvcc_gate.sh" "${NVCC}" -std=c++20 ${SIGLIP2_NVCC_FLAGS}
+    COMMAND sh "${cuda_dir}/nvcc_gate.sh" "${NVCC}" -std=c++20 ${SIGLIP2_NVCC_FLAGS}
       -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a --threads 2
       -c "${source}" -o /dev/null
     RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)

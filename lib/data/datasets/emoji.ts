@@ -364,13 +364,15 @@ export function readManifest(folder: string): EmojiManifest {
   const file = path.join(folder, 'manifest.json');
   if (!fs.existsSync(file)) {
     throw new DataError(
-      `${file}: there is no emoji dataset here; build it with buildEmojiDataset (siglip2 quickstart does)`,
+      `${file}: there is no emoji dataset here; ` +
+        'build it with buildEmojiDataset (siglip2 quickstart does)',
     );
   }
   const manifest = readJson(file) as EmojiManifest;
   if (manifest.format !== kFormat || !Array.isArray(manifest.studios)) {
     throw new DataError(
-      `${file}: expected an emoji dataset of format ${kFormat} but it is of ${manifest.format}; build it again`,
+      `${file}: expected an emoji dataset of format ${kFormat} but it is of ` +
+        `${manifest.format}; build it again`,
     );
   }
   return manifest;
