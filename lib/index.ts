@@ -1,0 +1,16 @@
+/** siglip2: train SigLIP 2 encoders from Node. */
+export { Siglip2Error, type ErrorCode } from './errors.js';
+export { modelConfig, parameterCounts, parameterShapes, type ModelConfig } from './model/config.js';
+export { Siglip2Model, type ModelOptions } from './model/siglip2.js';
+export { loadModel, type LoadedModel } from './model/files.js';
+export { checkTrainConfig, loadTrainConfig, type TrainConfig, type TrainConfigInput } from './train/config.js';
+export { Trainer, type StepMetrics } from './train/trainer.js';
+export { presets } from './train/presets.js';
+export { openSource, type SourceSpec } from './data/source.js';
+export { buildEmojiDataset } from './data/datasets/emoji.js';
+export { loadTokenizer } from './data/tokenizer.js';
+export { embedImages, embedTexts } from './eval/embed.js';
+export { tokenizerOf } from './eval/zero_shot.js';
+export { liveCount, memory, scope, setMemoryLimit, tensor, Tensor } from './tensor.js';
+export { backward, noGrad } from './tape.js';
+export { sigmoidLoss } from './ops/sigmoid_loss.js';
