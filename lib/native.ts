@@ -76,9 +76,9 @@ export function packageRoot(): string {
 
 function load(): Addon {
   const root = packageRoot();
-  // Both must be in the environment before the OpenMP runtime loads: sleeping workers keep the event loop responsive,
-  // and the short spin spares a wake-up between the kernels of one step.
-  process.env['OMP_WAIT_POLICY'] ??= 'passive';
+  // Both must be in the environment before the OpenMP runtime loads. Threads that wait spin for about a millisecond and
+  // then sleep: waking them between the short kernels of a small model would cost a quarter of the step.
+  process.env['GOMP_SPINCOUNT'] ??= '1000000';
   process.env['SIGLIP2_THREADS'] ??= String(availableParallelism());
   const require = createRequire(import.meta.url);
   const errors: string[] = [];

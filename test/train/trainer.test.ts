@@ -1,0 +1,180 @@
+/** Training end to end on a small folder of images: resume to the bit, order free of workers, interruption, bad input. */
+import { spawn, spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, expect, test } from '@jest/globals';
+import sharp from 'sharp';
+import { loadModel } from '../../lib/model/files.js';
+import { liveCount } from '../../lib/tensor.js';
+import { listCheckpoints } from '../../lib/train/checkpoint.js';
+import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
+import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'siglip2-train-'));
+const main = join(dirname(fileURLToPath(import.meta.url)), '..', '..', 'lib', 'cli', 'main.js');
+const images = join(folder, 'images');
+
+beforeAll(async () => {
+  mkdirSync(images);
+  for (let i = 0; i < 24; i++) {
+    const colour = { r: (i * 53) % 256, g: (i * 97) % 256, b: (i * 31) % 256 };
+    await sharp({ create: { width: 20 + i, height: 30, channels: 3, background: colour } }).png().toFile(join(images, `${i}.png`));
+    writeFileSync(join(images, `${i}.txt`), `colour ${colour.r} ${colour.g} ${colour.b}`);
+  }
+});
+afterAll(() => {
+  rmSync(folder, { recursive: true, force: true });
+  expect(liveCount()).toBe(0);
+});
+
+function config(out: string, more: Partial<TrainConfigInput> = {}): TrainConfigInput {
+  return {
+    out: join(folder, out), seed: 5, dtype: 'f32', device: 'cpu', model: { variant: 'test' }, batch: 6, total: 12, checkpointEvery: 4,
+    data: { source: { type: 'folder', path: images }, transforms: [{ name: 'random-resized-crop', scale: [0.5, 1] }], trimVocabulary: true, workers: 1 },
+    optimizer: { warmup: 2, ema: 0.9 }, ...more,
+  };
+}
+
+async function run(input: TrainConfigInput, options: { resume?: boolean; stopAt?: number } = {}): Promise<{ metrics: StepMetrics[]; folder: string }> {
+  const stop = new AbortController();
+  const trainer = await Trainer.open(checkTrainConfig(input), options);
+  const metrics: StepMetrics[] = [];
+  try {
+    for await (const m of trainer.run(stop.signal)) {
+      metrics.push(m);
+      if (m.step === options.stopAt) stop.abort();
+    }
+    return { metrics, folder: await trainer.save() };
+  } finally {
+    await trainer.close();
+  }
+}
+
+const weights = (dir: string): Buffer => readFileSync(join(dir, 'model.safetensors'));
+const losses = (m: StepMetrics[]): number[] => m.map((x) => x.loss);
+
+test('an interrupted run continues to the same bits, whatever the number of workers', async () => {
+  const whole = await run(config('whole'));
+  expect(whole.metrics.map((m) => m.step)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
+  const first = await run(config('parts'), { stopAt: 5 });
+  const second = await run({ ...config('parts'), data: { ...config('parts').data, workers: 0 } }, { resume: true });
+  expect([...losses(first.metrics), ...losses(second.metrics)]).toEqual(losses(whole.metrics));
+  for (const file of ['model.safetensors', 'model_ema.safetensors', 'training_state.safetensors'])
+    expect(readFileSync(join(second.folder, file)).equals(readFileSync(join(whole.folder, file)))).toBe(true);
+  const lines = readFileSync(join(folder, 'parts', 'metrics.jsonl'), 'utf8').trim().split('\n').map((l) => (JSON.parse(l) as StepMetrics).step);
+  expect(lines).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
+  expect(listCheckpoints(join(folder, 'whole'))).toHaveLength(1);  // written by hand here; the command writes more
+}, 120000);
+
+test('a checkpoint is a Hugging Face folder that loads again', async () => {
+  const dir = listCheckpoints(join(folder, 'whole')).at(-1)!;
+  for (const f of ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'preprocessor_config.json'])
+    expect(existsSync(join(dir, f))).toBe(true);
+  const loaded = await loadModel(dir);
+  expect(loaded.vocab!.size).toBe(loaded.model.config.text.vocab);
+  expect(loaded.tokenizer).toBe(join(dir, 'tokenizer.json'));
+  loaded.model.dispose();
+}, 60000);
+
+test('what cannot work is refused in one sentence', async () => {
+  const refused = async (input: unknown, code: string, text: RegExp, options = {}): Promise<void> => {
+    await expect((async () => run(checkTrainConfig(input) as never, options))()).rejects.toMatchObject({ code, message: expect.stringMatching(text) as never });
+  };
+  await refused({ ...config('x'), bacth: 3 }, 'ERR_CONFIG', /unknown key "bacth" \(did you mean "batch"\?\)/);
+  await refused({ ...config('x'), optimizer: { lrate: 1 } }, 'ERR_CONFIG', /optimizer\.lrate/);
+  await refused({ ...config('x'), model: { variant: 'B/61x' } }, 'ERR_CONFIG', /no variant/);
+  await refused(config('whole'), 'ERR_CHECKPOINT', /already holds a run/);
+  await refused(config('nowhere'), 'ERR_CHECKPOINT', /no checkpoint/, { resume: true });
+  await refused({ ...config('x'), data: { source: { type: 'folder', path: join(folder, 'missing') } } }, 'ERR_DATA', /missing/);
+  await refused({ ...config('x'), data: { source: { type: 'webdataset', tars: join(folder, 'no.tar') } } }, 'ERR_DATA', /no\.tar/);
+  await refused({ ...config('x'), init: listCheckpoints(join(folder, 'whole')).at(-1)!, model: { variant: 'test', vision: { width: 64 } } },
+    'ERR_CHECKPOINT', /tensor ".+" is \[.+\] but this model needs/);
+}, 120000);
+
+test('a damaged checkpoint is refused, naming the file', async () => {
+  const dir = listCheckpoints(join(folder, 'whole')).at(-1)!;
+  const copy = join(folder, 'damaged');
+  mkdirSync(copy);
+  for (const f of ['config.json', 'model.safetensors', 'siglip2.json']) copyFileSync(join(dir, f), join(copy, f));
+  truncateSync(join(copy, 'model.safetensors'), weights(dir).length - 10);
+  await expect(loadModel(copy)).rejects.toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringContaining('model.safetensors') as never });
+}, 60000);
+
+test('a corrupt image and a picture without caption are counted skips that name the file', async () => {
+  writeFileSync(join(images, 'broken.png'), 'no picture');
+  writeFileSync(join(images, 'broken.txt'), 'never seen');
+  copyFileSync(join(images, '0.png'), join(images, 'mute.png'));
+  const trainer = await Trainer.open(checkTrainConfig(config('skips', { total: 8 })));
+  try {
+    for await (const m of trainer.run()) expect(Number.isFinite(m.loss)).toBe(true);
+    const said = trainer.loader.skips.summary();
+    expect(said).toContain('broken.png');
+    expect(said).toContain('mute');
+  } finally {
+    await trainer.close();
+    rmSync(join(images, 'broken.png'));
+    rmSync(join(images, 'broken.txt'));
+    rmSync(join(images, 'mute.png'));
+  }
+}, 60000);
+
+test('Ctrl-C saves and exits 130; --resume goes on', async () => {
+  const file = join(folder, 'config.json');
+  writeFileSync(file, JSON.stringify({ ...config('signal'), total: 100000, logEvery: 1, checkpointEvery: 0 }));
+  const child = spawn(process.execPath, [main, 'train', file], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let text = '';
+  child.stderr.on('data', (d: Buffer) => {
+    text += String(d);
+    if (/"step":3,/.test(text) && !child.killed) child.kill('SIGINT');
+  });
+  const status = await new Promise((resolve) => child.once('exit', resolve));
+  expect({ status, text: status === 130 ? '' : text }).toEqual({ status: 130, text: '' });
+  const saved = listCheckpoints(join(folder, 'signal'));
+  expect(saved).toHaveLength(1);
+  const step = (JSON.parse(readFileSync(join(saved[0]!, 'training_state.json'), 'utf8')) as { step: number }).step;
+  const again = spawnSync(process.execPath, [main, 'train', file, '--resume', '--set', `total=${step + 3}`, '--set', 'optimizer.warmup=2'], { encoding: 'utf8' });
+  expect({ status: again.status, stderr: again.status === 0 ? '' : again.stderr }).toEqual({ status: 0, stderr: '' });
+  expect(listCheckpoints(join(folder, 'signal')).at(-1)).toContain(String(step + 3));
+}, 120000);
+
+test('a full disk is an error that names the file; the earlier checkpoint stays', async () => {
+  const disk = join(folder, 'disk');
+  mkdirSync(disk);
+  if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=60m', 'tmpfs', disk]).status !== 0) {
+    console.warn('skipped: a small tmpfs cannot be mounted here');
+    return;
+  }
+  try {
+    const trainer = await Trainer.open(checkTrainConfig({ ...config('x', { total: 4 }), out: join(disk, 'run') }));
+    try {
+      for await (const m of trainer.run()) if (m.step === 2) break;
+      const first = await trainer.save();
+      const before = weights(first);
+      for await (const m of trainer.run()) if (m.step === 4) break;
+      writeFileSync(join(disk, 'filler'), Buffer.alloc(39 << 20));
+      await expect(trainer.save()).rejects.toMatchObject({ code: expect.stringMatching(/ERR_IO|ENOSPC/) as never });
+      expect(listCheckpoints(join(disk, 'run'))).toEqual([first]);
+      expect(weights(first).equals(before)).toBe(true);
+    } finally {
+      await trainer.close();
+    }
+  } finally {
+    spawnSync('umount', ['-l', disk]);
+  }
+}, 60000);
+
+test('the event loop stays free while training', async () => {
+  const { monitorEventLoopDelay } = await import('node:perf_hooks');
+  const delay = monitorEventLoopDelay({ resolution: 1 });
+  const trainer = await Trainer.open(checkTrainConfig(config('loop', { total: 60 })));
+  try {
+    for await (const m of trainer.run()) if (m.step === 5) delay.enable();
+    delay.disable();
+    console.info(`event-loop delay while training: p99 ${(delay.percentile(99) / 1e6).toFixed(1)} ms`);
+    expect(delay.percentile(50) / 1e6).toBeLessThan(100);
+  } finally {
+    await trainer.close();
+  }
+}, 60000);
