@@ -36,7 +36,8 @@ fi
 stamp=node_modules/.siglip2-lock
 if ! cmp -s package-lock.json "$stamp" 2>/dev/null; then
   note "npm packages"
-  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+  # `install`, not `ci`: the lock file names no registry, and npm 11's `ci` then misses other platforms' optional packages.
+  npm install --no-save --ignore-scripts --no-audit --no-fund --loglevel=error
   cp package-lock.json "$stamp"
 fi
 

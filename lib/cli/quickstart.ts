@@ -3,6 +3,7 @@ import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
+import type { Background } from '../data/background.js';
 import { buildEmojiDataset } from '../data/datasets/emoji.js';
 import { buildEvalSets, type EvalSet } from '../data/evalset.js';
 import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
@@ -44,6 +45,7 @@ export const command: Command = {
     const building = new Progress('artwork');
     let said = 0;
     const manifest = await buildEmojiDataset(source.path, {
+      ...(config.data.maxClasses === undefined ? {} : { maxClasses: config.data.maxClasses }),
       onProgress: ({ done, total, studio }) => {
         if (total > 0 && (done - said > total / 20 || done === total)) building.update(said = done, total, { studio });
       },
@@ -64,7 +66,11 @@ export const command: Command = {
     const loaded = await loadModel(trained.checkpoint);
     try {
       const size = loaded.model.config.vision.imageSize;
-      const suite = await buildEvalSets(source.path, { size, seed: config.seed });
+      // Evaluation places artwork as training does, with seeds that training never uses.
+      const place = config.data.transforms.find((t) => t.name === 'place') as { scale?: [number, number]; backgrounds?: Background[] } | undefined;
+      const suite = await buildEvalSets(source.path, {
+        size, seed: config.seed, ...(place?.scale ? { scale: place.scale } : {}), ...(place?.backgrounds ? { backgrounds: place.backgrounds } : {}),
+      });
       const tokenizer = await tokenizerOf(loaded);
       const progress = new Progress('evaluate');
       const sets: Record<string, SetResult> = {};

@@ -14,6 +14,7 @@
 import { DataError } from '../errors.js';
 import { resizeImage } from '../native.js';
 import { applyTransforms, type ImageTransform } from './augment.js';
+import type { Background } from './background.js';
 import { readManifest, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader } from './files.js';
 import { decodeImage, premultiply, type RawImage } from './image.js';
@@ -72,6 +73,8 @@ export interface EvalSetOptions {
   perClass?: number;
   /** Longer side of placed artwork as a part of the square's. Default [0.4, 1]. */
   scale?: [number, number];
+  /** What placed artwork lies on; default all kinds. */
+  backgrounds?: Background[];
   /** A class must be drawn by the test studio and by this many training studios. Default 3. */
   minStudios?: number;
   /** Keeps only the first classes, for tests. */
@@ -125,7 +128,9 @@ export async function buildEvalSets(folder: string, options: EvalSetOptions): Pr
   try {
     const train = await source('train');
     const out: EvalSet[] = [];
-    const placed: ImageTransform[] = [{ name: 'place', scale }];
+    const placed: ImageTransform[] = [
+      { name: 'place', scale, ...(options.backgrounds ? { backgrounds: options.backgrounds } : {}) },
+    ];
     for (const name of sets) {
       const from =
         name === 'seen-placed' ? train : await source(name === 'val-placed' ? 'val' : 'test');

@@ -4,7 +4,6 @@
  */
 import sharp from 'sharp';
 import { DataError } from '../errors.js';
-import { decodeSimplePng } from './png.js';
 
 // One image is decoded on one thread: the loader's workers are the parallelism, and more threads
 // than cores lose.
@@ -65,10 +64,6 @@ export async function decodeImage(
   options: DecodeOptions = {},
 ): Promise<RawImage> {
   const { alpha = 'white', maxPixels = 178_956_970 } = options;
-  const simple = decodeSimplePng(bytes);
-  if (simple !== undefined && simple.width * simple.height <= maxPixels) {
-    return simple.channels === 3 || alpha === 'keep' ? simple : withoutAlpha(simple, alpha);
-  }
   try {
     let image = sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels })
       .autoOrient()
@@ -92,17 +87,6 @@ export async function decodeImage(
       { cause },
     );
   }
-}
-
-/** Four channels to three: on white, or alpha forgotten. */
-function withoutAlpha(image: RawImage, alpha: AlphaMode): RawImage {
-  const { data, height, width } = image;
-  const out = new Uint8Array(height * width * 3);
-  for (let i = 0, j = 0; i < data.length; i += 4, j += 3) {
-    const a = alpha === 'white' ? (data[i + 3] as number) : 255;
-    for (let c = 0; c < 3; c++) out[j + c] = div255((data[i + c] as number) * a + 255 * (255 - a));
-  }
-  return { data: out, height, width, channels: 3 };
 }
 
 /** One or two channels (grey, alpha) to three or four. */

@@ -53,6 +53,8 @@ export const trainConfigSchema = z.strictObject({
     workers: z.int().min(0).optional(),
     cacheBytes: z.int().min(0).optional(),
     maxSkips: z.int().min(0).optional(),
+    /** Of the emoji data set that the quickstart builds: only its first classes. */
+    maxClasses: count.optional(),
   }),
   batch: count,
   total: duration,

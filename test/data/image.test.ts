@@ -2,7 +2,6 @@ import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
 import { applyTransforms, checkTransforms, type ImageTransform } from '../../lib/data/augment.js';
 import { decodeImage, div255, premultiply } from '../../lib/data/image.js';
-import { decodeSimplePng } from '../../lib/data/png.js';
 import { Random } from '../../lib/data/random.js';
 import { resizeImage } from '../../lib/native.js';
 import { pilResize } from './pil_resize.js';
@@ -216,47 +215,6 @@ test('random numbers: unrelated streams, no bias, exact shuffles', () => {
   expect(first.size).toBe(2000);
   expect(new Random(2 ** 40).uint32()).not.toBe(new Random(2 ** 41).uint32());
   expect(new Random(0, 1).uint32()).not.toBe(new Random(1, 0).uint32());
-});
-
-test('simple PNGs decode as sharp decodes them, and damage never gets through', async () => {
-  const random = new Random(11);
-  for (const channels of [3, 4] as const) {
-    for (const [width, height] of [
-      [1, 1],
-      [7, 5],
-      [96, 96],
-    ] as const) {
-      // Smooth, flat and noisy parts make the encoder use every filter.
-      const data = Buffer.from(
-        Array.from({ length: width * height * channels }, (_, i) =>
-          i % 5 === 0 ? random.below(256) : (i >> 3) & 255,
-        ),
-      );
-      const image = sharp(data, { raw: { width, height, channels } });
-      for (const adaptiveFiltering of [true, false]) {
-        const png = await image.clone().png({ adaptiveFiltering }).toBuffer();
-        const simple = decodeSimplePng(png);
-        expect([simple?.width, simple?.height, simple?.channels]).toEqual([
-          width,
-          height,
-          channels,
-        ]);
-        expect(Buffer.from(simple?.data ?? []).equals(data)).toBe(true);
-        for (let k = 0; k < 200; k++) {
-          const bad = Buffer.from(png);
-          const at = random.below(bad.length);
-          bad[at] = (bad[at] as number) ^ (1 << random.below(8));
-          const cut = random.uniform() < 0.3 ? bad.subarray(0, random.below(bad.length)) : bad;
-          expect(decodeSimplePng(cut)).toBeUndefined();
-        }
-      }
-    }
-  }
-  const palette = await sharp(await picture(3))
-    .png({ palette: true })
-    .toBuffer();
-  expect(decodeSimplePng(palette)).toBeUndefined();
-  expect(decodeSimplePng(await sharp(red).png({ progressive: true }).toBuffer())).toBeUndefined();
 });
 
 test('the short way for PNGs lays transparency on white as sharp does', async () => {
