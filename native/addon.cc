@@ -329,7 +329,7 @@ Value build_info(Instance&, const CallbackInfo& info) {
 #else
   o.Set("cuda", "none");
 #endif
-  o.Set("isa", use_avx512() ? "avx512" : "avx2");
+  o.Set("isa", use_avx512() && has_avx512_kernels ? "avx512" : "avx2");
   o.Set("nativeBf16", has_native_bf16());
   o.Set("onednn", onednn_version());
   o.Set("threads", thread_count());

@@ -8,6 +8,8 @@ std::vector<OpEntry>& op_table() {
   return *table;
 }
 
+bool has_avx512_kernels = false;
+
 bool use_avx512() {
 #if defined(__x86_64__)
   const char* wish = std::getenv("SIGLIP2_ISA");

@@ -43,6 +43,7 @@ struct OpEntry {
 };
 std::vector<OpEntry>& op_table();  // filled before main by OP()
 bool use_avx512();                 // this CPU has AVX-512 F, BW, DQ, VL, and SIGLIP2_ISA does not say avx2
+extern bool has_avx512_kernels;    // this build has them; set by OP()
 
 template <class... A> std::vector<Arg> args_of(void (*)(Stream&, A...)) { return {arg_of<A>()...}; }
 template <class... A> std::function<void(Stream&, const Value*)> bind_kernel(void (*kernel)(Stream&, A...)) {
@@ -53,6 +54,7 @@ template <class... A> std::function<void(Stream&, const Value*)> bind_kernel(voi
 }
 struct OpRegistration {
   template <class F> OpRegistration(const char* name, F* avx2, F* avx512, F* cuda) {
+    has_avx512_kernels = avx512 != nullptr;
     op_table().push_back({name, args_of(avx2), bind_kernel(avx512 && use_avx512() ? avx512 : avx2), bind_kernel(cuda)});
   }
 };

@@ -11,6 +11,7 @@ import { evaluateSuite, retrieve, tokenizerOf, type SetResult } from '../eval/ze
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { loadModel } from '../model/files.js';
+import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
 import { presets } from '../train/presets.js';
 import type { StepMetrics } from '../train/trainer.js';
@@ -27,17 +28,20 @@ const QUERIES: [language: string, codePoints: string][] = [
 const SET = 'unseen-studio-placed';
 
 export const command: Command = {
-  usage: 'quickstart [--preset quickstart] [--set key=value]… [--seed N]',
+  usage: 'quickstart [--preset quickstart] [--minutes 2] [--set key=value]… [--seed N]',
   summary: 'trains a small multilingual model on emoji artwork in about two minutes and shows what it learnt',
   async run(args) {
     const { values } = parseArgs({
       args, options: {
         preset: { type: 'string', default: 'quickstart' }, set: { type: 'string', multiple: true, default: [] }, seed: { type: 'string' },
+        minutes: { type: 'string', default: '2' },
       },
     });
     const preset = presets[values.preset];
     if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
-    const config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
+    const minutes = Number(values.minutes);
+    if (!(minutes > 0 && minutes < 1e5)) throw new ConfigError(`--minutes must be a positive number but is "${values.minutes}"`);
+    let config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
     const source = config.data.source;
     if (source.type !== 'emoji') throw new ConfigError('quickstart trains on the emoji data set; use `siglip2 train` for others');
     const command = ['siglip2 quickstart', ...args].join(' ');
@@ -46,6 +50,7 @@ export const command: Command = {
     let said = 0;
     const manifest = await buildEmojiDataset(source.path, {
       ...(config.data.maxClasses === undefined ? {} : { maxClasses: config.data.maxClasses }),
+      ...(config.data.sequences === undefined ? {} : { sequences: config.data.sequences }),
       onProgress: ({ done, total, studio }) => {
         if (total > 0 && (done - said > total / 20 || done === total)) building.update(said = done, total, { studio });
       },
@@ -59,6 +64,12 @@ export const command: Command = {
       const old = `${config.out}.previous`;
       rmSync(old, { recursive: true, force: true });
       renameSync(config.out, old);
+    }
+    // As long as asked on any machine: its speed decides how many steps that is, unless the steps were given.
+    if (!values.set.some((set) => set.startsWith('total='))) {
+      const steps = await stepsIn(60 * minutes, config);
+      console.error(`${minutes} minutes of training are ${steps} steps here; \`--set total=${steps}\` repeats this very run`);
+      config = { ...config, total: steps };
     }
     const trained = await train(config);
     if (trained.interrupted) return 130;

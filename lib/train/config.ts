@@ -55,6 +55,8 @@ export const trainConfigSchema = z.strictObject({
     maxSkips: z.int().min(0).optional(),
     /** Of the emoji data set that the quickstart builds: only its first classes. */
     maxClasses: count.optional(),
+    /** The same: whether joined emoji ("man judge") are classes too. */
+    sequences: z.boolean().optional(),
   }),
   batch: count,
   total: duration,

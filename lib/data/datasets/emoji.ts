@@ -158,6 +158,8 @@ export interface EmojiOptions {
   derived?: boolean;
   /** With `derived`: also sequences with a skin tone, each a class of its own. Default false. */
   skinTones?: boolean;
+  /** Whether people made of joined code points ("man judge", "woman judge") are classes too. Default true. */
+  sequences?: boolean;
   /** Keeps only the first classes, for tests. Default: all. */
   maxClasses?: number;
   /** Samples in one shard. Default 1000. */
@@ -177,7 +179,7 @@ export interface EmojiProgress {
   total: number;
 }
 
-const kFormat = 1;
+const kFormat = 2;
 /** Drawing runs on libvips' threads; more than the cores of a small machine gains nothing. */
 const kParallel = 4;
 
@@ -222,6 +224,7 @@ export async function buildEmojiDataset(
         names: [legacyNames, studioNames],
         derived: options.derived ?? false,
         skinTones: options.skinTones ?? false,
+        sequences: options.sequences ?? true,
         maxClasses: options.maxClasses ?? null,
         packages: [...folders.values(), cldrFolder].map((f) => packageVersion(f).version),
       }),
@@ -310,7 +313,7 @@ export async function buildEmojiDataset(
           const group = slice.slice(i, i + kParallel);
           const images = await Promise.all(
             group.map(async ({ codePoints }) => {
-              const svg = svgOf(set, icons.get(codePoints) as string, size);
+              const svg = svgOf(set, icons.get(codePoints) as string, 2 * size);
               return svg === undefined ? undefined : render(svg, size).catch(() => undefined);
             }),
           );

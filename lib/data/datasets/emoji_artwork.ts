@@ -116,14 +116,28 @@ export function svgOf(set: IconSet, name: string, size: number): string | undefi
   );
 }
 
-/** Draws an icon as an RGBA PNG; undefined when nothing is visible. */
+/**
+ * Draws an icon as a square RGBA PNG whose longer side the drawing fills, whatever margin its studio leaves: the drawing's
+ * size is then what `place` says it is. Undefined when nothing is visible.
+ * @param svg from svgOf(…, 2 * size)
+ */
 export async function render(svg: string, size: number): Promise<Buffer | undefined> {
-  const image = sharp(Buffer.from(svg)).resize(size, size, { fit: 'fill' }).ensureAlpha();
+  const large = 2 * size;
+  const image = sharp(Buffer.from(svg)).resize(large, large, { fit: 'fill' }).ensureAlpha();
   const { data } = await image.raw().toBuffer({ resolveWithObject: true });
-  let visible = false;
-  for (let i = 3; i < data.length && !visible; i += 4) visible = (data[i] as number) > 32;
-  if (!visible) return undefined;
-  return sharp(data, { raw: { width: size, height: size, channels: 4 } })
+  let top = large, bottom = -1, left = large, right = -1;
+  for (let y = 0; y < large; y++)
+    for (let x = 0; x < large; x++) {
+      if ((data[(y * large + x) * 4 + 3] as number) <= 32) continue;
+      top = Math.min(top, y);
+      bottom = y;
+      left = Math.min(left, x);
+      right = Math.max(right, x);
+    }
+  if (bottom < 0) return undefined;
+  return sharp(data, { raw: { width: large, height: large, channels: 4 } })
+    .extract({ left, top, width: right - left + 1, height: bottom - top + 1 })
+    .resize(size, size, { fit: 'contain', background: { r: 0, g: 0, b: 0, alpha: 0 } })
     .png({ compressionLevel: 6 })
     .toBuffer();
 }

@@ -88,6 +88,7 @@ export function readClassTexts(options: EmojiOptions, languages: readonly string
     )
       continue;
     if (/\p{Emoji_Modifier}/u.test(char) && !(options.skinTones ?? false)) continue;
+    if (char.includes('\u200d') && !(options.sequences ?? true)) continue;
     const names: Record<string, string> = {};
     const captions: Record<string, string[]> = {};
     let count = 0;
