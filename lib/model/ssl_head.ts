@@ -62,7 +62,8 @@ export function sslHead(p: ParamStore, name: SslHeadName, x: Tensor): Tensor {
   const layer = (input: Tensor, part: string, gelu: boolean): Tensor =>
     linear(input, p.get(`${name}.${part}.weight`), p.get(`${name}.${part}.bias`), { gelu });
   const projected = layer(layer(layer(x, 'fc1', true), 'fc2', true), 'fc3', false);
-  return weightNormLinear(l2Normalize(projected), p.get(`${name}.prototypes.weight`));
+  // Fresh projections are short, so the default epsilon would bend them.
+  return weightNormLinear(l2Normalize(projected, 1e-12), p.get(`${name}.prototypes.weight`));
 }
 
 /** Tokens of chosen patches: (B, N, D) and (M) i32 rows of B·N, ascending → (M, D). */

@@ -11,7 +11,8 @@ const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Ha
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
-const EPS = 1e-8;
+/** Far below every norm, so that it only keeps a row of zeros from dividing by zero. */
+const EPS = 1e-12;
 
 /**
  * Linear layer whose weight rows are used at unit length, without bias: `y = x · (w_n / ‖w_n‖)ᵀ`. This is weight
