@@ -3,7 +3,7 @@
  * ImageOps) and therefore to what DINO-style augmentation does through torchvision. All work in place on (n, 3) bytes.
  */
 
-const { fround, trunc, floor, sqrt, max, min } = Math;
+const { fround, trunc, floor, imul, sqrt, max, min } = Math;
 
 /** PIL's blend of one value with another: float32, clipped, truncated. */
 function blend(from: number, to: number, factor: number): number {
@@ -107,10 +107,11 @@ export function gaussianBlur(rgb: Uint8Array, height: number, width: number, sig
   const wide = boxRadius(sigma), radius = trunc(wide);
   const inner = trunc(fround(16777216 / fround(fround(wide * 2) + 1)));
   const outer = trunc((16777216 - (radius * 2 + 1) * inner) / 2);
-  const line = new Uint8Array(max(height, width));
+  const room = max(height, width) + 2 * (radius + 1);
+  const lines: [Uint8Array, Uint8Array] = [new Uint8Array(room), new Uint8Array(room)];
   for (let y = 0; y < height; y++)
-    for (let c = 0; c < 3; c++) boxFilter(rgb, y * width * 3 + c, 3, width, line, radius, inner, outer);
-  for (let i = 0; i < width * 3; i++) boxFilter(rgb, i, width * 3, height, line, radius, inner, outer);
+    for (let c = 0; c < 3; c++) boxFilters(rgb, y * width * 3 + c, 3, width, lines, radius, inner, outer);
+  for (let i = 0; i < width * 3; i++) boxFilters(rgb, i, width * 3, height, lines, radius, inner, outer);
 }
 
 /** Half width of the box whose threefold use has this deviation; all in float32, as PIL computes it. */
@@ -125,22 +126,28 @@ function boxRadius(sigma: number): number {
 
 /**
  * PASSES box filters over one line of `count` values `step` apart. Weights are 24-bit fixed point: `inner` for the
- * 2·radius + 1 values inside, `outer` for the one beyond on either side.
+ * 2·radius + 1 values inside, `outer` for the one beyond on either side. `lines` is workspace: a line with its edges
+ * repeated radius + 1 times, so that the loops need not ask where they are.
  */
-function boxFilter(data: Uint8Array, start: number, step: number, count: number, line: Uint8Array, radius: number,
-  inner: number, outer: number): void {
-  const last = count - 1;
+function boxFilters(data: Uint8Array, start: number, step: number, count: number, lines: readonly [Uint8Array, Uint8Array],
+  radius: number, inner: number, outer: number): void {
+  const edge = radius + 1, width = 2 * edge;
+  let [from, to] = lines;
+  for (let x = 0, at = start; x < count; x++, at += step) from[edge + x] = data[at]!;
   for (let pass = 0; pass < PASSES; pass++) {
-    for (let x = 0, at = start; x < count; x++, at += step) line[x] = data[at]!;
-    let sum = line[0]! * (radius + 1);  // the window around −1
-    for (let x = 0; x < radius; x++) sum += line[x < last ? x : last]!;
-    for (let x = 0, at = start; x < count; x++, at += step) {
-      const before = x - radius - 1, after = x + radius + 1;
-      const left = line[before > 0 ? before : 0]!;
-      sum += line[after - 1 < last ? after - 1 : last]! - left;
-      const right = line[after < last ? after : last]!;
-      // Below 2³², exact in a double; the product with a power of two drops the fraction.
-      data[at] = ((sum * inner + (left + right) * outer + 8388608) * 2 ** -24) | 0;
+    for (let x = 0; x < edge; x++) {
+      from[x] = from[edge]!;
+      from[edge + count + x] = from[edge + count - 1]!;
     }
+    let sum = 0;  // over the window around −1
+    for (let x = 0; x < width - 1; x++) sum += from[x]!;
+    for (let x = 0; x < count; x++) {
+      const left = from[x]!;
+      sum = (sum + from[x + width - 1]! - left) | 0;
+      // Both products together stay below 2³², so arithmetic modulo 2³² is exact.
+      to[edge + x] = (imul(sum, inner) + imul(left + from[x + width]!, outer) + 8388608) >>> 24;
+    }
+    [from, to] = [to, from];
   }
+  for (let x = 0, at = start; x < count; x++, at += step) data[at] = from[edge + x]!;
 }

@@ -102,6 +102,38 @@ export function patchesOf(config: ViewsConfig): number {
   return Math.floor(config.global.size / config.patch) ** 2;
 }
 
+/** The views of a batch of B samples. */
+export interface ViewBatch {
+  /** (B, S, S, 3) */
+  globalViews: Uint8Array;
+  /** (V·B, s, s, 3), view by view: view v of sample b is at v·B + b. */
+  localViews: Uint8Array;
+  /** (B, N), 1 where a patch of the global view is masked; the same number in every row. */
+  masks: Uint8Array;
+  /** S and s. */
+  globalSize: number;
+  localSize: number;
+}
+
+/** Room for the views of a batch. */
+export function emptyViews(config: ViewsConfig, size: number): ViewBatch {
+  const { global: { size: S }, local: { size: s } } = config;
+  return {
+    globalViews: new Uint8Array(size * S * S * 3), localViews: new Uint8Array(config.locals * size * s * s * 3),
+    masks: new Uint8Array(size * patchesOf(config)), globalSize: S, localSize: s,
+  };
+}
+
+/** Where the views of sample `slot` of a batch go. */
+export function viewTargets(batch: ViewBatch, slot: number, config: ViewsConfig): ViewTargets {
+  const size = batch.masks.length / patchesOf(config);
+  const part = (all: Uint8Array, i: number, of: number): Uint8Array => all.subarray(i * (all.length / of), (i + 1) * (all.length / of));
+  return {
+    global: part(batch.globalViews, slot, size), mask: part(batch.masks, slot, size),
+    locals: Array.from({ length: config.locals }, (_, v) => part(batch.localViews, v * size + slot, config.locals * size)),
+  };
+}
+
 /** Where the views of a sample go. */
 export interface ViewTargets {
   /** (S, S, 3) */

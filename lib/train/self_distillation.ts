@@ -6,6 +6,7 @@
  *   each step:  const { roots, ... } = ssl.losses(views);  backward([...others, ...roots]);
  *               optimizer.update(lr);  ssl.afterUpdate();
  */
+import type { ViewBatch } from '../data/views.js';
 import { ConfigError } from '../errors.js';
 import { distillationLoss, SSL_WEIGHTS, sslFactor, TEMPERATURES, type Temperatures } from '../losses/distill.js';
 import { maskedLoss, maskedRows } from '../losses/masked.js';
@@ -23,18 +24,6 @@ export interface SelfDistillationOptions {
   distillWeight: number;
   /** Weight of masked prediction, the factor of the size included. */
   maskedWeight: number;
-}
-
-/** Views of a batch on the host. */
-export interface ViewBatch {
-  /** (B, S, S, 3) u8. */
-  globalViews: Uint8Array;
-  /** (V·B, s, s, 3) u8, view by view. */
-  localViews: Uint8Array;
-  /** (B, N) u8, the same number set in every row. */
-  masks: Uint8Array;
-  globalSize: number;
-  localSize: number;
 }
 
 /** Tensors of one step; the caller's scope owns them. */

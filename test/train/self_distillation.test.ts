@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
 import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
+import type { ViewBatch } from '../../lib/data/views.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { maskedRows } from '../../lib/losses/masked.js';
 import { modelConfig } from '../../lib/model/config.js';
@@ -13,7 +14,7 @@ import { Siglip2Model, type ModelOptions } from '../../lib/model/siglip2.js';
 import { backward } from '../../lib/tape.js';
 import { liveCount, scope } from '../../lib/tensor.js';
 import { AdamW } from '../../lib/train/optimizer.js';
-import { SelfDistillation, type ViewBatch } from '../../lib/train/self_distillation.js';
+import { SelfDistillation } from '../../lib/train/self_distillation.js';
 import { errorOf } from '../data/support.js';
 import { generator, normal } from '../harness.js';
 
