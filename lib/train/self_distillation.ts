@@ -5,6 +5,9 @@
  *   const ssl = new SelfDistillation(model, optimizer);      // after optimizer.resetEma()
  *   each step:  const { roots, ... } = ssl.losses(views);  backward([...others, ...roots]);
  *               optimizer.update(lr);  ssl.afterUpdate();
+ *
+ * The roots may have a backward() of their own, before or after that of the other losses: gradients add up, and the
+ * activations of one part are gone before those of the next are made.
  */
 import type { ViewBatch } from '../data/views.js';
 import { ConfigError } from '../errors.js';
