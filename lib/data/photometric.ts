@@ -129,8 +129,8 @@ function boxRadius(sigma: number): number {
  * 2·radius + 1 values inside, `outer` for the one beyond on either side. `lines` is workspace: a line with its edges
  * repeated radius + 1 times, so that the loops need not ask where they are.
  */
-function boxFilters(data: Uint8Array, start: number, step: number, count: number, lines: readonly [Uint8Array, Uint8Array],
-  radius: number, inner: number, outer: number): void {
+function boxFilters(data: Uint8Array, start: number, step: number, count: number,
+  lines: readonly [Uint8Array, Uint8Array], radius: number, inner: number, outer: number): void {
   const edge = radius + 1, width = 2 * edge;
   let [from, to] = lines;
   for (let x = 0, at = start; x < count; x++, at += step) from[edge + x] = data[at]!;

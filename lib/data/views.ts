@@ -50,13 +50,15 @@ export interface ViewsConfig {
 }
 
 const COMMON = {
-  ratio: [3 / 4, 4 / 3] as [number, number], flip: 0.5, colour: 0.8, brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1,
+  ratio: [3 / 4, 4 / 3] as [number, number], flip: 0.5,
+  colour: 0.8, brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1,
   greyscale: 0.2, sigma: [0.1, 2] as [number, number],
 };
 
 /**
  * The recipe's views: a global one of 40–100 % of the area, eight local ones of 5–40 % at 96 px (or three eighths of a
- * smaller global view), half of the patches masked. Solarisation belongs to DINO's second global view, of which there is none, so it is off.
+ * smaller global view), half of the patches masked. Solarisation belongs to DINO's second global view, of which there is
+ * none, so it is off.
  * @param size side of the global view: the model's image size
  */
 export function viewsConfig(size: number, patch: number, changes: {
@@ -70,11 +72,15 @@ export function viewsConfig(size: number, patch: number, changes: {
   });
 }
 
+/** Settings that are a probability or a share. */
+const SHARES = ['flip', 'colour', 'brightness', 'contrast', 'saturation', 'greyscale', 'blur', 'solarise'] as const;
+
 /** Returns the config if its numbers make sense. @throws ConfigError naming the field, what it must be, what it is */
 export function checkViews(config: ViewsConfig): ViewsConfig {
   const number = (name: string, v: number, low: number, high: number, whole = false): void => {
     if (!(v >= low && v <= high) || (whole && !Number.isInteger(v)))
-      throw new ConfigError(`views: ${name} must be ${whole ? 'an integer' : 'a number'} in [${low}, ${high}] but is ${JSON.stringify(v)}`);
+      throw new ConfigError(`views: ${name} must be ${whole ? 'an integer' : 'a number'} in [${low}, ${high}] but is ` +
+        JSON.stringify(v));
   };
   const range = (name: string, v: readonly number[], low: number, high: number): void => {
     if (!(v.length === 2 && v[0]! >= low && v[0]! <= v[1]! && v[1]! <= high))
@@ -88,12 +94,13 @@ export function checkViews(config: ViewsConfig): ViewsConfig {
     range(`${kind}.scale`, v.scale, 0.001, 1);
     range(`${kind}.ratio`, v.ratio, 0.1, 10);
     range(`${kind}.sigma`, v.sigma, 0, 100);
-    for (const key of ['flip', 'colour', 'brightness', 'contrast', 'saturation', 'greyscale', 'blur', 'solarise'] as const) number(`${kind}.${key}`, v[key], 0, 1);
+    for (const key of SHARES) number(`${kind}.${key}`, v[key], 0, 1);
     number(`${kind}.hue`, v.hue, 0, 0.5);
   }
   const N = patchesOf(config), hidden = Math.round(config.masked * N);
   if (!(config.masked > 0 && config.masked < 1 && hidden >= 1 && hidden < N))
-    throw new ConfigError(`views: masked must be a share in (0, 1) that hides some of the ${N} patches and leaves some but is ${config.masked}`);
+    throw new ConfigError(`views: masked must be a share in (0, 1) that hides some of the ${N} patches and leaves some ` +
+      `but is ${config.masked}`);
   return config;
 }
 
@@ -127,10 +134,12 @@ export function emptyViews(config: ViewsConfig, size: number): ViewBatch {
 /** Where the views of sample `slot` of a batch go. */
 export function viewTargets(batch: ViewBatch, slot: number, config: ViewsConfig): ViewTargets {
   const size = batch.masks.length / patchesOf(config);
-  const part = (all: Uint8Array, i: number, of: number): Uint8Array => all.subarray(i * (all.length / of), (i + 1) * (all.length / of));
+  const part = (all: Uint8Array, i: number, of: number): Uint8Array =>
+    all.subarray(i * (all.length / of), (i + 1) * (all.length / of));
   return {
     global: part(batch.globalViews, slot, size), mask: part(batch.masks, slot, size),
-    locals: Array.from({ length: config.locals }, (_, v) => part(batch.localViews, v * size + slot, config.locals * size)),
+    locals: Array.from({ length: config.locals }, (_, v) =>
+      part(batch.localViews, v * size + slot, config.locals * size)),
   };
 }
 

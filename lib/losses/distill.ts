@@ -38,7 +38,8 @@ export function sslFactor(config: ModelConfig): number {
 }
 
 /**
- * Mean over images and local views of the cross-entropy between the teacher's view of the whole and the student's of a part.
+ * Mean over images and local views of the cross-entropy between the teacher's view of the whole and the student's of a
+ * part.
  * @param p the student's parameters
  * @param views (V·B, s, s, 3) u8 local views, view by view: row v·B + b belongs to image b
  * @param target the teacher's logits (B, K) for the global views

@@ -28,8 +28,8 @@ export function maskedRows(mask: Uint8Array): Int32Array {
  * @param target the teacher's logits (M, K) at those rows
  * @returns (1), a root of backward()
  */
-export function maskedLoss(p: ParamStore, config: ModelConfig, images: Tensor, mask: Tensor, rows: Tensor, target: Target,
-  o: TowerOptions, t: Temperatures = TEMPERATURES): Tensor {
+export function maskedLoss(p: ParamStore, config: ModelConfig, images: Tensor, mask: Tensor, rows: Tensor,
+  target: Target, o: TowerOptions, t: Temperatures = TEMPERATURES): Tensor {
   const tokens = visionTokens(p, config, images, o, { mask, token: p.get('ssl.mask_token') });
   const logits = sslHead(p, 'ssl.patch_head', tokensAt(tokens, rows));
   return distillLoss(logits, target.logits, target.centre,

@@ -32,20 +32,24 @@ export type SslHeadName = 'ssl.image_head' | 'ssl.patch_head';
 
 /**
  * Parameters of both heads and of the mask token, in storage order. The MLP starts at N(0, 0.02²) with zero biases, as
- * DINO's, so does the mask token; prototypes start as PyTorch's linear layer does, in deviation: only their direction counts.
+ * DINO's, so does the mask token; prototypes start with the deviation of PyTorch's linear layer: only their direction
+ * counts.
  * @throws ConfigError when a size is no positive integer
  */
 export function sslShapes(config: ModelConfig, head: SslHeadConfig = SSL_HEAD): ParameterShape[] {
   for (const [key, n] of Object.entries(head))
-    if (!Number.isSafeInteger(n) || n < 1) throw new ConfigError(`self-distillation head: ${key} must be a positive integer but is ${n}`);
+    if (!Number.isSafeInteger(n) || n < 1)
+      throw new ConfigError(`self-distillation head: ${key} must be a positive integer but is ${n}`);
   const { hidden, bottleneck } = head, D = config.vision.width;
   const layer = (name: string, rows: number, columns: number): ParameterShape[] => [
     { name: `${name}.weight`, shape: [rows, columns], init: { kind: 'normal', std: 0.02 }, decay: true },
     { name: `${name}.bias`, shape: [rows], init: { kind: 'zeros' }, decay: false },
   ];
   const shapes = (name: SslHeadName, prototypes: number): ParameterShape[] => [
-    ...layer(`${name}.fc1`, hidden, D), ...layer(`${name}.fc2`, hidden, hidden), ...layer(`${name}.fc3`, bottleneck, hidden),
-    { name: `${name}.prototypes.weight`, shape: [prototypes, bottleneck], init: { kind: 'normal', std: (3 * bottleneck) ** -0.5 }, decay: true },
+    ...layer(`${name}.fc1`, hidden, D), ...layer(`${name}.fc2`, hidden, hidden),
+    ...layer(`${name}.fc3`, bottleneck, hidden),
+    { name: `${name}.prototypes.weight`, shape: [prototypes, bottleneck],
+      init: { kind: 'normal', std: (3 * bottleneck) ** -0.5 }, decay: true },
   ];
   return [
     ...shapes('ssl.image_head', head.prototypes), ...shapes('ssl.patch_head', head.patchPrototypes),

@@ -68,15 +68,16 @@ export class Teacher {
 
   /** What a checkpoint keeps of the teacher beside the average. */
   async read(): Promise<Map<string, Float32Array>> {
-    return new Map([['image_centre', await this.imageCentre.read() as Float32Array], ['patch_centre', await this.patchCentre.read() as Float32Array]]);
+    const [image, patch] = await Promise.all([this.imageCentre.read(), this.patchCentre.read()]);
+    return new Map([['image_centre', image as Float32Array], ['patch_centre', patch as Float32Array]]);
   }
   /** @throws CheckpointError when a centre is missing or of another size */
   write(state: ReadonlyMap<string, Float32Array>): void {
     for (const [name, to] of [['image_centre', this.imageCentre], ['patch_centre', this.patchCentre]] as const) {
       const data = state.get(name);
       if (data?.length !== to.size) {
-        throw new CheckpointError(`the checkpoint's teacher state "${name}" has ${data?.length ?? 'no'} values where the heads ` +
-          `need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
+        throw new CheckpointError(`the checkpoint's teacher state "${name}" has ${data?.length ?? 'no'} values where ` +
+          `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
       }
       to.write(data);
     }

@@ -45,10 +45,12 @@ export function visionPositions(p: ParamStore, config: ModelConfig, rows: number
  * @param masked patches to hide
  * @returns (B, N, D), N = floor(H / patch) · floor(W / patch), row-major
  */
-export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions, masked?: PatchMask): Tensor {
+export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions,
+  masked?: PatchMask): Tensor {
   const { heads, depth, patch } = config.vision;
   const [rows, columns] = [1, 2].map((axis) => Math.floor((pixels.shape[axis] ?? 0) / patch)) as [number, number];
-  check(rows > 0 && columns > 0, 'visionTokens', `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`);
+  check(rows > 0 && columns > 0, 'visionTokens',
+    `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`);
   const position = visionPositions(p, config, rows, columns);
   const x = patchEmbed(pixels, p.get(`${EMBEDDINGS}.patch_embedding.weight`), p.get(`${EMBEDDINGS}.patch_embedding.bias`),
     position, { patch, dtype: o.dtype });

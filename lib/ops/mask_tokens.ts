@@ -4,8 +4,10 @@ import { gradHandle, needsGrad, Param, record } from '../tape.js';
 import { empty, zeros, type Tensor } from '../tensor.js';
 
 type Sizes = [B: number, N: number, D: number];
-const forward = op<[y: Handle, x: Handle, token: Handle, position: Handle, mask: Handle, ...Sizes]>('mask_tokens_forward');
-const back = op<[dx: Handle, dtoken: Handle, dposition: Handle, dy: Handle, mask: Handle, ...Sizes]>('mask_tokens_backward');
+const forward = op<[y: Handle, x: Handle, token: Handle, position: Handle, mask: Handle,
+  ...Sizes]>('mask_tokens_forward');
+const back = op<[dx: Handle, dtoken: Handle, dposition: Handle, dy: Handle, mask: Handle,
+  ...Sizes]>('mask_tokens_backward');
 
 /**
  * Replaces the masked patches of embedded images by a learned token; their positions stay (SigLIP 2 §2.3).
@@ -34,7 +36,8 @@ export function maskTokens(x: Tensor, token: Tensor, position: Tensor, mask: Ten
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, x.device) : null;
       const dposition = needsGrad(computed) ? zeros([N, D], 'f32', x.device) : null;
-      back(dx?.handle ?? 0, gradHandle(token), dposition?.handle ?? gradHandle(position), dy!.handle, mask.handle, B, N, D);
+      back(dx?.handle ?? 0, gradHandle(token), dposition?.handle ?? gradHandle(position), dy!.handle, mask.handle,
+        B, N, D);
       return [dx, dposition];
     },
   });

@@ -4,10 +4,12 @@ import { gradHandle, needsGrad, record } from '../tape.js';
 import { empty, zeros, type Tensor } from '../tensor.js';
 
 const normalize = op<[y: Handle, norm: Handle, x: Handle, R: number, C: number, eps: number]>('l2_normalize_forward');
-const normalizeBack = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: number, eps: number]>('l2_normalize_backward');
-const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number, K: number]>('linear_forward');
-const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, weight: Handle, M: number,
-  N: number, K: number]>('linear_backward');
+const normalizeBack = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: number,
+  eps: number]>('l2_normalize_backward');
+const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
+  K: number]>('linear_forward');
+const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, weight: Handle,
+  M: number, N: number, K: number]>('linear_backward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
@@ -19,7 +21,7 @@ const EPS = 1e-12;
  * normalisation (arXiv 1602.07868) with its gain fixed at 1, the last layer of DINO's head: with unit rows of x the
  * results are cosines with the prototypes.
  *
- * The gradient of the unit rows is kept in f32 until it has gone through the normalisation, whatever the activations are.
+ * The gradient of the unit rows is kept in f32 until it has gone through the normalisation, whatever the type of x.
  * @param x (…, K), f32 or bf16
  * @param weight (N, K) f32
  * @returns (…, N) of x's type

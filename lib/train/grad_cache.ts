@@ -29,7 +29,8 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
   loss: (...embeddings: Tensor[]) => [loss: Tensor, weight: number][]): Tensor[] {
   for (const [name, n] of [['batch', batch], ['part', part]] as const)
     check(Number.isSafeInteger(n) && n > 0, 'gradCache', `${name} must be a positive integer but is ${n}`);
-  const parts = Array.from({ length: Math.ceil(batch / part) }, (_, i): [number, number] => [i * part, Math.min(batch, (i + 1) * part)]);
+  const parts = Array.from({ length: Math.ceil(batch / part) }, (_, i): [number, number] =>
+    [i * part, Math.min(batch, (i + 1) * part)]);
   return scope(() => {
     const embeddings = noGrad(() => encoders.map((encode) => embedAll(encode, batch, parts)));
     // Nothing else than the loss is on the tape, so this backward pass ends at the embeddings.

@@ -62,7 +62,8 @@ export class AdamW {
     this.v = zeros([size], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();
     this.norm2 = empty([1], 'f32', device).detach();
-    const since = segments.map((s) => Object.entries(options.since ?? {}).find(([start]) => s.name.startsWith(start))?.[1] ?? 0);
+    const joined = Object.entries(options.since ?? {});
+    const since = segments.map((s) => joined.find(([start]) => s.name.startsWith(start))?.[1] ?? 0);
     for (let first = 0; first < segments.length;) {
       let next = first + 1;
       while (next < segments.length && since[next] === since[first]) next++;

@@ -51,7 +51,7 @@ export class SelfDistillation {
    */
   constructor(readonly model: Siglip2Model, optimizer: AdamW, options: Partial<SelfDistillationOptions> = {}) {
     if (!optimizer.ema)
-      throw new ConfigError('self-distillation needs a moving average as its teacher; set optimizer.ema to its momentum, 0.994 say');
+      throw new ConfigError('self-distillation needs a moving average as its teacher; set optimizer.ema, to 0.994 say');
     const factor = sslFactor(model.config);
     this.options = {
       temperatures: TEMPERATURES, centreMomentum: 0.9,
@@ -64,18 +64,23 @@ export class SelfDistillation {
   losses(batch: ViewBatch): SslLosses {
     const { model: { config, params, options: tower }, teacher, options: o } = this;
     const { globalSize: S, localSize: s } = batch, { patch } = config.vision, device = params.device;
-    const B = batch.globalViews.length / (S * S * 3), V = batch.localViews.length / (s * s * 3), N = Math.floor(S / patch) ** 2;
-    const images = tensor(batch.globalViews, [B, S, S, 3], device), locals = tensor(batch.localViews, [V, s, s, 3], device);
+    const B = batch.globalViews.length / (S * S * 3), V = batch.localViews.length / (s * s * 3);
+    const N = Math.floor(S / patch) ** 2, t = o.temperatures;
+    const images = tensor(batch.globalViews, [B, S, S, 3], device);
+    const locals = tensor(batch.localViews, [V, s, s, 3], device);
     const mask = tensor(batch.masks, [B, N], device), hidden = maskedRows(batch.masks);
-    if (hidden.length === 0) throw new ConfigError('masked prediction needs at least one masked patch in every image; raise the share of masked patches');
+    if (hidden.length === 0)
+      throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
     const rows = tensor(hidden, [hidden.length], device);
     const said = teacher.forward(config, images, rows, tower);
-    const distill = distillationLoss(params, config, locals, { logits: said.image, centre: teacher.imageCentre }, tower, o.temperatures);
-    const masked = maskedLoss(params, config, images, mask, rows, { logits: said.patches, centre: teacher.patchCentre }, tower, o.temperatures);
+    const whole = { logits: said.image, centre: teacher.imageCentre };
+    const parts = { logits: said.patches, centre: teacher.patchCentre };
+    const distill = distillationLoss(params, config, locals, whole, tower, t);
+    const masked = maskedLoss(params, config, images, mask, rows, parts, tower, t);
     const result: SslLosses = {
       distill, masked, roots: [[distill, o.distillWeight], [masked, o.maskedWeight]],
-      imageStatistics: teacherStatistics(said.image, teacher.imageCentre, o.temperatures.teacher),
-      patchStatistics: teacherStatistics(said.patches, teacher.patchCentre, o.temperatures.teacher),
+      imageStatistics: teacherStatistics(said.image, teacher.imageCentre, t.teacher),
+      patchStatistics: teacherStatistics(said.patches, teacher.patchCentre, t.teacher),
     };
     teacher.updateCentres(said, o.centreMomentum);
     return result;

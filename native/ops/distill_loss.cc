@@ -77,7 +77,8 @@ void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent,
                                    float student_temperature, float teacher_temperature, float scale) {
   if (R == 0 || K == 0) return;
   if (T <= 0 || R % T != 0)
-    throw std::invalid_argument(std::to_string(R) + " student rows are not a multiple of " + std::to_string(T) + " teacher rows");
+    throw std::invalid_argument(std::to_string(R) + " student rows are not a multiple of " + std::to_string(T) +
+                                " teacher rows");
   const float* c = centre.as<const float>(K);
   const float* weight = weights.as_or_null<const float>(R);
   Scratch<double> rows(stream, R);
@@ -97,7 +98,8 @@ void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent,
             rows.data()[r] = 0;
             if (out) std::fill(out, out + K, E(0.0f));
           } else {
-            rows.data()[r] = static_cast<double>(w) * student_row<E>(out, s + r * K, e, total, K, student_temperature, w * scale);
+            const double ce = student_row<E>(out, s + r * K, e, total, K, student_temperature, w * scale);
+            rows.data()[r] = static_cast<double>(w) * ce;
           }
         }
       }

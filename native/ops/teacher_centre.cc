@@ -66,7 +66,9 @@ void teacher_mean(Stream&, Tensor mean, Tensor teacher, int64_t R, int64_t K) {
   dispatch_float(teacher.dtype, [&](auto type) {
     using E = decltype(type);
     const E* t = teacher.as<const E>(R * K);
-    column_means(out, R, K, [&](int64_t r, int64_t k) { return static_cast<double>(static_cast<float>(t[r * K + k])); });
+    column_means(out, R, K, [&](int64_t r, int64_t k) {
+      return static_cast<double>(static_cast<float>(t[r * K + k]));
+    });
   });
 }
 
@@ -76,7 +78,8 @@ void centre_update(Stream&, Tensor centre, Tensor mean, int64_t K, float momentu
   for (int64_t k = 0; k < K; ++k) c[k] = momentum * c[k] + (1.0f - momentum) * m[k];
 }
 
-void teacher_statistics(Stream& s, Tensor result, Tensor teacher, Tensor centre, int64_t R, int64_t K, float temperature) {
+void teacher_statistics(Stream& s, Tensor result, Tensor teacher, Tensor centre, int64_t R, int64_t K,
+                        float temperature) {
   check_rows(R);
   float* out = result.as<float>(3);
   const float* c = centre.as<const float>(K);
