@@ -199,7 +199,7 @@ function square(image: RawImage, data: Uint8Array, size: number): RawImage {
 }
 
 /** Premultiplied RGBA on white. */
-function onWhite(rgba: Uint8Array, out: Uint8Array): void {
+export function onWhite(rgba: Uint8Array, out: Uint8Array): void {
   for (let i = 0, j = 0; i < rgba.length; i += 4, j += 3) {
     const rest = 255 - (rgba[i + 3] as number);
     for (let c = 0; c < 3; c++) out[j + c] = (rgba[i + c] as number) + rest;
@@ -220,7 +220,7 @@ function crop(image: RawImage, top: number, left: number, height: number, width:
  * Inception-style crop: ten tries at a random area and log-uniform ratio, then the largest centred
  * part that fits.
  */
-function randomCrop(
+export function randomCrop(
   image: RawImage,
   scale: [number, number],
   ratio: [number, number],
@@ -242,7 +242,8 @@ function randomCrop(
   return crop(image, (height - h) >> 1, (width - w) >> 1, h, w);
 }
 
-function mirror(image: RawImage): RawImage {
+/** Left and right exchanged. */
+export function mirror(image: RawImage): RawImage {
   const { data, height, width, channels } = image;
   const out = new Uint8Array(data.length);
   for (let y = 0; y < height; y++) {

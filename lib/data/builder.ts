@@ -13,6 +13,7 @@ import { Lru } from './lru.js';
 import { Random, Stream } from './random.js';
 import { describeSample, readCaptions, type Sample } from './source.js';
 import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from './tokenizer.js';
+import { emptyViews, makeViews, viewTargets, type ViewBatch, type ViewsConfig } from './views.js';
 import { VocabMap } from './vocab.js';
 
 /** What a builder needs to know; plain data, so that it can go to a thread. */
@@ -30,6 +31,8 @@ export interface BuilderConfig {
   tokenizer: (Omit<TokenizerOptions, 'vocab'> & { vocab?: unknown }) | undefined;
   /** Whether samples have classes. */
   classes: boolean;
+  /** Augmented views for self-distillation, beside the images. */
+  views?: ViewsConfig;
 }
 
 /** Work for a builder. */
@@ -61,6 +64,8 @@ export interface BuiltBatch {
   texts: string[];
   samples: Int32Array;
   classes?: Int32Array;
+  /** Where the loader was asked for views. */
+  views?: ViewBatch;
 }
 
 /** What a builder is doing, for the message when it hangs or dies. Index into `stageNames`. */
@@ -159,6 +164,7 @@ export class Builder {
         texts: new Array<string>(size * perImage).fill(''),
         samples: new Int32Array(size),
         ...(config.classes ? { classes: new Int32Array(size) } : {}),
+        ...(config.views ? { views: emptyViews(config.views, size) } : {}),
       };
       slots = request.samples.map((_, i) => i);
       this.drafts.set(request.index, draft);
@@ -192,6 +198,7 @@ export class Builder {
       batch.ids,
       batch.samples,
       ...(batch.classes ? [batch.classes] : []),
+      ...(batch.views ? [batch.views.globalViews, batch.views.localViews, batch.views.masks] : []),
     ];
     this.post(
       { type: 'batch', index: request.index, batch },
@@ -224,6 +231,15 @@ export class Builder {
       resizeImage,
       draft.images.subarray(slot * pixels, (slot + 1) * pixels),
     );
+    if (draft.views !== undefined && config.views !== undefined) {
+      makeViews(
+        image,
+        config.views,
+        { seed: config.seed, epoch: draft.epoch, sample: sample.index },
+        resizeImage,
+        viewTargets(draft.views, slot, config.views),
+      );
+    }
 
     draft.keys[slot] = sample.key;
     draft.samples[slot] = sample.index;

@@ -23,6 +23,7 @@ import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
 import { describeSample, type Sample, type SampleSource } from './source.js';
 import type { TokenizerOptions } from './tokenizer.js';
+import { checkViews, type ViewsConfig } from './views.js';
 
 /** One batch. B images, C captions per image, L ids per caption. */
 export interface Batch extends BuiltBatch {
@@ -65,6 +66,8 @@ export interface LoaderOptions {
   alpha?: AlphaMode;
   /** Images with more pixels are refused. Default 178,956,970. */
   maxPixels?: number;
+  /** Augmented views of every image for self-distillation, in `batch.views`. Default none. */
+  views?: ViewsConfig;
   /** Default {pick: ['any']}. */
   captions?: CaptionChoice;
   /** Default: the Gemma tokenizer, 64 ids; null makes no ids. */
@@ -155,6 +158,7 @@ export class DataLoader implements AsyncIterable<Batch> {
     }
     checkTransforms(transforms);
     checkCaptionChoice(captions);
+    if (options.views !== undefined) checkViews(options.views);
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
@@ -185,6 +189,7 @@ export class DataLoader implements AsyncIterable<Batch> {
             ? rest
             : { ...rest, vocab: vocab.toJSON() },
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
+      ...(options.views === undefined ? {} : { views: options.views }),
     };
   }
 

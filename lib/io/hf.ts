@@ -300,9 +300,13 @@ function expandRows(table: TensorData, vocabulary: readonly number[], rows: numb
 
 const FLOATS: readonly Dtype[] = ['F32', 'F16', 'BF16', 'F64'];
 
+/** Parameters that only training uses; readers of the two towers pass over them. */
+const TRAINING_ONLY = /^ssl\./;
+
 /**
  * Proves that tensors are those of a config: none missing, none more, right shapes, floating-point.
- * `position_ids` of older exports are ignored; a scalar passes for a vector of one.
+ * `position_ids` of older exports and parameters of training alone are passed over; a scalar passes
+ * for a vector of one.
  *
  * @throws CheckpointError naming the file and the tensor.
  */
@@ -329,7 +333,7 @@ export function checkTensors(
   }
   const known = new Set(shapes.map(({ name }) => name));
   for (const name of tensors.keys()) {
-    if (!known.has(name) && !name.endsWith('.position_ids')) {
+    if (!known.has(name) && !name.endsWith('.position_ids') && !TRAINING_ONLY.test(name)) {
       throw new CheckpointError(`${path}: tensor "${name}" belongs to no ${config.name}; is it a ` +
         'checkpoint of another model?');
     }

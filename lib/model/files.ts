@@ -37,8 +37,9 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
   }
 }
 
-async function fill(model: Siglip2Model, from: HfFolder): Promise<void> {
+async function fill(model: Siglip2Model, from: HfFolder, fresh?: string): Promise<void> {
   for (const { name, shape } of model.params.shapes) {
+    if (fresh && name.startsWith(fresh) && !from.reader.tensors.has(name)) continue;
     const size = shape.reduce((a, b) => a * b, 1);
     model.params.get(name).write(await from.reader.readFloat32(name, new Float32Array(size)));
   }
@@ -47,19 +48,22 @@ async function fill(model: Siglip2Model, from: HfFolder): Promise<void> {
 
 /**
  * Writes a checkpoint's weights into a model of the same shape.
+ * @param options.fresh parameters whose name begins with it may be missing from the checkpoint and then keep the values
+ *   they have: heads that a new stage of training adds, `ssl.` say
  * @throws CheckpointError naming the first tensor that is missing or has another shape
  */
-export async function loadModelInto(model: Siglip2Model, folder: string): Promise<void> {
+export async function loadModelInto(model: Siglip2Model, folder: string, options: { fresh?: string } = {}): Promise<void> {
   const from = await loadHfFolder(folder);
   try {
     for (const { name, shape } of model.params.shapes) {
       const there = from.reader.tensors.get(name)?.shape;
+      if (!there && options.fresh && name.startsWith(options.fresh)) continue;
       if (!there || there.join() !== shape.join()) {
         throw new CheckpointError(`${folder}: tensor "${name}" is ${there ? `[${there.join(', ')}]` : 'missing'} but this model ` +
           `needs [${shape.join(', ')}]; choose the model the checkpoint was made with`);
       }
     }
-    await fill(model, from);
+    await fill(model, from, options.fresh);
   } finally {
     await from.reader.close();
   }

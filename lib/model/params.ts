@@ -40,9 +40,10 @@ export class ParamStore {
    * @param shapes from parameterShapes(config)
    * @param options.train whether there are gradients
    * @param options.dtype type of the activations
+   * @param options.values an arena of this layout to share instead of a new one
    */
   constructor(readonly shapes: readonly ParameterShape[],
-    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean } = {}) {
+    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor } = {}) {
     const segments: Segment[] = [];
     let offset = 0;
     for (const { name, shape, decay } of shapes) {
@@ -55,12 +56,21 @@ export class ParamStore {
     this.size = offset;
     this.#byName = new Map(segments.map((s) => [s.name, s]));
     const device = options.device ?? 'cpu';
-    this.values = zeros([offset], 'f32', device).detach();
+    this.values = (options.values?.reshape([offset]) ?? zeros([offset], 'f32', device)).detach();
     this.grads = options.train ? zeros([offset], 'f32', device).detach() : null;
     this.copy = options.dtype === 'bf16' ? zeros([offset], 'bf16', device).detach() : null;
   }
 
   get device(): DeviceName { return this.values.device; }
+
+  /**
+   * The same parameters with the values of another arena, their moving average say, for the same model code. It has no
+   * gradients, sees every change of `values`, and has a bf16 copy of its own where this store has one: call
+   * `refreshCopy` after a change. Dispose it; `values` stays its maker's.
+   */
+  withValues(values: Tensor): ParamStore {
+    return new ParamStore(this.shapes, { device: this.device, dtype: this.copy ? 'bf16' : 'f32', values });
+  }
 
   segment(name: string): Segment {
     const s = this.#byName.get(name);

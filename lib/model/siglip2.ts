@@ -4,7 +4,7 @@ import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
 import type { Param } from '../tape.js';
 import type { DeviceName, Tensor } from '../tensor.js';
-import { parameterShapes, type ModelConfig } from './config.js';
+import { parameterShapes, type ModelConfig, type ParameterShape } from './config.js';
 import { ParamStore } from './params.js';
 import { textTower } from './text.js';
 import { visionTower, type TowerOptions } from './vision.js';
@@ -17,6 +17,8 @@ export interface ModelOptions {
   train?: boolean;
   /** Gradient checkpointing per block: less memory for one more forward. Default false. */
   checkpoint?: boolean;
+  /** Parameters beside the two towers, the self-distillation heads say (`sslShapes`). Default none. */
+  extra?: readonly ParameterShape[];
 }
 
 /** A SigLIP 2 model with fixed resolution. Parameters carry their Hugging Face names. */
@@ -25,7 +27,7 @@ export class Siglip2Model {
   readonly options: TowerOptions;
 
   constructor(readonly config: ModelConfig, options: ModelOptions = {}) {
-    this.params = new ParamStore(parameterShapes(config), options);
+    this.params = new ParamStore([...parameterShapes(config), ...(options.extra ?? [])], options);
     this.options = { dtype: options.dtype ?? 'f32', checkpoint: options.checkpoint ?? false };
   }
 

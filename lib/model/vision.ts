@@ -1,8 +1,12 @@
 /** The vision tower: patch embedding with learned positions, blocks, MAP pooling (SigLIP 2 §2.1). */
+import { check } from '../check.js';
+import { maskTokens } from '../ops/mask_tokens.js';
 import { patchEmbed } from '../ops/patch_embed.js';
+import { resizeBilinear } from '../ops/resize_bilinear.js';
+import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import { encoder } from './block.js';
-import type { ModelConfig } from './config.js';
+import { gridSide, type ModelConfig } from './config.js';
 import type { ParamStore } from './params.js';
 import { mapPool } from './pool.js';
 
@@ -14,25 +18,61 @@ export interface TowerOptions {
   checkpoint: boolean;
 }
 
+/** Which patches the model does not see: the masked half of a masked-prediction view. */
+export interface PatchMask {
+  /** (B, N) u8, nonzero where the patch gives way to the mask token. */
+  mask: Tensor;
+  /** (D), what stands there instead. */
+  token: Tensor;
+}
+
+const EMBEDDINGS = 'vision_model.embeddings';
+
+/**
+ * The learned positions for a grid of patches: the table itself at the config's image size, otherwise the table resized
+ * (antialiased bilinear, half-pixel centres), with its gradient.
+ * @returns (rows · columns, D)
+ */
+export function visionPositions(p: ParamStore, config: ModelConfig, rows: number, columns: number): Tensor {
+  const table = p.get(`${EMBEDDINGS}.position_embedding.weight`), side = gridSide(config), D = config.vision.width;
+  if (rows === side && columns === side) return table;
+  return reshape(resizeBilinear(reshape(table, [1, side, side, D]), [rows, columns]), [rows * columns, D]);
+}
+
 /**
  * Tokens after the final LayerNorm.
- * @param pixels (B, S, S, 3) uint8, RGB
- * @returns (B, N, D), N = floor(S / patch)², row-major
+ * @param pixels (B, H, W, 3) uint8, RGB; sides other than the config's get resized positions
+ * @param masked patches to hide
+ * @returns (B, N, D), N = floor(H / patch) · floor(W / patch), row-major
  */
-export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions): Tensor {
-  const { heads, depth } = config.vision;
-  const name = 'vision_model.embeddings';
-  const x = patchEmbed(pixels, p.get(`${name}.patch_embedding.weight`), p.get(`${name}.patch_embedding.bias`),
-    p.get(`${name}.position_embedding.weight`), { patch: config.vision.patch, dtype: o.dtype });
+export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions,
+  masked?: PatchMask): Tensor {
+  const { heads, depth, patch } = config.vision;
+  const [rows, columns] = [1, 2].map((axis) => Math.floor((pixels.shape[axis] ?? 0) / patch)) as [number, number];
+  check(rows > 0 && columns > 0, 'visionTokens',
+    `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`);
+  const position = visionPositions(p, config, rows, columns);
+  const x = patchEmbed(pixels, p.get(`${EMBEDDINGS}.patch_embedding.weight`), p.get(`${EMBEDDINGS}.patch_embedding.bias`),
+    position, { patch, dtype: o.dtype });
+  const seen = masked ? maskTokens(x, masked.token, position, masked.mask) : x;
   return encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, eps: config.layerNormEps, checkpoint: o.checkpoint }, x);
+    { heads, depth, eps: config.layerNormEps, checkpoint: o.checkpoint }, seen);
+}
+
+/**
+ * Pools tokens into the image embedding before normalisation.
+ * @param tokens (B, N, D) from `visionTokens`
+ * @returns (B, E)
+ */
+export function visionPool(p: ParamStore, config: ModelConfig, tokens: Tensor): Tensor {
+  return mapPool(p, 'vision_model.head', tokens, config.vision.heads, config.layerNormEps);
 }
 
 /**
  * The image embedding before normalisation.
- * @param pixels (B, S, S, 3) uint8
+ * @param pixels (B, H, W, 3) uint8
  * @returns (B, E)
  */
 export function visionTower(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions): Tensor {
-  return mapPool(p, 'vision_model.head', visionTokens(p, config, pixels, o), config.vision.heads, config.layerNormEps);
+  return visionPool(p, config, visionTokens(p, config, pixels, o));
 }

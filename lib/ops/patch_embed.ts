@@ -1,7 +1,7 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
-import { gradHandle, Param, record } from '../tape.js';
-import { empty, type Tensor } from '../tensor.js';
+import { gradHandle, needsGrad, Param, record } from '../tape.js';
+import { empty, zeros, type Tensor } from '../tensor.js';
 
 const forward = op<[y: Handle, images: Handle, weight: Handle, bias: Handle, position: Handle, B: number, H: number,
   W: number, P: number, D: number, flat: boolean]>('patch_embed_forward');
@@ -14,7 +14,7 @@ const back = op<[dweight: Handle, dbias: Handle, dposition: Handle, dy: Handle, 
  * @param images (B, H, W, 3) u8
  * @param weight (D, 3, P, P), or (D, P·P·3) as in NaFlex checkpoints; its bf16 copy is used for bf16 results
  * @param bias (D)
- * @param position (N, D), N = floor(H/P)·floor(W/P), row-major
+ * @param position (N, D), N = floor(H/P)·floor(W/P), row-major: a parameter, or computed and then differentiable
  * @returns (B, N, D) of type `dtype`
  * @throws ShapeError
  */
@@ -34,11 +34,15 @@ export function patchEmbed(images: Tensor, weight: Tensor, bias: Tensor, positio
   check(w.dtype === dtype, 'patchEmbed', `weight is ${w.dtype} but the result is ${dtype}`);
   const y = empty([B, N, D], dtype, images.device);
   forward(y.handle, images.handle, w.handle, bias.handle, position.handle, B, H, W, P, D, flat);
+  // Positions of another image size are computed ones: their gradient travels on.
+  const computed = position instanceof Param ? null : position;
   record({
-    inputs: [], outputs: [y], saved: [images], params: [weight, bias, position],
+    inputs: [computed], outputs: [y], saved: [images], params: [weight, bias, position],
     backward(dy) {
-      back(gradHandle(weight), gradHandle(bias), gradHandle(position), dy!.handle, images.handle, B, H, W, P, D, flat);
-      return [];
+      const dposition = needsGrad(computed) ? zeros([N, D], 'f32', images.device) : null;
+      back(gradHandle(weight), gradHandle(bias), dposition?.handle ?? gradHandle(position), dy!.handle, images.handle,
+        B, H, W, P, D, flat);
+      return [dposition];
     },
   });
   return y;

@@ -5,8 +5,11 @@
  */
 import { CheckpointError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
+import { op, type Handle } from '../native.js';
 import { adamwStep, sumOfSquares } from '../ops/adamw.js';
 import { empty, tensor, zeros, type Tensor } from '../tensor.js';
+
+const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
 export interface AdamWOptions {
   /** Peak learning rate. */
@@ -22,6 +25,25 @@ export interface AdamWOptions {
   lrScale: Record<string, number>;
   /** Decay of the exponential moving average of the weights; null keeps none. */
   ema: number | null;
+  /**
+   * Updates done before parameters whose name begins with the key joined, e.g. `{ 'ssl.': 1000 }`: their bias correction
+   * counts from there. The others were there from the start.
+   */
+  since?: Record<string, number>;
+}
+
+/** A run of neighbours in the arena that joined at the same step: one call of the kernel. */
+interface Group {
+  since: number;
+  segments: Tensor;
+  lrScale: Tensor;
+  /** Views of the arenas. */
+  param: Tensor;
+  m: Tensor;
+  v: Tensor;
+  grad: Tensor;
+  ema: Tensor | null;
+  copy: Tensor | null;
 }
 
 export class AdamW {
@@ -32,48 +54,59 @@ export class AdamW {
   readonly norm2: Tensor;
   /** Updates done so far. */
   step = 0;
-  readonly #segments: Tensor;
-  readonly #lrScale: Tensor;
+  readonly #groups: Group[] = [];
 
   constructor(readonly params: ParamStore, readonly options: AdamWOptions) {
-    const { device, size } = params;
-    const ends: number[] = [], scales: number[] = [];
-    params.segments.forEach((s, i) => {
-      const end = params.segments[i + 1]?.offset ?? size;
-      const factor = Object.entries(options.lrScale).find(([part]) => s.name.includes(part))?.[1] ?? 1;
-      ends.push(end, s.decay ? 1 : 0);
-      scales.push(factor);
-    });
-    this.#segments = tensor(Int32Array.from(ends), [scales.length, 2], device).detach();
-    this.#lrScale = tensor(Float32Array.from(scales), [scales.length], device).detach();
+    const { device, size, segments } = params;
     this.m = zeros([size], 'f32', device).detach();
     this.v = zeros([size], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();
     this.norm2 = empty([1], 'f32', device).detach();
+    const joined = Object.entries(options.since ?? {});
+    const since = segments.map((s) => joined.find(([start]) => s.name.startsWith(start))?.[1] ?? 0);
+    for (let first = 0; first < segments.length;) {
+      let next = first + 1;
+      while (next < segments.length && since[next] === since[first]) next++;
+      this.#groups.push(this.#group(since[first]!, first, next));
+      first = next;
+    }
+  }
+
+  /** The segments from `first` up to but not including `next`. */
+  #group(since: number, first: number, next: number): Group {
+    const { device, size, segments, values, grads, copy } = this.params;
+    const from = segments[first]!.offset, to = segments[next]?.offset ?? size;
+    const ends: number[] = [], scales: number[] = [];
+    for (let i = first; i < next; i++) {
+      const s = segments[i]!;
+      ends.push((segments[i + 1]?.offset ?? size) - from, s.decay ? 1 : 0);
+      scales.push(Object.entries(this.options.lrScale).find(([part]) => s.name.includes(part))?.[1] ?? 1);
+    }
+    const view = (arena: Tensor): Tensor => arena.view(from, [to - from]).detach();
+    return {
+      since, segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
+      lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(),
+      param: view(values), m: view(this.m), v: view(this.v), grad: view(grads!),
+      ema: this.ema && view(this.ema), copy: copy && view(copy),
+    };
   }
 
   /** Starts the moving average at the present weights; call once they are there. */
   resetEma(): void {
-    if (!this.ema) return;
-    // A step with learning rate and decay 0 and an EMA decay of 0 copies the weights.
-    this.#run(0, 0, 1);
-    this.m.zero();
-    this.v.zero();
+    if (this.ema) scaleCast(this.ema.handle, this.params.values.handle, this.ema.size, 1);
   }
 
   /** One update from `params.grads`; `schedule` in [0, 1] multiplies the learning rate and the decay. */
   update(schedule: number): void {
+    const { lr, weightDecay, beta1, beta2, eps, clip, ema } = this.options;
     sumOfSquares(this.norm2, this.params.grads!);
-    this.#run(schedule, this.options.ema ?? 0, ++this.step);
-  }
-
-  #run(schedule: number, ema: number, step: number): void {
-    const { lr, weightDecay, beta1, beta2, eps, clip } = this.options;
-    adamwStep({
-      param: this.params.values, m: this.m, v: this.v, ema: this.ema, copy: this.params.copy, grad: this.params.grads!,
-      norm2: this.norm2, segments: this.#segments, lrScale: this.#lrScale,
-      step, lr: lr * schedule, beta1, beta2, eps, decay: weightDecay * schedule, clip, emaDecay: ema,
-    });
+    this.step++;
+    for (const { since, ...tensors } of this.#groups) {
+      adamwStep({
+        ...tensors, norm2: this.norm2, step: this.step - since, lr: lr * schedule, beta1, beta2, eps,
+        decay: weightDecay * schedule, clip, emaDecay: ema ?? 0,
+      });
+    }
   }
 
   /** The state that a checkpoint keeps beside the weights. */
@@ -98,6 +131,8 @@ export class AdamW {
     this.step = step;
   }
   dispose(): void {
-    for (const t of [this.m, this.v, this.ema, this.norm2, this.#segments, this.#lrScale]) t?.dispose();
+    for (const { since: _, ...tensors } of this.#groups)
+      for (const t of Object.values(tensors) as (Tensor | null)[]) t?.dispose();
+    for (const t of [this.m, this.v, this.ema, this.norm2]) t?.dispose();
   }
 }

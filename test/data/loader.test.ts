@@ -5,6 +5,7 @@ import { DataLoader, type Batch, type LoaderOptions } from '../../lib/data/loade
 import { openSource, type SampleSource } from '../../lib/data/source.js';
 import type { BuilderConfig } from '../../lib/data/builder.js';
 import { threadSite } from '../../lib/data/site.js';
+import { viewsConfig } from '../../lib/data/views.js';
 import { errorOf, makeTar, withFolder } from './support.js';
 
 const options: LoaderOptions = {
@@ -51,6 +52,30 @@ async function read(
     await loader.close();
   }
 }
+
+test('views for self-distillation are the same with workers, damaged images included, and leave the rest alone', () =>
+  withFolder(async (folder) => {
+    await makeTar(path.join(folder, 'a.tar'), 20, 20, damage);
+    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+    const views = viewsConfig(32, 8, { locals: 3 });
+    const batches = async (more: Partial<LoaderOptions>): Promise<Batch[]> => {
+      await using loader = new DataLoader(source, { ...options, ...more });
+      return [await loader.next(), await loader.next()];
+    };
+    const [none, two, without] = [await batches({ views }), await batches({ views, workers: 2 }), await batches({})];
+    none.forEach((batch, i) => {
+      expect(two[i]!.views).toEqual(batch.views);
+      expect(content(batch)).toEqual(content(without[i]!));
+      const { globalViews, localViews, masks } = batch.views!;
+      const { size: s } = views.local;
+      expect([globalViews.length, localViews.length, masks.length]).toEqual([8 * 32 * 32 * 3, 3 * 8 * s * s * 3, 8 * 16]);
+      for (let b = 0; b < 8; b++) expect(masks.subarray(b * 16, (b + 1) * 16).reduce((x, y) => x + y)).toBe(8);
+      // No view was left empty.
+      for (let v = 0; v < 24; v++) expect(localViews.subarray(v * s * s * 3, (v + 1) * s * s * 3).some((x) => x > 0)).toBe(true);
+    });
+    expect(without[0]!.views).toBeUndefined();
+    expect((await errorOf(() => new DataLoader(source, { ...options, views: { ...views, locals: 0 } }))).message).toMatch(/locals must be/);
+  }), 60000);
 
 const damage = (i: number, members: { png?: Buffer }): void => {
   if (i % 9 === 4) members.png = Buffer.from('damaged');

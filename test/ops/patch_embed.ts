@@ -1,17 +1,17 @@
 import { patchEmbed } from '../../lib/ops/patch_embed.js';
 import type { Param } from '../../lib/tape.js';
-import { generator, param, type OpCase } from '../harness.js';
+import { generator, input, param, type OpCase } from '../harness.js';
 
 export const kernels = ['patch_embed_forward', 'patch_embed_backward'];
 
-function make(B: number, H: number, W: number, P: number, D: number, flat = false): OpCase {
+function make(B: number, H: number, W: number, P: number, D: number, flat = false, computed = false): OpCase {
   const r = generator(3), rows = Math.floor(H / P), columns = Math.floor(W / P), N = rows * columns, K = 3 * P * P;
   const pixels = Uint8Array.from({ length: B * H * W * 3 }, () => (r() + 1) * 127.99);
   return {
-    name: `${B}×${H}×${W} patch ${P} → ${D}${flat ? ' flat' : ''}`,
+    name: `${B}×${H}×${W} patch ${P} → ${D}${flat ? ' flat' : ''}${computed ? ', computed positions' : ''}`,
     inputs: {
       images: { data: pixels, shape: [B, H, W, 3], kind: 'data' },
-      weight: param(flat ? [D, K] : [D, 3, P, P], 1, 0.2), bias: param([D], 2), position: param([N, D], 4),
+      weight: param(flat ? [D, K] : [D, 3, P, P], 1, 0.2), bias: param([D], 2), position: computed ? input([N, D], 4) : param([N, D], 4),
     },
     run: (t) => ({
       y: patchEmbed(t['images']!, t['weight']!, t['bias']!, t['position']!,
@@ -43,5 +43,6 @@ function make(B: number, H: number, W: number, P: number, D: number, flat = fals
 }
 
 export const cases = [make(1, 2, 2, 2, 1), make(2, 8, 8, 4, 7), make(3, 9, 14, 4, 24), make(2, 16, 16, 8, 33, true), make(1, 7, 5, 5, 8, true)]
-  .flatMap((c): OpCase[] => [{ ...c, dtypes: ['f32'], nmse: 1e-11 }, { ...c, dtypes: ['bf16'] }]);
+  .flatMap((c): OpCase[] => [{ ...c, dtypes: ['f32'], nmse: 1e-11 }, { ...c, dtypes: ['bf16'] }])
+  .concat({ ...make(2, 8, 12, 4, 7, false, true), dtypes: ['f32'], nmse: 1e-11 });
 export const bench = () => [make(8, 256, 256, 16, 768), make(64, 64, 64, 16, 128)];

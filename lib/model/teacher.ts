@@ -1,0 +1,90 @@
+/**
+ * The teacher of self-distillation: the moving average of the student's encoder and heads, which the optimizer keeps in
+ * its own pass (SigLIP 2 §2.3; the momentum is fixed, for the teacher must go on learning from the texts), with the
+ * running centres of its outputs.
+ */
+import { CheckpointError } from '../errors.js';
+import { teacherMean, updateCentre } from '../ops/teacher_centre.js';
+import { noGrad } from '../tape.js';
+import { scope, zeros, type Tensor } from '../tensor.js';
+import type { ModelConfig } from './config.js';
+import type { ParamStore } from './params.js';
+import { sslHead, tokensAt } from './ssl_head.js';
+import { visionPool, visionTokens, type TowerOptions } from './vision.js';
+
+/** Teacher logits of a batch. */
+export interface TeacherOutput {
+  /** (B, K) of the pooled global views. */
+  image: Tensor;
+  /** (M, K) of the masked patches. */
+  patches: Tensor;
+}
+
+export class Teacher {
+  /** The averaged parameters, for the same model code as the student's. */
+  readonly params: ParamStore;
+  /** (K) f32 each; start at zero. */
+  readonly imageCentre: Tensor;
+  readonly patchCentre: Tensor;
+
+  /**
+   * @param student parameters with the heads of `sslShapes`
+   * @param average the optimizer's moving average of them, which starts as a copy (`AdamW.resetEma`)
+   */
+  constructor(student: ParamStore, average: Tensor) {
+    this.params = student.withValues(average);
+    const centre = (head: string): Tensor =>
+      zeros([student.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.device).detach();
+    this.imageCentre = centre('image_head');
+    this.patchCentre = centre('patch_head');
+    this.refresh();
+  }
+
+  /** Takes the average's present values over; call after every update of it. Costs nothing with f32 activations. */
+  refresh(): void { this.params.refreshCopy(); }
+
+  /**
+   * Logits without gradient; one pass through the encoder serves both heads.
+   * @param images (B, H, W, 3) u8 global views
+   * @param rows (M) i32, the masked patches (`maskedRows`)
+   */
+  forward(config: ModelConfig, images: Tensor, rows: Tensor, o: TowerOptions): TeacherOutput {
+    return noGrad(() => scope(() => {
+      const tokens = visionTokens(this.params, config, images, o);
+      return {
+        image: sslHead(this.params, 'ssl.image_head', visionPool(this.params, config, tokens)),
+        patches: sslHead(this.params, 'ssl.patch_head', tokensAt(tokens, rows)),
+      };
+    }));
+  }
+
+  /** Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. */
+  updateCentres(output: TeacherOutput, momentum: number): void {
+    scope(() => {
+      updateCentre(this.imageCentre, teacherMean(output.image), momentum);
+      updateCentre(this.patchCentre, teacherMean(output.patches), momentum);
+    });
+  }
+
+  /** What a checkpoint keeps of the teacher beside the average. */
+  async read(): Promise<Map<string, Float32Array>> {
+    const [image, patch] = await Promise.all([this.imageCentre.read(), this.patchCentre.read()]);
+    return new Map([['image_centre', image as Float32Array], ['patch_centre', patch as Float32Array]]);
+  }
+  /** @throws CheckpointError when a centre is missing or of another size */
+  write(state: ReadonlyMap<string, Float32Array>): void {
+    for (const [name, to] of [['image_centre', this.imageCentre], ['patch_centre', this.patchCentre]] as const) {
+      const data = state.get(name);
+      if (data?.length !== to.size) {
+        throw new CheckpointError(`the checkpoint's teacher state "${name}" has ${data?.length ?? 'no'} values where ` +
+          `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
+      }
+      to.write(data);
+    }
+  }
+  dispose(): void {
+    this.params.dispose();
+    this.imageCentre.dispose();
+    this.patchCentre.dispose();
+  }
+}
