@@ -15,7 +15,7 @@ constexpr int kPitch = kTile + 4;  // keeps rows 16-byte aligned and moves them 
 constexpr size_t kTileSmem = 2 * kDepth * kPitch * sizeof(float);
 constexpr unsigned kRowGroups = 8;  // of 32 threads that add up a column of dy
 
-__device__ __forceinline__ float value_of(uint8_t byte) { return static_cast<float>(byte) * (1.0f / 127.5f) - 1.0f; }
+__device__ __forceinline__ float value_of(uint8_t byte) { return (static_cast<float>(byte) - 127.5f) * (1.0f / 127.5f); }
 template <class T> __device__ __forceinline__ float value_of(T v) { return static_cast<float>(v); }
 
 // A (rows, depth) operand as it lies in memory; outside of it are zeros. Steps count elements; one of them is 1 and

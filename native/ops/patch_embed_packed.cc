@@ -19,7 +19,7 @@ int64_t rows_at_once(int64_t T, int64_t K, int64_t element) {
 template <class T>
 void widen(T* rows, const uint8_t* patches, int64_t n, int64_t K) {
   parallel_ranges(n * K, 16384, [&](int64_t i0, int64_t i1) {
-    for (int64_t i = i0; i < i1; ++i) rows[i] = static_cast<float>(patches[i]) * (1.0f / 127.5f) - 1.0f;
+    for (int64_t i = i0; i < i1; ++i) rows[i] = (static_cast<float>(patches[i]) - 127.5f) * (1.0f / 127.5f);
   });
 }
 
