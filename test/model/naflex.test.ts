@@ -80,8 +80,8 @@ async function pass(model: Siglip2Model): Promise<{ image: Float32Array; tokens:
   return out;
 }
 
-torchTest.each([false, true])('checkpointing %p: embeddings, tokens and all gradients as in PyTorch', async (checkpoint) => {
-  using model = new Siglip2Model(config, { train: true, checkpoint });
+torchTest('embeddings, tokens and all gradients as in PyTorch', async () => {
+  using model = new Siglip2Model(config, { train: true });
   model.initialize(8);
   const { image, tokens } = await pass(model);
   writeFileSync(path('model.json'), JSON.stringify(config));
@@ -109,6 +109,15 @@ torchTest.each([false, true])('checkpointing %p: embeddings, tokens and all grad
   // Gradients of biases are sums over all tokens that nearly cancel; PyTorch in f32 is 5e-6 from its own f64 there.
   expect([...errors].filter(([name, e]) => !(e < (/\.bias$/.test(name) ? 2e-5 : 1e-5)))).toEqual([]);
 }, 120000);
+
+test('checkpointing changes nothing', async () => {
+  using plain = new Siglip2Model(config, { train: true });
+  using model = new Siglip2Model(config, { train: true, checkpoint: true });
+  plain.initialize(8);
+  model.initialize(8);
+  expect(await pass(model)).toEqual(await pass(plain));
+  expect(await model.params.grads!.read()).toEqual(await plain.params.grads!.read());
+});
 
 torchTest('grids and patches as with Pillow', async () => {
   const r = generator(3), pick = (n: number): number => Math.floor((r() + 1) / 2 * n);
