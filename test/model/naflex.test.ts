@@ -9,6 +9,7 @@ import { encodePadded } from '../../bench/naflex.js';
 import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
 import { naflexGrid, naflexImage, packNaflex, type NaflexBatch } from '../../lib/data/naflex.js';
 import { ConfigError, ShapeError } from '../../lib/errors.js';
+import { embedNaflex } from '../../lib/eval/embed.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
 import { loadModel, modelFiles } from '../../lib/model/files.js';
@@ -213,6 +214,26 @@ test('an image of one pixel and one of extreme shape are encoded', async () => {
   const values = await out.read() as Float32Array;
   out.dispose();
   for (let s = 0; s < 4; s++) expect(Math.hypot(...values.subarray(s * D, (s + 1) * D))).toBeCloseTo(1, 5);
+});
+
+test('embedding in batches by tokens, and tokens pooled apart, change nothing', async () => {
+  using model = new Siglip2Model(config);
+  model.initialize(2);
+  const images = [[30, 90, 40], [200, 40, 64], [60, 50, 21], [5, 5, 9]].map(([height, width, tokens], s) => {
+    const r = generator(30 + s), data = Uint8Array.from({ length: height! * width! * 3 }, () => (r() + 1) * 127.99);
+    return naflexImage({ data, height: height!, width: width!, channels: 3 }, P, tokens!);
+  });
+  const together = await embedNaflex(model, images), apart = await embedNaflex(model, images, 70), alone = await embedNaflex(model, images, 1);
+  expect(together.length).toBe(4 * D);
+  expect(rmse(apart, together)).toBeLessThan(1e-6);
+  expect(rmse(alone, together)).toBeLessThan(1e-6);
+  expect(await embedNaflex(model, [])).toEqual(new Float32Array(0));
+  const pooled = scope(() => {
+    const { tokens, packed } = model.naflexTokens(packNaflex(images));
+    return model.poolTokens(tokens, { packed });
+  });
+  expect(rmse(await pooled.read() as Float32Array, together)).toBeLessThan(1e-6);
+  pooled.dispose();
 });
 
 test('a NaFlex checkpoint is written and read', async () => {
