@@ -32,14 +32,16 @@ export function embedImages(model: Siglip2Model, images: Uint8Array, n: number, 
  * @param images from `naflexImage`
  * @returns (n, E) unit rows
  */
-export async function embedNaflex(model: Siglip2Model, images: readonly NaflexImage[], tokens = 16384): Promise<Float32Array> {
+export async function embedNaflex(model: Siglip2Model, images: readonly NaflexImage[],
+  tokens = 16384): Promise<Float32Array> {
   const E = model.config.embed, out = new Float32Array(images.length * E);
   for (let from = 0, to = 0; from < images.length; from = to) {
     for (let sum = 0; to < images.length; to++) {
       sum += images[to]!.rows * images[to]!.columns;
       if (sum > tokens && to > from) break;
     }
-    out.set(await inBatches(1, 1, (to - from) * E, () => model.encodeNaflex(packNaflex(images.slice(from, to)))), from * E);
+    const batch = packNaflex(images.slice(from, to));
+    out.set(await inBatches(1, 1, (to - from) * E, () => model.encodeNaflex(batch)), from * E);
   }
   return out;
 }

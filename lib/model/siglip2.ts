@@ -74,7 +74,7 @@ export class Siglip2Model {
 
   /**
    * Dense features of images of any shape, before pooling; not normalised.
-   * @returns tokens (T, D) of the activations' type: the T patches of all images, one image after the other, each row-major
+   * @returns tokens (T, D) of the activations' type: the patches of all images, one image after the other, each row-major
    * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
    */
   naflexTokens(batch: NaflexBatch): PackedTokens {
@@ -89,8 +89,8 @@ export class Siglip2Model {
    * @returns (B, E) f32
    */
   poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
-    const pooled = mapPool(this.params, 'vision_model.head', tokens, this.config.vision.heads, this.config.layerNormEps, lengths);
-    return l2Normalize(cast(pooled, 'f32'));
+    const { vision, layerNormEps } = this.config;
+    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision.heads, layerNormEps, lengths), 'f32'));
   }
 
   /**
@@ -110,7 +110,8 @@ export class Siglip2Model {
   }
   #checkNaflex(name: string): void {
     if (this.config.naflex) return;
-    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one with adaptModel`);
+    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one ` +
+      'with adaptModel');
   }
 
   initialize(seed: number): void { this.params.initialize(seed); }
