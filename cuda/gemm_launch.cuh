@@ -126,9 +126,9 @@ struct Splits {
 inline Splits splits_of(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kLeastDepth = 512, kMost = 32, kMostFloats = 16 << 20;
   const int64_t tiles = ceil_div<int64_t>(M, LargeTile::kM) * ceil_div<int64_t>(N, LargeTile::kN);
-  int64_t count = ceil_div(2 * kTargetTiles, tiles);
-  count = std::min({count, K / kLeastDepth, kMost, kMostFloats / (M * N)});
-  if (count < 2) return {1, K};
+  const int64_t count =
+      std::min({2 * kTargetTiles / tiles, K / kLeastDepth, kMost, kMostFloats / (M * N)});
+  if (tiles >= kTargetTiles || count < 2) return {1, K};
   const int64_t depth = ceil_div<int64_t>(ceil_div(K, count), 64) * 64;
   return {ceil_div(K, depth), depth};
 }
@@ -177,6 +177,14 @@ void launch_gemm(Stream& s, const FloatOperand<kA>& a, const FloatOperand<kB>& b
   if (wants_large_tile(M, N, splits))
     launch_tiles<LargeFloatTile>(s, a, b, M, N, K, splits, epilogue);
   else launch_tiles<SmallFloatTile>(s, a, b, M, N, K, splits, epilogue);
+}
+
+// How many parts an epilogue's finish() sees in a product of such operands without splits.
+template <class T> int64_t gemm_parts(int64_t M, int64_t N) {
+  using Large = std::conditional_t<std::is_same_v<T, float>, LargeFloatTile, LargeTile>;
+  using Small = std::conditional_t<std::is_same_v<T, float>, SmallFloatTile, SmallTile>;
+  return wants_large_tile(M, N, {1, 0}) ? tiles_of<Large>(M, N) * Large::kWarps
+                                        : tiles_of<Small>(M, N) * Small::kWarps;
 }
 
 // c (M, N) = or += the sum of the splits' products, in their order. Defined in gemm.cu.
