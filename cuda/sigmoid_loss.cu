@@ -36,10 +36,10 @@ __device__ __forceinline__ float log1p_of(float e) {
 
 template <class T> struct PairsEpilogue : Epilogue {
   T* g;                    // (M, stride) or null
-  float* sums;             // (3, parts)
+  float* sums;             // (3, sums_stride)
   const float* log_scale;  // (1)
   const float* bias;       // (1)
-  int64_t parts, stride, diagonal;  // column − row of a positive pair
+  int64_t sums_stride, stride, diagonal;  // column − row of a positive pair
   int N;
   float weight;
   // of a thread
@@ -76,7 +76,7 @@ template <class T> struct PairsEpilogue : Epilogue {
     const float totals[kSums] = {warp_sum(loss * weight), warp_sum(dlog_scale), warp_sum(dbias)};
 #pragma unroll
     for (int k = 0; k < kSums; ++k)
-      if (lane == k) sums[k * parts + part] = totals[k];
+      if (lane == k) sums[k * sums_stride + part] = totals[k];
   }
 };
 
@@ -88,11 +88,11 @@ __global__ void __launch_bounds__(kSumThreads)
                             float* loss,        // (1)
                             float* dlog_scale,  // (1) or null
                             float* dbias,       // (1) or null
-                            const float* sums,  // (3, parts)
-                            int64_t parts, bool first, bool last) {
+                            const float* sums,  // (3, stride), `parts` of each row in use
+                            int64_t stride, int64_t parts, bool first, bool last) {
   DYN_SMEM(smem);
   double total = 0;
-  for (int64_t i = threadIdx.x; i < parts; i += kSumThreads) total += sums[blockIdx.x * parts + i];
+  for (int64_t i = threadIdx.x; i < parts; i += kSumThreads) total += sums[blockIdx.x * stride + i];
   total = block_sum(total, reinterpret_cast<double*>(smem));
   if (threadIdx.x != 0) return;
   if (!first) total += totals[blockIdx.x];
@@ -120,9 +120,8 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
     const int64_t most_rows = std::min(M, kChunkRows<T>), most_columns = std::min(N, kChunkColumns);
     const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8;
     Scratch<T> g(s, dxs || dys ? most_rows * ld : 0);
-    // Fewer rows can mean smaller tiles and more of them.
-    const int64_t small_parts = 4 * kTargetTiles * LargeTile::kWarps;
-    Scratch<float> sums(s, kSums * std::max(gemm_parts<T>(most_rows, most_columns), small_parts));
+    const int64_t most_parts = most_gemm_parts(most_rows, most_columns);
+    Scratch<float> sums(s, kSums * most_parts);
     Scratch<double> totals(s, kSums);
 
     for (int64_t i = 0; i < M; i += kChunkRows<T>)
@@ -133,16 +132,17 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
         pairs.sums = sums.data();
         pairs.log_scale = log_scale.as<const float>(1);
         pairs.bias = bias.as<const float>(1);
-        pairs.parts = gemm_parts<T>(rows, columns);
+        pairs.sums_stride = most_parts;
         pairs.stride = ld;
         pairs.diagonal = row0 + i - (col0 + j);
         pairs.N = static_cast<int>(columns);
         pairs.weight = weight;
-        launch_gemm(s, RowsOf<T>(xs + i * D, rows, D, D), RowsOf<T>(ys + j * D, columns, D, D), rows,
-                    columns, D, pairs, {1, D});
+        const int64_t parts =
+            launch_gemm(s, RowsOf<T>(xs + i * D, rows, D, D), RowsOf<T>(ys + j * D, columns, D, D),
+                        rows, columns, D, pairs, {1, D});
         launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s,
                totals.data(), loss.as<float>(1), dlog_scale.as_or_null<float>(1),
-               dbias.as_or_null<float>(1), sums.data(), pairs.parts, i + j == 0,
+               dbias.as_or_null<float>(1), sums.data(), most_parts, parts, i + j == 0,
                i + rows == M && j + columns == N);
         if (dxs)
           gemm(s, {rows, D, columns, x.dtype, {g.data(), ld}, {ys + j * D, D}, dxs + i * D,
