@@ -1,6 +1,6 @@
-// Launching the products of gemm.cuh, gemm_sm90.cuh and gemm_f32.cuh: which of them, which tile, how many splits of K, and the
-// epilogues that several kernels use. Include it where operands or an epilogue are of your own;
-// everything else calls gemm() of gemm.h.
+// Launching the products of gemm.cuh, gemm_sm90.cuh and gemm_f32.cuh: which of them, which tile, how
+// many splits of K, and the epilogues that several kernels use. Include it where operands or an
+// epilogue are of your own; everything else calls gemm() of gemm.h.
 #pragma once
 #include <algorithm>
 #include "activation.cuh"

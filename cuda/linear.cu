@@ -89,7 +89,8 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
       launch(linear_pre_gradient_kernel<T>,
              dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)),
                   static_cast<unsigned>(parts)),
-             dim3(kColumns, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(), sums.data(), g, p, M, N);
+             dim3(kColumns, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(),
+             sums.data(), g, p, M, N);
     if (db)
       launch(linear_bias_gradient_kernel, static_cast<unsigned>(ceil_div<int64_t>(N, 256)), 256, 0,
              s, db, sums.data(), N, parts);
