@@ -171,6 +171,41 @@ TEST(sigmoid_loss_accuracy_at_scale_112) {
   CHECK(std::sqrt(ours) <= 2 * std::sqrt(theirs));
 }
 
+// The epilogue on Hopper's product, which small shapes do not choose, against the other product.
+TEST(sigmoid_loss_pairs_on_sm90) {
+  using namespace siglip2::cuda;
+  const int64_t M = 70, N = 264, D = test::small ? 16 : 200;
+  test::HostStream stream;
+  Random random(13);
+  const auto x = unit_rows<bf16>(random, M, D), y = unit_rows<bf16>(random, N, D);
+  const auto log_scale = random.buffer<float>(1, 0, 3), bias = random.buffer<float>(1, 0, -5);
+  const auto compute = [&](auto tile, const Buffer<bf16>& g, std::vector<double>& totals) {
+    using Tile = decltype(tile);
+    const int64_t parts = tiles_of<Tile>(M, N) * Tile::kWarps;
+    const Buffer<float> sums(kSums * parts);
+    PairsEpilogue<bf16> pairs{};
+    pairs.g = g.data();
+    pairs.sums = sums.data();
+    pairs.log_scale = log_scale.data();
+    pairs.bias = bias.data();
+    pairs.sums_stride = parts;
+    pairs.stride = N;
+    pairs.diagonal = 5;
+    pairs.N = static_cast<int>(N);
+    pairs.weight = 0.25f;
+    CHECK(launch_tiles<Tile>(stream, MatrixOperand<true>(x.data(), M, D, D),
+                             MatrixOperand<true>(y.data(), N, D, D), M, N, D, Splits{1, D}, pairs) == parts);
+    for (int64_t i = 0; i < sums.size(); ++i) totals[static_cast<size_t>(i / parts)] += sums.at(i);
+  };
+  const Buffer<bf16> g(M * N), other_g(M * N);
+  std::vector<double> totals(kSums), other(kSums), want;
+  compute(HopperTile{}, g, totals);
+  compute(SmallTile{}, other_g, other);
+  for (int64_t i = 0; i < M * N; ++i) want.push_back(other_g.at(i));
+  CHECK_CLOSE(g, want, 1e-7, "G");  // a few sums may round the other way
+  for (size_t k = 0; k < kSums; ++k) CHECK(std::fabs(totals[k] / other[k] - 1) < 1e-5);
+}
+
 // Blocks of the pair matrix, one call each, add up to the whole, as the steps of a ring do.
 TEST(sigmoid_loss_blocks_add_up) {
   constexpr int64_t B = 24, D = 8;
