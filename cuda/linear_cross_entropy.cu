@@ -285,7 +285,8 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int64_t i = threadIdx.x; i < *counted.count; i += kTileThreads)
     if (counted.order[i] / group_rows == static_cast<int64_t>(blockIdx.x)) total += losses[i];
   const double sum = block_sum(total, reinterpret_cast<double*>(smem));
-  if (threadIdx.x == 0) loss[blockIdx.x] += static_cast<float>(isnan(*counted.each) ? *counted.each : sum);
+  const float each = *counted.each;
+  if (threadIdx.x == 0) loss[blockIdx.x] += each != each ? each : static_cast<float>(sum);
 }
 
 dim3 tile_grid(int64_t rows, int64_t columns) {

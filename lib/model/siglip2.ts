@@ -7,7 +7,8 @@ import type { DeviceName, Tensor } from '../tensor.js';
 import { parameterShapes, type ModelConfig } from './config.js';
 import { ParamStore } from './params.js';
 import { textTower } from './text.js';
-import { visionTower, type TowerOptions } from './vision.js';
+import { mapPool } from './pool.js';
+import { visionTokens, visionTower, type TowerOptions } from './vision.js';
 
 export interface ModelOptions {
   device?: DeviceName;
@@ -44,6 +45,24 @@ export class Siglip2Model {
     const S = this.config.vision.imageSize;
     checkShape('encodeImages', 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
     return l2Normalize(cast(visionTower(this.params, this.config, pixels, this.options), 'f32'));
+  }
+
+  /**
+   * Image tokens after the vision tower's last LayerNorm: what the caption decoder attends to and `poolTokens` pools.
+   * @param pixels (B, S, S, 3) uint8 RGB
+   * @returns (B, N, D)
+   * @throws ShapeError
+   */
+  imageTokens(pixels: Tensor): Tensor {
+    const S = this.config.vision.imageSize;
+    checkShape('imageTokens', 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
+    return visionTokens(this.params, this.config, pixels, this.options);
+  }
+
+  /** The image embeddings (B, E) f32 of `imageTokens`: both together are `encodeImages`. */
+  poolTokens(tokens: Tensor): Tensor {
+    const { heads } = this.config.vision;
+    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, heads, this.config.layerNormEps), 'f32'));
   }
 
   /**
