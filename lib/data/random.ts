@@ -13,6 +13,8 @@ export const Stream = {
   augment: 2,
   caption: 3,
   evaluation: 4,
+  scene: 31,
+  decoder: 32,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */
