@@ -90,13 +90,16 @@ function shadow(scene: Pick<Scene, 'width' | 'height' | 'pixels'>, { x, y, side 
     }
 }
 
-/** Lays artwork over the scene, mirrored or not, and writes `id` where it is solid. */
-function draw(scene: Omit<Scene, 'objects'>, artwork: RawImage, { x, y, side }: Square, mirrored: boolean, id: number): void {
+/**
+ * Lays artwork over the scene and writes `id` where it is solid. It is never mirrored: arrows, letters and moons would
+ * become something else.
+ */
+function draw(scene: Omit<Scene, 'objects'>, artwork: RawImage, { x, y, side }: Square, id: number): void {
   const { width, pixels, mask } = scene;
   const from = resizeImage(artwork.data, artwork.height, artwork.width, 4, side, side);
   for (let v = 0; v < side; v++)
     for (let u = 0; u < side; u++) {
-      const i = (v * side + (mirrored ? side - 1 - u : u)) * 4, alpha = from[i + 3]!;
+      const i = (v * side + u) * 4, alpha = from[i + 3]!;
       if (alpha === 0) continue;
       const at = (y + v) * width + x + u;
       for (let c = 0; c < 3; c++) pixels[at * 3 + c] = from[i + c]! + div255(pixels[at * 3 + c]! * (255 - alpha));
@@ -141,7 +144,7 @@ export function composeScene(artworks: readonly Artwork[], size: number, random:
   const strength = random.between(0, 0.6);
   squares.forEach((square, i) => {
     shadow(scene, square, strength);
-    draw(scene, there[i]!.image, square, random.uniform() < 0.5, i + 1);
+    draw(scene, there[i]!.image, square, i + 1);
   });
   const boxes = bounds(scene.mask, width, height, there.length);
   const objects: Placed[] = [], renumbered = new Uint8Array(there.length + 1);
