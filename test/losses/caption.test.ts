@@ -109,6 +109,20 @@ test('three tasks in one pass are the three alone', async () => {
   expect((await losses(sets, 0))[2]).not.toBeCloseTo(together[2]!, 4);
 });
 
+test('padding behind the tokens of an image changes nothing', async () => {
+  using model = decoderModel(false);
+  const padded = new Float32Array(B * (N + 3) * 48).fill(7);
+  for (let b = 0; b < B; b++) padded.set(image.subarray(b * N * 48, (b + 1) * N * 48), b * (N + 3) * 48);
+  const batch = captionBatch(sequences(), { length: L, mask: V, parallel: 1 });
+  const [plain, masked] = scope(() => noGrad(() => [
+    captionLoss(model, tensor(image, [B, N, 48]), batch),
+    captionLoss(model, tensor(padded, [B, N + 3, 48]), batch, { imageLengths: tensor(new Int32Array(B).fill(N), [B]) })]));
+  const want = await plain!.read();
+  (await masked!.read()).forEach((l, i) => expect(l).toBeCloseTo(want[i]!, 5));
+  plain!.dispose();
+  masked!.dispose();
+});
+
 test('a causal sequence does not see what follows, a parallel one does not see itself', async () => {
   using model = decoderModel(false);
   const base = sequences()[2]!, changed = base.map((s) => s && { ...s, ids: s.ids.map((id, i) => i === s.ids.length - 2 ? id ^ 1 : id) });
