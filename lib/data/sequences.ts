@@ -49,8 +49,9 @@ export async function decoderSequences(tokenizer: GemmaTokenizer, contents: read
   const drafts = contents.map((c) => c && (c.text === undefined || c.text.trim() !== '')
     ? { name: `${c.task}:`, ...partsOf(c, boxes) } : null);
   const texts = [...new Set(drafts.flatMap((d) => d ? [d.name, ...d.parts] : []))];
-  // The tokenizer ends every text with the end mark.
-  const encoded = new Map((await tokenizer.idsOf(texts)).map((ids, i) => [texts[i]!, ids.subarray(0, -1)]));
+  // Parts are cut here and not by the tokenizer, which ends every text with the end mark.
+  const wide = tokenizer.length > length ? tokenizer : tokenizer.withLength(length + 1);
+  const encoded = new Map((await wide.idsOf(texts)).map((ids, i) => [texts[i]!, ids.subarray(0, -1)]));
   return drafts.map((d) => {
     if (!d) return null;
     const name = encoded.get(d.name)!, parts = d.parts.map((p) => encoded.get(p)!);
@@ -60,6 +61,16 @@ export async function decoderSequences(tokenizer: GemmaTokenizer, contents: read
     if (d.long >= 0 && parts[d.long]) parts[d.long] = parts[d.long]!.subarray(0, length - fixed);
     return { ids: Int32Array.from([...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [kEos])]), prefix: name.length };
   });
+}
+
+/** What a loader makes for the decoder beside a batch's images and captions. */
+export interface DecoderTargets {
+  /** Tokens of a sequence, decoder.length. */
+  length: number;
+  /** Default: LocCa's. */
+  boxes?: BoxFormat;
+  /** Regions with a lower score are never chosen; default 0.3. */
+  minScore?: number;
 }
 
 /** Texts whose tokens a trimmed vocabulary needs for the sequences' fixed parts: task names and all box coordinates. */

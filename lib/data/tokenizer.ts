@@ -66,6 +66,7 @@ interface Codec {
 /** Turns captions into ids. Made by `loadTokenizer`. */
 export class GemmaTokenizer {
   private readonly cache: Lru<string, Int32Array>;
+  private readonly others = new Map<number, GemmaTokenizer>();
 
   /**
    * @param encode texts to ids, without special tokens
@@ -79,7 +80,7 @@ export class GemmaTokenizer {
     readonly length: number,
     private readonly lower: LowerMode,
     private readonly vocab: VocabMap | undefined,
-    cacheSize: number,
+    private readonly cacheSize: number,
     private readonly decodeIds?: Codec['decode'],
   ) {
     this.cache = new Lru(cacheSize);
@@ -123,6 +124,18 @@ export class GemmaTokenizer {
     if (full.length === 0) return '';
     if (this.decodeIds === undefined) throw new DataError('this tokenizer was made without a decoder; use loadTokenizer');
     return this.decodeIds(full);
+  }
+
+  /** The same tokenizer for captions of another length. */
+  withLength(length: number): GemmaTokenizer {
+    if (length === this.length) return this;
+    let other = this.others.get(length);
+    if (other === undefined) {
+      const { backend, encode, lower, vocab, cacheSize, decodeIds } = this;
+      other = new GemmaTokenizer(backend, encode, length, lower, vocab, cacheSize, decodeIds);
+      this.others.set(length, other);
+    }
+    return other;
   }
 
   private lowerCase(text: string): string {

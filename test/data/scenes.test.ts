@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
+import { DataLoader, type Batch } from '../../lib/data/loader.js';
 import { buildScenes, type SceneManifest, type SceneOptions } from '../../lib/data/datasets/scenes.js';
 import { composeScene, type Artwork } from '../../lib/data/datasets/scene_compose.js';
 import { listText, relationText, templateLanguages } from '../../lib/data/datasets/scene_templates.js';
@@ -10,8 +11,9 @@ import { emojiLanguages } from '../../lib/data/datasets/emoji.js';
 import { FileReader } from '../../lib/data/files.js';
 import { decodeImage } from '../../lib/data/image.js';
 import { Random } from '../../lib/data/random.js';
-import { parseRegions } from '../../lib/data/regions.js';
+import { formatBox, parseRegions } from '../../lib/data/regions.js';
 import { describeSample, openSource, readCaptions, type SampleSource } from '../../lib/data/source.js';
+import { loadTokenizer, lowerAscii } from '../../lib/data/tokenizer.js';
 import { liveCount } from '../../lib/tensor.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-scenes-'));
@@ -85,6 +87,32 @@ test('a relation is true of the boxes', () => {
   reader.close();
   expect(checked).toBeGreaterThan(3);
 });
+
+test('a loader makes the decoder\'s sequences, the same with and without a worker', async () => {
+  const batches = async (workers: number): Promise<Batch[]> => {
+    const loader = new DataLoader(train, { batchSize: 7, seed: 1, size: 32, workers, captions: { pick: ['en', 'de'] },
+      tokenizer: { length: 16 }, decoder: { length: 56 } });
+    const out = [await loader.next(), await loader.next(), await loader.next()];
+    await loader.close();
+    return out;
+  };
+  const own = await batches(0), theirs = await batches(1), tokenizer = await loadTokenizer();
+  expect(theirs.map((b) => b.sequences)).toEqual(own.map((b) => b.sequences));
+  const reader = new FileReader();
+  for (const batch of own) {
+    const [aref, gcap, cap] = batch.sequences!;
+    for (let i = 0; i < batch.size; i++) {
+      const regions = parseRegions(readCaptions(reader, train.at(batch.samples[i]!)).meta, '');
+      const said = regions.map(({ phrase, box }) => [`aref: ${lowerAscii(phrase)} : ${formatBox(box)}`, `gcap: ${formatBox(box)} : ${lowerAscii(phrase)}`]);
+      expect(said.map((s) => s[0])).toContain(await tokenizer.decode(aref![i]!.ids));
+      expect(said.map((s) => s[1])).toContain(await tokenizer.decode(gcap![i]!.ids));
+      expect(await tokenizer.decode(cap![i]!.ids)).toBe(`cap: ${lowerAscii(batch.texts[i]!)}`);
+    }
+  }
+  reader.close();
+  expect(() => new DataLoader(train, { batchSize: 1, seed: 1, size: 32, transforms: [{ name: 'flip' }, { name: 'resize' }], decoder: { length: 40 } }))
+    .toThrow(/boxes do not follow the transform "flip"/);
+}, 120000);
 
 test('the same seed gives the same shards, another does not', async () => {
   const again = { ...options, scenes: { train: 8, val: 0, test: 0 } };
