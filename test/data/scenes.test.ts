@@ -15,6 +15,8 @@ import { formatBox, parseRegions } from '../../lib/data/regions.js';
 import { describeSample, openSource, readCaptions, type SampleSource } from '../../lib/data/source.js';
 import { loadTokenizer, lowerAscii } from '../../lib/data/tokenizer.js';
 import { liveCount } from '../../lib/tensor.js';
+import { checkTrainConfig } from '../../lib/train/config.js';
+import { trimmedVocabulary } from '../../lib/train/vocabulary.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-scenes-'));
 const options: SceneOptions = { scenes: { train: 14, val: 0, test: 6 }, classes: 25, size: 96, scenesPerShard: 8, seed: 3,
@@ -112,6 +114,21 @@ test('a loader makes the decoder\'s sequences, the same with and without a worke
   reader.close();
   expect(() => new DataLoader(train, { batchSize: 1, seed: 1, size: 32, transforms: [{ name: 'flip' }, { name: 'resize' }], decoder: { length: 40 } }))
     .toThrow(/boxes do not follow the transform "flip"/);
+}, 120000);
+
+test('a trimmed vocabulary has every token of the captions and the sequences', async () => {
+  const config = checkTrainConfig({
+    out: 'none', model: { variant: 'test', decoder: {} }, batch: 7, total: { steps: 1 },
+    data: { source: { type: 'webdataset', tars: join(folder, 'a', 'train-*.tar') }, captions: { pick: ['any'] }, trimVocabulary: true },
+  });
+  const vocab = await trimmedVocabulary(config, train, () => undefined);
+  const loader = new DataLoader(train, { batchSize: 14, seed: 1, size: 32, workers: 0, tokenizer: { length: 64, vocab }, decoder: { length: 64 } });
+  for (let epoch = 0; epoch < 3; epoch++) {
+    const { ids, sequences } = await loader.next();
+    expect(ids.includes(3)).toBe(false);
+    for (const s of sequences!.flat()) expect(s!.ids.includes(3)).toBe(false);
+  }
+  await loader.close();
 }, 120000);
 
 test('the same seed gives the same shards, another does not', async () => {
