@@ -268,7 +268,10 @@ export class Builder {
     return described;
   }
 
-  private async sequences(contents: (SequenceContent | null)[][], { length, boxes }: DecoderTargets): Promise<(DecoderSequence | null)[][]> {
+  private async sequences(
+    contents: (SequenceContent | null)[][],
+    { length, boxes }: DecoderTargets,
+  ): Promise<(DecoderSequence | null)[][]> {
     const size = contents[0]!.length;
     const all = await decoderSequences(await this.loadedTokenizer(), contents.flat(), length, boxes ? { boxes } : {});
     return contents.map((_, set) => all.slice(set * size, (set + 1) * size));

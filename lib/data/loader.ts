@@ -169,7 +169,11 @@ export class DataLoader implements AsyncIterable<Batch> {
     checkCaptionChoice(captions);
     if (options.decoder !== undefined) {
       const other = transforms.find(({ name }) => name !== 'resize' && name !== 'colour');
-      if (other) throw new ConfigError(`decoder: boxes do not follow the transform "${other.name}"; use resize, with colour if you like`);
+      if (other) {
+        throw new ConfigError(
+          `decoder: boxes do not follow the transform "${other.name}"; use resize, with colour if you like`,
+        );
+      }
       if (tokenizer === null) throw new ConfigError('decoder: its sequences need a tokenizer');
       if (options.decoder.boxes) checkBoxFormat(options.decoder.boxes);
     }

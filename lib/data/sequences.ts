@@ -43,8 +43,8 @@ function partsOf({ task, text, box }: SequenceContent, format: BoxFormat): { par
  * @param options.query leaves out the end mark, for a beginning that the decoder is to continue
  * @throws DataError when a sequence does not fit even without its text, or lacks what its task needs
  */
-export async function decoderSequences(tokenizer: GemmaTokenizer, contents: readonly (SequenceContent | null)[], length: number,
-  options: { boxes?: BoxFormat; query?: boolean } = {}): Promise<(DecoderSequence | null)[]> {
+export async function decoderSequences(tokenizer: GemmaTokenizer, contents: readonly (SequenceContent | null)[],
+  length: number, options: { boxes?: BoxFormat; query?: boolean } = {}): Promise<(DecoderSequence | null)[]> {
   const { boxes = defaultBoxFormat, query = false } = options;
   const drafts = contents.map((c) => c && (c.text === undefined || c.text.trim() !== '')
     ? { name: `${c.task}:`, ...partsOf(c, boxes) } : null);
@@ -57,9 +57,11 @@ export async function decoderSequences(tokenizer: GemmaTokenizer, contents: read
     const name = encoded.get(d.name)!, parts = d.parts.map((p) => encoded.get(p)!);
     const fixed = name.length + (query ? 0 : 1) + parts.reduce((n, p, i) => n + (i === d.long ? 0 : p.length), 0);
     if (fixed > length)
-      throw new DataError(`a "${d.name}" sequence needs ${fixed} tokens besides its text but the decoder has ${length}; raise decoder.length`);
+      throw new DataError(`a "${d.name}" sequence needs ${fixed} tokens besides its text but the decoder has ${length}; ` +
+        'raise decoder.length');
     if (d.long >= 0 && parts[d.long]) parts[d.long] = parts[d.long]!.subarray(0, length - fixed);
-    return { ids: Int32Array.from([...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [kEos])]), prefix: name.length };
+    const ids = [...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [kEos])];
+    return { ids: Int32Array.from(ids), prefix: name.length };
   });
 }
 

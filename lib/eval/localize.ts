@@ -16,8 +16,9 @@ export interface LocalizeOptions extends DecodeOptions {
 async function answers(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Tensor, queries: readonly SequenceContent[],
   options: LocalizeOptions): Promise<string[]> {
   const length = options.length ?? model.config.decoder?.length ?? 0;
-  const beginnings = (await decoderSequences(tokenizer, queries, length, { query: true, ...(options.boxes ? { boxes: options.boxes } : {}) }))
-    .map((s) => s?.ids ?? new Int32Array(0));
+  const format = options.boxes ? { boxes: options.boxes } : {};
+  const sequences = await decoderSequences(tokenizer, queries, length, { query: true, ...format });
+  const beginnings = sequences.map((s) => s?.ids ?? new Int32Array(0));
   const found = await decode(model, image, beginnings, options);
   return Promise.all(found.map(async ({ ids }, i) => (await tokenizer.decode(ids.subarray(beginnings[i]!.length))).trim()));
 }
@@ -27,13 +28,15 @@ async function answers(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Te
  * @param tokenizer with the model's vocabulary
  * @param image (B, N, Dv) from `model.imageTokens`
  */
-export function captionImages(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Tensor, options: LocalizeOptions = {}): Promise<string[]> {
-  return answers(model, tokenizer, image, Array.from({ length: image.shape[0]! }, () => ({ task: 'cap' as const })), options);
+export function captionImages(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Tensor,
+  options: LocalizeOptions = {}): Promise<string[]> {
+  const queries = Array.from({ length: image.shape[0]! }, () => ({ task: 'cap' as const }));
+  return answers(model, tokenizer, image, queries, options);
 }
 
 /** The box of one phrase per image; undefined where what was written is no box. */
-export async function boxesOfPhrases(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Tensor, phrases: readonly string[],
-  options: LocalizeOptions = {}): Promise<(Box | undefined)[]> {
+export async function boxesOfPhrases(model: Siglip2Model, tokenizer: GemmaTokenizer, image: Tensor,
+  phrases: readonly string[], options: LocalizeOptions = {}): Promise<(Box | undefined)[]> {
   const texts = await answers(model, tokenizer, image, phrases.map((text) => ({ task: 'aref' as const, text })), options);
   return texts.map((text) => parseBox(text, options.boxes));
 }

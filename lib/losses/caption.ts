@@ -55,7 +55,8 @@ export function parallelCount(B: number, p: number, random: Random): number {
  * name at the beginning is never scored, everything after it is, the end mark included.
  * @param sets (S) lists of B sequences or nulls; the captioning set last, because parallel prediction is its
  */
-export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[])[], options: CaptionBatchOptions): CaptionBatch {
+export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[])[],
+  options: CaptionBatchOptions): CaptionBatch {
   const { length: L, mask, parallel = 0, weights: factors } = options;
   const S = sets.length, B = sets[0]?.length ?? 0, R = S * B;
   check(sets.every((s) => s.length === B), 'captionBatch', 'every set must have one entry per image');

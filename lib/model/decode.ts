@@ -55,7 +55,8 @@ class State {
     this.#layers = decoderLayers(model.params, model.config);
     const width = model.config.decoder!.width;
     this.#cross = scope(() => this.#layers.map((layer) => layer.crossKv(image)));
-    this.#self = this.#layers.map(() => empty([image.shape[0]! * beams * length, 2 * width], image.dtype, image.device).detach());
+    const cache = [image.shape[0]! * beams * length, 2 * width];
+    this.#self = this.#layers.map(() => empty(cache, image.dtype, image.device).detach());
   }
 
   /** @param ids (R) the next token of each sequence @returns (R, V) f32 logits */
@@ -127,13 +128,15 @@ function likeliest(logits: Float32Array, n: number): { id: number; logProbabilit
  * @returns (B) the best sequence of each image
  * @throws ShapeError when the model has no decoder or a beginning is too long
  */
-export async function decode(model: Siglip2Model, image: Tensor, forced: readonly ArrayLike<number>[], options: DecodeOptions = {}): Promise<Decoded[]> {
+export async function decode(model: Siglip2Model, image: Tensor, forced: readonly ArrayLike<number>[],
+  options: DecodeOptions = {}): Promise<Decoded[]> {
   const { beams = 1, lengthPenalty = 0, imageLengths = null } = options, decoder = model.config.decoder;
   check(decoder != null, 'decode', 'the model has no decoder');
   const length = options.length ?? decoder.length, B = forced.length;
   check(image.shape[0] === B, 'decode', `${image.shape[0]} images need as many beginnings but there are ${B}`);
   check(Number.isInteger(beams) && beams > 0, 'decode', `beams must be a positive integer but is ${beams}`);
-  check(length <= decoder.length && forced.every((f) => f.length <= length), 'decode', `sequences have at most ${decoder.length} tokens`);
+  check(length <= decoder.length && forced.every((f) => f.length <= length), 'decode',
+    `sequences have at most ${decoder.length} tokens`);
   const rank = (b: Beam): number => b.logProbability / Math.max(1, b.ids.length) ** lengthPenalty;
 
   const state = noGrad(() => new State(model, image, beams, length, imageLengths));

@@ -55,7 +55,8 @@ export class DecoderLayer {
 /** The blocks of a model with a decoder. */
 export function decoderLayers(p: ParamStore, config: ModelConfig): DecoderLayer[] {
   const decoder = config.decoder!;
-  return Array.from({ length: decoder.depth }, (_, i) => new DecoderLayer(p, `decoder.layers.${i}`, decoder, config.layerNormEps));
+  return Array.from({ length: decoder.depth }, (_, i) =>
+    new DecoderLayer(p, `decoder.layers.${i}`, decoder, config.layerNormEps));
 }
 
 /** Token embeddings with positions `from` … of sequences. ids (R, L) i32 → (R, L, W) */

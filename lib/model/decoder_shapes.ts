@@ -24,11 +24,11 @@ export const decoderSchema = z.strictObject({
 }).nullable().optional();
 
 /** The decoder that belongs to a text tower, with changes. */
-export function decoderConfig(text: TextConfig, changes: { [K in keyof DecoderConfig]?: DecoderConfig[K] | undefined } = {}): DecoderConfig {
+export function decoderConfig(text: TextConfig, changes: Partial<DecoderConfig> = {}): DecoderConfig {
   const { width, heads, mlp, length } = text;
-  const base: DecoderConfig = { depth: Math.max(1, Math.floor(text.depth / 2)), width, heads, mlp, length, bias: false };
-  for (const [key, value] of Object.entries(changes)) if (value !== undefined) (base as unknown as Record<string, unknown>)[key] = value;
-  return base;
+  const base = { depth: Math.max(1, Math.floor(text.depth / 2)), width, heads, mlp, length, bias: false };
+  const given = Object.entries(changes).filter(([, value]) => value !== undefined);
+  return { ...base, ...Object.fromEntries(given) };
 }
 
 /** The rules between the fields. Throws ConfigError. */
@@ -50,8 +50,10 @@ export function decoderShapes(config: ModelConfig): ParameterShape[] {
   const { width, mlp, bias } = decoder;
   const plain = (name: string, shape: number[], init: Init): ParameterShape => ({ name, shape, init, decay: false });
   const kernel = (name: string, shape: number[], init: Init): ParameterShape => ({ name, shape, init, decay: true });
-  const optional = (name: string, size: number, init: Init = ZEROS): ParameterShape[] => bias ? [plain(name, [size], init)] : [];
-  const norm = (name: string): ParameterShape[] => [plain(`${name}.weight`, [width], { kind: 'ones' }), ...optional(`${name}.bias`, width)];
+  const optional = (name: string, size: number, init: Init = ZEROS): ParameterShape[] =>
+    bias ? [plain(name, [size], init)] : [];
+  const norm = (name: string): ParameterShape[] =>
+    [plain(`${name}.weight`, [width], { kind: 'ones' }), ...optional(`${name}.bias`, width)];
   const projection = (name: string, from: number): ParameterShape =>
     kernel(`${name}.weight`, [width, from], { kind: 'lecunNormal', fanIn: from });
   const dense = (name: string, to: number, from: number): ParameterShape[] => [

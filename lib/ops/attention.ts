@@ -32,7 +32,8 @@ export function attention(qkv: Tensor, heads: number, options: AttentionOptions 
   check(Number.isInteger(C), 'attention', `qkv must have 3·C columns but is [${qkv.shape.join(', ')}]`);
   const D = headColumns('attention', C, heads);
   const { causal = false } = options, first = typeof causal === 'number' ? causal : causal ? B : 0;
-  check(Number.isInteger(first) && first >= 0 && first <= B, 'attention', `causal must be a number of the ${B} samples but is ${first}`);
+  check(Number.isInteger(first) && first >= 0 && first <= B, 'attention',
+    `causal must be a number of the ${B} samples but is ${first}`);
   const sizes = (n: number, masked: boolean): Sizes =>
     [n, heads, N, N, D, 0, width, C, width, 2 * C, width, false, masked, 1 / Math.sqrt(D)];
   const parts: Part[] = [
@@ -94,7 +95,8 @@ function withParts(part: Part, of: (Tensor | null)[], first: (i: number) => numb
   views.forEach((v, i) => { if (v && v !== of[i]) v.dispose(); });
 }
 
-function run(name: string, q: Tensor, kv: Tensor, keyLengths: Tensor | null, C: number, [, H, Nq]: Sizes, parts: Part[]): Tensor {
+function run(name: string, q: Tensor, kv: Tensor, keyLengths: Tensor | null, C: number, [, H, Nq]: Sizes,
+  parts: Part[]): Tensor {
   const B = q === kv ? q.shape[0]! : Math.max(q.shape[0]!, kv.shape[0]!);
   checkDType(name, q === kv ? 'qkv' : 'q', q, 'f32', 'bf16');
   if (keyLengths) {

@@ -1,9 +1,10 @@
 import { check, checkDType, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { isRecording, needsGrad } from '../tape.js';
-import type { Tensor } from '../tensor.js';
+import { sizeOf, type Tensor } from '../tensor.js';
 
-const forward = op<[y: Handle, x: Handle, to: Handle, from: Handle, n: number, Y: number, X: number, C: number]>('copy_rows_forward');
+const forward = op<[y: Handle, x: Handle, to: Handle, from: Handle, n: number, Y: number, X: number,
+  C: number]>('copy_rows_forward');
 
 /**
  * Writes rows of x into y: `y[to[i]] = x[from[i]]`. For inference: it has no gradient.
@@ -22,5 +23,5 @@ export function copyRows(y: Tensor, x: Tensor, to: Tensor, from: Tensor): void {
   checkDType('copyRows', 'to', to, 'i32');
   checkDType('copyRows', 'from', from, 'i32');
   check(!isRecording() || !needsGrad(x), 'copyRows', 'has no gradient; call it under noGrad()');
-  forward(y.handle, x.handle, to.handle, from.handle, to.size, y.shape[0]!, x.shape[0]!, y.shape.slice(1).reduce((a, b) => a * b, 1));
+  forward(y.handle, x.handle, to.handle, from.handle, to.size, y.shape[0]!, x.shape[0]!, sizeOf(y.shape.slice(1)));
 }

@@ -26,7 +26,8 @@ export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor | null, eps = 
  * @returns `sum` = x + residual and `y` = LayerNorm(sum), both (…, C)
  * @throws ShapeError
  */
-export function addLayerNorm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | null, eps = 1e-6): { sum: Tensor; y: Tensor } {
+export function addLayerNorm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | null,
+  eps = 1e-6): { sum: Tensor; y: Tensor } {
   checkShape('addLayerNorm', 'residual', residual, x.shape);
   return normalize(x, residual, weight, bias, eps);
 }

@@ -49,7 +49,8 @@ export function linearCrossEntropy(h: Tensor, weight: Tensor, bias: Tensor | nul
     checkDType(name, 'weights', weights, 'f32');
   }
   check(denominator >= 0, name, `denominator must be positive but is ${denominator}`);
-  check(Number.isInteger(groups) && groups > 0 && R % groups === 0, name, `${R} rows cannot be split into ${groups} equal groups`);
+  check(Number.isInteger(groups) && groups > 0 && R % groups === 0, name,
+    `${R} rows cannot be split into ${groups} equal groups`);
   const w = h.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;
   check(w.dtype === h.dtype, name, `weight is ${w.dtype} but h is ${h.dtype}`);
 

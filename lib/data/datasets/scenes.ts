@@ -37,6 +37,14 @@ export interface SceneOptions {
   signal?: AbortSignal;
 }
 
+/** One split as built. */
+export interface SceneSplit {
+  split: EmojiSplit;
+  scenes: number;
+  studios: string[];
+  shards: { file: string; scenes: number; bytes: number }[];
+}
+
 /** `manifest.json`: what was built from what. */
 export interface SceneManifest {
   format: number;
@@ -44,7 +52,7 @@ export interface SceneManifest {
   size: number;
   classes: number;
   languages: readonly string[];
-  splits: { split: EmojiSplit; scenes: number; studios: string[]; shards: { file: string; scenes: number; bytes: number }[] }[];
+  splits: SceneSplit[];
   licences: PackageLicence[];
 }
 
@@ -60,7 +68,10 @@ class Studio {
 
   draw(codePoints: string): Promise<RawImage | undefined> {
     let drawing = this.#drawn.get(codePoints);
-    if (!drawing) this.#drawn.set(codePoints, drawing = rasterise(svgOf(this.set, this.icons.get(codePoints)!, ART)).catch(() => undefined));
+    if (!drawing) {
+      drawing = rasterise(svgOf(this.set, this.icons.get(codePoints)!, ART)).catch(() => undefined);
+      this.#drawn.set(codePoints, drawing);
+    }
     return drawing;
   }
 }
@@ -81,7 +92,8 @@ function relationOf(a: Region['box'], b: Region['box'], scene: Scene): Relation 
 }
 
 /** Captions by language: a relation first, where the scene shows one and the language has a template, then a list. */
-function captionsOf(scene: Scene, classes: readonly ClassText[], languages: readonly string[], random: Random): Record<string, string[]> {
+function captionsOf(scene: Scene, classes: readonly ClassText[], languages: readonly string[],
+  random: Random): Record<string, string[]> {
   const pairs = scene.objects.flatMap((a, i) => scene.objects.flatMap((b, j) => {
     const relation = i < j ? relationOf(a.box, b.box, scene) : undefined;
     return relation ? [{ i, j, relation }] : [];
@@ -103,7 +115,8 @@ function captionsOf(scene: Scene, classes: readonly ClassText[], languages: read
 function regionsOf(scene: Scene, classes: readonly ClassText[], random: Random): Region[] {
   return scene.objects.flatMap(({ artwork, box }) => {
     const { names } = classes[artwork.class]!, others = Object.keys(names).filter((l) => l !== 'en');
-    return ['en', ...(others.length > 0 ? [random.pick(others)] : [])].map((lang) => ({ box, score: 1, phrase: names[lang]!, lang }));
+    const said = ['en', ...(others.length > 0 ? [random.pick(others)] : [])];
+    return said.map((lang) => ({ box, score: 1, phrase: names[lang]!, lang }));
   });
 }
 
@@ -116,7 +129,8 @@ function regionsOf(scene: Scene, classes: readonly ClassText[], random: Random):
  *   of range; the signal's reason
  */
 export async function buildScenes(folder: string, options: SceneOptions = {}): Promise<SceneManifest> {
-  const { seed = 1, size = 224, objects = 5, studios = emojiStudios, languages = emojiLanguages, scenesPerShard = 1000 } = options;
+  const { seed = 1, size = 224, objects = 5, scenesPerShard = 1000 } = options;
+  const { studios = emojiStudios, languages = emojiLanguages } = options;
   const counts = { train: 4000, val: 400, test: 400, ...options.scenes };
   const within = (name: string, value: number, low: number, high: number): void => {
     if (!(Number.isInteger(value) && value >= low && value <= high))
@@ -153,13 +167,15 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
   for (const [number, split] of wanted.entries()) {
     const own = drawers.filter((d) => d.split === split).map(({ studio }) => studio);
     const possible = classes.filter(({ codePoints }) => own.some(({ icons }) => icons.has(codePoints)));
-    if (possible.length === 0) throw new ConfigError(`scenes: no studio of the split "${split}" draws anything; set its number of scenes to 0`);
+    if (possible.length === 0)
+      throw new ConfigError(`scenes: no studio of the split "${split}" draws anything; set its number of scenes to 0`);
     const make = async (index: number): Promise<{ key: string; json: string; image: Buffer; mask: Buffer }> => {
       const random = new Random(seed, Stream.scene, number, index);
-      const drawings = await Promise.all(pickSome(possible, 1 + random.below(objects), random).map(async ({ id, codePoints }): Promise<Artwork | undefined> => {
+      const draw = async ({ id, codePoints }: ClassText): Promise<Artwork | undefined> => {
         const studio = random.pick(own.filter(({ icons }) => icons.has(codePoints))), image = await studio.draw(codePoints);
         return image && { class: id, studio: studio.name, image };
-      }));
+      };
+      const drawings = await Promise.all(pickSome(possible, 1 + random.below(objects), random).map(draw));
       const artworks = drawings.filter((d) => d !== undefined);
       const scene = composeScene(artworks, size, random), { width, height } = scene;
       const json = JSON.stringify({
@@ -168,13 +184,14 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
       });
       const [image, mask] = await Promise.all([
         sharp(scene.pixels, { raw: { width, height, channels: 3 } }).jpeg({ quality: 80 + random.below(16) }).toBuffer(),
-        sharp(scene.mask, { raw: { width, height, channels: 1 } }).toColourspace('b-w').png({ compressionLevel: 6 }).toBuffer(),
+        sharp(scene.mask, { raw: { width, height, channels: 1 } }).toColourspace('b-w').png().toBuffer(),
       ]);
       return { key: `${split}-${String(index).padStart(7, '0')}`, json, image, mask };
     };
-    const built: SceneManifest['splits'][number] = { split, scenes: counts[split], studios: own.map(({ name }) => name), shards: [] };
+    const built: SceneSplit = { split, scenes: counts[split], studios: own.map(({ name }) => name), shards: [] };
     for (let start = 0; start < counts[split]; start += scenesPerShard) {
-      const file = `${split}-${String(built.shards.length).padStart(3, '0')}.tar`, end = Math.min(counts[split], start + scenesPerShard);
+      const file = `${split}-${String(built.shards.length).padStart(3, '0')}.tar`;
+      const end = Math.min(counts[split], start + scenesPerShard);
       const writer = new TarWriter(path.join(folder, file)), queue: ReturnType<typeof make>[] = [];
       try {
         for (let next = start; next < end || queue.length > 0;) {
