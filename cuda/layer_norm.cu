@@ -30,7 +30,8 @@ constexpr int kPacks = kColumns / (Pack<T>::size * static_cast<int>(kWarp));
 
 // ---- forward ------------------------------------------------------------------------------------
 
-template <class T, int kColumns>
+// kBias is known at compile time: a choice for each element would spill a register.
+template <class T, int kColumns, bool kBias>
 __global__ void __launch_bounds__(kForwardWarps* kWarp)
     layer_norm_forward_kernel(T* y,                 // (R, C)
                               T* sum,               // (R, C) or null
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
     const int c = (p * static_cast<int>(kWarp) + lane) * V;
     if (c >= C) continue;
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[p][i] = (h[p][i] - m) * r * weight[c + i] + (bias ? bias[c + i] : 0.0f);
+    for (int i = 0; i < V; ++i)
+      h[p][i] = (h[p][i] - m) * r * weight[c + i] + (kBias ? bias[c + i] : 0.0f);
     Pack<T>::from(h[p]).store(y + row * C + c);
   }
   if (lane == 0) {
@@ -305,8 +307,13 @@ void layer_norm_forward(Stream& s, Tensor y, Tensor sum, Tensor mean, Tensor rst
     };
     if (!packs) run(layer_norm_forward_looped_kernel<T>, C);
     else if (C <= kMaxInRegisters / 2)
-      run(layer_norm_forward_kernel<T, kMaxInRegisters / 2>, static_cast<int>(C));
-    else run(layer_norm_forward_kernel<T, kMaxInRegisters>, static_cast<int>(C));
+      run(b ? layer_norm_forward_kernel<T, kMaxInRegisters / 2, true>
+            : layer_norm_forward_kernel<T, kMaxInRegisters / 2, false>,
+          static_cast<int>(C));
+    else
+      run(b ? layer_norm_forward_kernel<T, kMaxInRegisters, true>
+            : layer_norm_forward_kernel<T, kMaxInRegisters, false>,
+          static_cast<int>(C));
   });
 }
 
