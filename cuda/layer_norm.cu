@@ -30,7 +30,8 @@ constexpr int kPacks = kColumns / (Pack<T>::size * static_cast<int>(kWarp));
 
 // ---- forward ------------------------------------------------------------------------------------
 
-template <class T, int kColumns>
+// kBias is known at compile time: a choice for each element would spill a register.
+template <class T, int kColumns, bool kBias>
 __global__ void __launch_bounds__(kForwardWarps* kWarp)
     layer_norm_forward_kernel(T* y,                 // (R, C)
                               T* sum,               // (R, C) or null
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
                               const T* x,           // (R, C)
                               const T* residual,    // (R, C) or null
                               const float* weight,  // (C)
-                              const float* bias,    // (C)
+                              const float* bias,    // (C) or null
                               int64_t R, int C, float eps) {
   constexpr int V = Pack<T>::size, P = kPacks<T, kColumns>;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
     const int c = (p * static_cast<int>(kWarp) + lane) * V;
     if (c >= C) continue;
 #pragma unroll
-    for (int i = 0; i < V; ++i) h[p][i] = (h[p][i] - m) * r * weight[c + i] + bias[c + i];
+    for (int i = 0; i < V; ++i)
+      h[p][i] = (h[p][i] - m) * r * weight[c + i] + (kBias ? bias[c + i] : 0.0f);
     Pack<T>::from(h[p]).store(y + row * C + c);
   }
   if (lane == 0) {
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
   for (int64_t c = lane; c < C; c += kWarp) {
     const float v = h(c);
     if (sum) sum[row * C + c] = static_cast<T>(v);
-    y[row * C + c] = static_cast<T>((v - m) * r * weight[c] + bias[c]);
+    y[row * C + c] = static_cast<T>((v - m) * r * weight[c] + (bias ? bias[c] : 0.0f));
   }
   if (lane == 0) {
     mean[row] = m;
@@ -294,7 +296,7 @@ void layer_norm_forward(Stream& s, Tensor y, Tensor sum, Tensor mean, Tensor rst
     const T* const from = x.as<T>(R * C);
     const T* const add = residual.as_or_null<T>(R * C);
     const float* const w = weight.as<float>(C);
-    const float* const b = bias.as<float>(C);
+    const float* const b = bias.as_or_null<float>(C);
     float* const m = mean.as<float>(R);
     float* const r = rstd.as<float>(R);
     const bool packs =
@@ -305,8 +307,13 @@ void layer_norm_forward(Stream& s, Tensor y, Tensor sum, Tensor mean, Tensor rst
     };
     if (!packs) run(layer_norm_forward_looped_kernel<T>, C);
     else if (C <= kMaxInRegisters / 2)
-      run(layer_norm_forward_kernel<T, kMaxInRegisters / 2>, static_cast<int>(C));
-    else run(layer_norm_forward_kernel<T, kMaxInRegisters>, static_cast<int>(C));
+      run(b ? layer_norm_forward_kernel<T, kMaxInRegisters / 2, true>
+            : layer_norm_forward_kernel<T, kMaxInRegisters / 2, false>,
+          static_cast<int>(C));
+    else
+      run(b ? layer_norm_forward_kernel<T, kMaxInRegisters, true>
+            : layer_norm_forward_kernel<T, kMaxInRegisters, false>,
+          static_cast<int>(C));
   });
 }
 

@@ -91,7 +91,7 @@ test('layouts of the wrong kind are refused at once', () => scope(() => {
   refuse(() => attention(rows, 1, { packed: { offsets: zeros([3]), longest } }), 'offsets must be i32');
   refuse(() => attention(rows, 1, { packed: { offsets: offsets.reshape([3, 1]), longest } }), 'offsets must have 1 axes');
   refuse(() => attention(rows, 1, { packed: { offsets: offsets.view(0, [0]), longest } }), 'one entry more');
-  refuse(() => crossAttention(zeros([3, 1, 8]), zeros([6, 16]), 1, { packedKeys: { offsets, longest } }), 'q must be [2 or 1');
+  refuse(() => crossAttention(zeros([3, 1, 8]), zeros([6, 16]), 1, { packedKeys: { offsets, longest } }), 'q must be [1 or a multiple of 2');
   refuse(() => packed([3, -1]), 'lengths must be integers');
   refuse(() => packed([2 ** 30, 2 ** 30]), 'less than 2³¹ rows');
 }));

@@ -14,6 +14,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
   eval: () => import('./eval.js'),
   info: () => import('./info.js'),
+  dataset: () => import('./dataset.js'),
   quickstart: () => import('./quickstart.js'),
 };
 

@@ -11,6 +11,8 @@ import { FileReader } from './files.js';
 import { decodeImage, premultiply, type AlphaMode, type RawImage } from './image.js';
 import { Lru } from './lru.js';
 import { Random, Stream } from './random.js';
+import { parseRegions, sampleRegions, type Region } from './regions.js';
+import { decoderSequences, type DecoderSequence, type DecoderTargets, type SequenceContent } from './sequences.js';
 import { describeSample, readCaptions, type Sample } from './source.js';
 import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from './tokenizer.js';
 import { emptyViews, makeViews, viewTargets, type ViewBatch, type ViewsConfig } from './views.js';
@@ -33,6 +35,8 @@ export interface BuilderConfig {
   classes: boolean;
   /** Augmented views for self-distillation, beside the images. */
   views?: ViewsConfig;
+  /** Sequences for the caption decoder; undefined: none. */
+  decoder?: DecoderTargets;
 }
 
 /** Work for a builder. */
@@ -66,6 +70,7 @@ export interface BuiltBatch {
   classes?: Int32Array;
   /** Where the loader was asked for views. */
   views?: ViewBatch;
+  sequences?: (DecoderSequence | null)[][];
 }
 
 /** What a builder is doing, for the message when it hangs or dies. Index into `stageNames`. */
@@ -94,13 +99,15 @@ export const Progress = { stage: 0, sample: 1, ticks: 2, length: 3 } as const;
 /** A batch in the making. */
 interface Draft extends BuiltBatch {
   epoch: number;
+  /** What the decoder's sequences are to say: aref, gcap and cap of each sample. */
+  contents: (SequenceContent | null)[][];
 }
 
 /** Builds batches one after the other, in the order of the requests. */
 export class Builder {
   private readonly reader = new FileReader();
   private readonly cache: Lru<number, RawImage>;
-  private readonly captionCache: Lru<number, Caption[]>;
+  private readonly captionCache: Lru<number, { captions: Caption[]; regions: Region[] }>;
   private readonly drafts = new Map<number, Draft>();
   private readonly perImage: number;
   private tokenizer: Promise<GemmaTokenizer> | undefined;
@@ -163,6 +170,7 @@ export class Builder {
         langs: new Array<string>(size * perImage).fill(''),
         texts: new Array<string>(size * perImage).fill(''),
         samples: new Int32Array(size),
+        contents: config.decoder ? [0, 1, 2].map(() => new Array<null>(size).fill(null)) : [],
         ...(config.classes ? { classes: new Int32Array(size) } : {}),
         ...(config.views ? { views: emptyViews(config.views, size) } : {}),
       };
@@ -191,8 +199,9 @@ export class Builder {
       return;
     }
     if (config.tokenizer !== undefined) draft.ids = await this.tokenize(draft.texts);
+    if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
     this.drafts.delete(request.index);
-    const { epoch: _, ...batch } = draft;
+    const { epoch: _, contents: __, ...batch } = draft;
     const transfer = [
       batch.images,
       batch.ids,
@@ -213,14 +222,23 @@ export class Builder {
     const pixels = config.size * config.size * 3;
 
     this.mark(Stage.captions, sample.index);
+    const described = this.describe(sample);
     const chosen = chooseCaptions(
-      this.captions(sample),
+      described.captions,
       config.captions,
       new Random(config.seed, Stream.caption, draft.epoch, sample.index),
     );
     if (chosen === undefined)
       throw new DataError(`${describeSample(sample)}: no caption in the languages wanted`);
 
+    if (config.decoder !== undefined) {
+      const random = new Random(config.seed, Stream.decoder, draft.epoch, sample.index);
+      const pair = sampleRegions(described.regions, random, config.decoder.minScore);
+      const region = (task: 'aref' | 'gcap'): SequenceContent | null =>
+        pair ? { task, text: pair[task].phrase, box: pair[task].box } : null;
+      [region('aref'), region('gcap'), { task: 'cap' as const, text: chosen[0]!.text }]
+        .forEach((content, set) => { draft.contents[set]![slot] = content; });
+    }
     const image = await this.image(sample);
     this.mark(Stage.transform, sample.index);
     applyTransforms(
@@ -251,16 +269,28 @@ export class Builder {
     }
   }
 
-  private captions(sample: Sample): Caption[] {
+  private describe(sample: Sample): { captions: Caption[]; regions: Region[] } {
     const known = this.captionCache.get(sample.index);
     if (known !== undefined) return known;
-    const { captions } = readCaptions(this.reader, sample);
+    const { captions, meta } = readCaptions(this.reader, sample);
+    const regions = this.config.decoder ? parseRegions(meta, describeSample(sample)) : [];
+    const described = { captions, regions };
     this.captionCache.set(
       sample.index,
-      captions,
-      captions.reduce((sum, { text }) => sum + 2 * text.length, 0),
+      described,
+      captions.reduce((sum, { text }) => sum + 2 * text.length, 0) +
+        regions.reduce((sum, { phrase }) => sum + 2 * phrase.length + 64, 0),
     );
-    return captions;
+    return described;
+  }
+
+  private async sequences(
+    contents: (SequenceContent | null)[][],
+    { length, boxes }: DecoderTargets,
+  ): Promise<(DecoderSequence | null)[][]> {
+    const size = contents[0]!.length;
+    const all = await decoderSequences(await this.loadedTokenizer(), contents.flat(), length, boxes ? { boxes } : {});
+    return contents.map((_, set) => all.slice(set * size, (set + 1) * size));
   }
 
   private async image(sample: Sample): Promise<RawImage> {
@@ -280,6 +310,12 @@ export class Builder {
   }
 
   private async tokenize(texts: string[]): Promise<Int32Array> {
+    const tokenizer = await this.loadedTokenizer();
+    this.mark(Stage.tokenize, -1);
+    return tokenizer.encodeBatch(texts);
+  }
+
+  private loadedTokenizer(): Promise<GemmaTokenizer> {
     if (this.tokenizer === undefined) {
       this.mark(Stage.start, -1);
       const { vocab, ...options } = this.config.tokenizer as NonNullable<
@@ -289,9 +325,7 @@ export class Builder {
         vocab === undefined ? options : { ...options, vocab: VocabMap.fromJSON(vocab) },
       );
     }
-    const tokenizer = await this.tokenizer;
-    this.mark(Stage.tokenize, -1);
-    return tokenizer.encodeBatch(texts);
+    return this.tokenizer;
   }
 }
 

@@ -21,6 +21,8 @@ import type { AlphaMode } from './image.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
 import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
+import { checkBoxFormat } from './regions.js';
+import type { DecoderSequence, DecoderTargets } from './sequences.js';
 import { describeSample, type Sample, type SampleSource } from './source.js';
 import type { TokenizerOptions } from './tokenizer.js';
 import { checkViews, type ViewsConfig } from './views.js';
@@ -46,6 +48,11 @@ export interface Batch extends BuiltBatch {
   samples: Int32Array;
   /** (B) class ids, -1 for none; where the collection has classes. */
   classes?: Int32Array;
+  /**
+   * Sequences for the caption decoder, where asked for: aref, gcap and cap (of the first caption),
+   * B of each; null where a sample has no region. Goes to `captionBatch`.
+   */
+  sequences?: (DecoderSequence | null)[][];
   /** Number of the batch since the start of training, from 0. */
   index: number;
   /** Epoch, from 0. */
@@ -72,6 +79,11 @@ export interface LoaderOptions {
   captions?: CaptionChoice;
   /** Default: the Gemma tokenizer, 64 ids; null makes no ids. */
   tokenizer?: TokenizerOptions | null;
+  /**
+   * Also makes sequences for the caption decoder, with one region for each task chosen anew in every
+   * epoch. Boxes follow no crop or flip: the transforms may only be resize and colour.
+   */
+  decoder?: DecoderTargets;
   /** See `Sampler`. */
   shuffle?: boolean;
   /** No two samples of a batch have the same class. */
@@ -159,6 +171,16 @@ export class DataLoader implements AsyncIterable<Batch> {
     checkTransforms(transforms);
     checkCaptionChoice(captions);
     if (options.views !== undefined) checkViews(options.views);
+    if (options.decoder !== undefined) {
+      const other = transforms.find(({ name }) => name !== 'resize' && name !== 'colour');
+      if (other) {
+        throw new ConfigError(
+          `decoder: boxes do not follow the transform "${other.name}"; use resize, with colour if you like`,
+        );
+      }
+      if (tokenizer === null) throw new ConfigError('decoder: its sequences need a tokenizer');
+      if (options.decoder.boxes) checkBoxFormat(options.decoder.boxes);
+    }
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
@@ -190,6 +212,7 @@ export class DataLoader implements AsyncIterable<Batch> {
             : { ...rest, vocab: vocab.toJSON() },
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       ...(options.views === undefined ? {} : { views: options.views }),
+      ...(options.decoder === undefined ? {} : { decoder: options.decoder }),
     };
   }
 

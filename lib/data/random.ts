@@ -15,6 +15,8 @@ export const Stream = {
   evaluation: 4,
   view: 7,
   mask: 8,
+  scene: 31,
+  decoder: 32,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */

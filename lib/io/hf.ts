@@ -16,6 +16,7 @@ import {
   checkModelConfig, GEMMA_VOCAB, gridSide, modelConfig, parameterShapes, patchCount, VARIANTS,
 } from '../model/config.js';
 import type { ModelConfig } from '../model/config.js';
+import { decoderSchema } from '../model/decoder_shapes.js';
 import { errorCode, readTextLimited, recoverFolder, writeFileAtomic } from './files.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
 import type { Dtype, TensorEntry, TensorInfo, TensorReader } from './safetensors.js';
@@ -85,6 +86,8 @@ const siglip2Json = z.strictObject({
    * Of a trimmed token table: the full id of every row, ascending; null when the table is complete.
    */
   vocabulary: z.array(z.int().min(0).max(2 ** 24)).nullable(),
+  /** The caption decoder, whose tensors `decoder.*` are in model.safetensors; none when absent. */
+  decoder: decoderSchema,
 });
 
 /** Contents of siglip2.json. */
@@ -146,6 +149,7 @@ export function fromHfConfig(
     initLogitScale: extra?.initLogitScale ?? Math.log(10),
     initLogitBias: extra?.initLogitBias ?? -10,
     layerNormEps: text.layer_norm_eps,
+    ...(extra?.decoder ? { decoder: extra.decoder } : {}),
   };
   try {
     return checkModelConfig(config);
@@ -239,7 +243,9 @@ export async function saveHfFolder(folder: string, model: HfModel): Promise<void
   const tensors = new Map(model.tensors);
   let saved = config;
   if (vocabulary !== undefined && model.expandVocabulary !== undefined) {
-    saved = { ...config, text: { ...config.text, vocab: model.expandVocabulary } };
+    // The decoder's tables are trimmed too, and of no use outside training.
+    saved = { ...config, text: { ...config.text, vocab: model.expandVocabulary }, decoder: null };
+    for (const name of model.tensors.keys()) if (name.startsWith('decoder.')) tensors.delete(name);
     const table = 'text_model.embeddings.token_embedding.weight';
     tensors.set(table, expandRows(tensors.get(table)!, vocabulary, model.expandVocabulary));
   }
@@ -247,6 +253,7 @@ export async function saveHfFolder(folder: string, model: HfModel): Promise<void
     version: 1, name: config.name, textPool: config.text.pool, lowercase,
     initLogitScale: config.initLogitScale, initLogitBias: config.initLogitBias,
     vocabulary: saved === config && vocabulary !== undefined ? [...vocabulary] : null,
+    ...(saved.decoder ? { decoder: saved.decoder } : {}),
   };
   await writeSafetensors(path, [...tensors].map(([name, tensor]) => ({ name, ...tensor })));
   const json: [string, unknown][] = [

@@ -9,6 +9,7 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
+import { checkDecoder, decoderConfig, decoderSchema, decoderShapes, type DecoderConfig } from './decoder_shapes.js';
 
 /** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
 export interface VisionConfig {
@@ -64,6 +65,8 @@ export interface ModelConfig {
   /** Initial logit bias. */
   initLogitBias: number;
   layerNormEps: number;
+  /** The caption decoder of training; none when absent or null. */
+  decoder?: DecoderConfig | null | undefined;
 }
 
 /** Changes to a variant. Short names at the top; any field of a tower under `vision` or `text`. */
@@ -74,6 +77,8 @@ export interface ModelOverrides {
   vocab?: number;
   length?: number;
   pool?: 'last' | 'map';
+  /** A caption decoder for training: `{}` for the paper's, half as deep as the text tower. */
+  decoder?: Partial<DecoderConfig> | null;
   vision?: Partial<VisionConfig>;
   text?: Partial<TextConfig>;
   embed?: number;
@@ -130,9 +135,10 @@ export const modelConfigSchema: z.ZodType<ModelConfig> = z.strictObject({
   initLogitScale: z.number(),
   initLogitBias: z.number(),
   layerNormEps: z.number().positive(),
+  decoder: decoderSchema,
 });
 
-const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'vision', 'text',
+const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'decoder', 'vision', 'text',
   'embed', 'initLogitScale', 'initLogitBias', 'layerNormEps',
 ] as const satisfies readonly (keyof ModelOverrides)[];
 
@@ -169,6 +175,7 @@ export function modelConfig(name: string, overrides: ModelOverrides = {}): Model
     initLogitScale: overrides.initLogitScale ?? Math.log(10),
     initLogitBias: overrides.initLogitBias ?? -10,
     layerNormEps: overrides.layerNormEps ?? 1e-6,
+    ...(overrides.decoder ? { decoder: decoderConfig(text, overrides.decoder) } : {}),
   });
 }
 
@@ -226,6 +233,7 @@ export function checkModelConfig(config: ModelConfig): ModelConfig {
         `${heads}`);
     }
   }
+  if (config.decoder) checkDecoder(config.decoder);
   const { patch, imageSize } = config.vision;
   if (imageSize < patch) {
     throw new ConfigError(`model: vision.imageSize ${imageSize} must be at least one patch of ` +
@@ -285,7 +293,7 @@ const ONES: Init = { kind: 'ones' };
 
 /**
  * Every parameter of the model, in storage order: text tower, vision tower, logit scale, logit
- * bias.
+ * bias, and the decoder's if there is one.
  *
  * Within each `self_attn` the three q, k, v kernels are neighbours and so are their three biases:
  * in one arena they form a (3D, D) kernel and a (3D) bias, and the projections run as one matrix
@@ -317,6 +325,7 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
 
     plain('logit_scale', [1], { kind: 'constant', value: config.initLogitScale }),
     plain('logit_bias', [1], { kind: 'constant', value: config.initLogitBias }),
+    ...decoderShapes(config),
   ];
 }
 
@@ -386,9 +395,11 @@ export interface ParameterCounts {
   vision: number;
   visionWithoutMap: number;
   text: number;
-  /** Both towers, the logit scale and the logit bias. */
+  /** Both towers, the logit scale and the logit bias: what a release contains. */
   total: number;
-  /** Number of tensors. */
+  /** The caption decoder. */
+  decoder: number;
+  /** Number of tensors, the decoder's included. */
   tensors: number;
 }
 
@@ -402,7 +413,8 @@ export function parameterCounts(config: ModelConfig): ParameterCounts {
     vision,
     visionWithoutMap: vision - sum('vision_model.head.'),
     text: sum('text_model.'),
-    total: sum(''),
+    total: sum('') - sum('decoder.'),
+    decoder: sum('decoder.'),
     tensors: shapes.length,
   };
 }

@@ -13,8 +13,8 @@ const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_ca
 
 /** Elements between neighbours are a multiple of this, so that every tensor starts on a cache line. */
 const ALIGN = 16;
-/** These run on into the next one without a gap: q, k, v are one matrix to the kernels. */
-const JOINED = /\.self_attn\.[qk]_proj\.(weight|bias)$/;
+/** These run on into the next one without a gap: q, k, v (of cross-attention k, v) are one matrix to the kernels. */
+const JOINED = /\.(self_attn\.[qk]|cross_attn\.k)_proj\.(weight|bias)$/;
 
 export interface Segment {
   name: string;

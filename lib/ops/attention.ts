@@ -9,6 +9,7 @@ type Masks = [keyLengths: Handle, qStarts: Handle, kStarts: Handle];
 const forward = op<[o: Handle, lse: Handle, q: Handle, k: Handle, v: Handle, ...Masks, ...Sizes]>('attention_forward');
 const back = op<[dq: Handle, dk: Handle, dv: Handle, dO: Handle, q: Handle, k: Handle, v: Handle, o: Handle, lse: Handle,
   ...Masks, ...Sizes]>('attention_backward');
+const addTo = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
 /** Sequences of different lengths, one after the other without padding: T rows in all. */
 export interface Packed {
@@ -33,8 +34,8 @@ export function packed(lengths: readonly number[], device: DeviceName = 'cpu'): 
 export interface AttentionOptions {
   /** (B) i32: only the first so many keys of each sample; a sample with 0 gets zeros. */
   keyLengths?: Tensor | null;
-  /** Only keys at or before the query's own position in its sequence. */
-  causal?: boolean;
+  /** Only keys at or before the query's own position in its sequence; a number: in the first so many samples, not in the others. */
+  causal?: boolean | number;
   /** The rows are packed sequences, and each sees only itself. Excludes keyLengths. */
   packed?: Packed | null;
 }
@@ -62,17 +63,27 @@ export function attention(qkv: Tensor, heads: number, options: AttentionOptions 
   const T = qkv.shape.slice(0, -1).reduce((a, b) => a * b, 1);
   const [B, N] = sequences ? packedSizes('attention', sequences, T, keyLengths) : qkv.shape as [number, number, number];
   const D = headColumns('attention', C, heads);
-  return run('attention', qkv, qkv, [...qkv.shape.slice(0, -1), C], keyLengths, sequences, sequences,
-    [B, heads, N, N, T, T, D, 0, width, C, width, 2 * C, width, false, causal, 1 / Math.sqrt(D)]);
+  const first = typeof causal === 'number' ? causal : causal ? B : 0;
+  check(Number.isInteger(first) && first >= 0 && first <= B, 'attention', `causal must be a number of the ${B} samples but is ${first}`);
+  check(!sequences || first === 0 || first === B, 'attention', 'packed sequences are all causal or none is');
+  const part = (from: number, n: number, masked: boolean): Part => ({
+    q: sequences ? null : [from, n], k: sequences ? null : [from, n],
+    sizes: [n, heads, N, N, sequences ? T : n * N, sequences ? T : n * N, D, 0, width, C, width, 2 * C, width, false, masked,
+      1 / Math.sqrt(D)],
+  });
+  const parts = [part(0, first, true), part(first, B - first, false)].filter((p) => p.sizes[0] > 0);
+  return run('attention', qkv, qkv, [...qkv.shape.slice(0, -1), C], B, heads, keyLengths, sequences, sequences,
+    parts.length > 0 ? parts : [part(0, 0, false)]);
 }
 
 /**
  * Multi-head attention of queries over another sequence: MAP pooling (one learned query shared by the batch), and the
  * caption decoder's cross-attention.
- * @param q (B, Nq, C), or (1, Nq, C) for queries shared by the batch: their gradient is summed over the samples
+ * @param q (B, Nq, C); or (1, Nq, C) for queries shared by the batch: their gradient is summed over the samples; or
+ *   (S·B, Nq, C): S sets of queries, sample i of each over sample i of kv
  * @param kv (B, Nk, 2·C), or with `packedKeys` (T, 2·C), of q's type: k and v of all heads, one after the other
  * @param heads H; each has D = C / H columns
- * @returns (B, Nq, C) of q's type
+ * @returns (B, Nq, C) or (S·B, Nq, C) of q's type
  * @throws ShapeError, and for packed offsets as attention() does
  */
 export function crossAttention(q: Tensor, kv: Tensor, heads: number, options: CrossAttentionOptions = {}): Tensor {
@@ -83,11 +94,17 @@ export function crossAttention(q: Tensor, kv: Tensor, heads: number, options: Cr
   checkShape('crossAttention', 'kv', kv, [...kv.shape.slice(0, -1), 2 * C]);
   const Tk = kv.shape.slice(0, -1).reduce((a, b) => a * b, 1);
   const [B, Nk] = packedKeys ? packedSizes('crossAttention', packedKeys, Tk, keyLengths) : kv.shape as [number, number, number];
-  check(samples === B || samples === 1, 'crossAttention', `q must be [${B} or 1, Nq, ${C}] but is [${q.shape.join(', ')}]`);
+  const shared = samples === 1 && B > 1;
+  check(shared || (B === 0 ? samples <= 1 : samples > 0 && samples % B === 0), 'crossAttention',
+    `q must be [1 or a multiple of ${B}, Nq, ${C}] but is [${q.shape.join(', ')}]`);
   check(q.dtype === kv.dtype, 'crossAttention', `q is ${q.dtype} but kv is ${kv.dtype}`);
   const D = headColumns('crossAttention', C, heads);
-  return run('crossAttention', q, kv, [B, Nq, C], keyLengths, null, packedKeys,
-    [B, heads, Nq, Nk, B * Nq, Tk, D, 0, C, 0, 2 * C, C, 2 * C, samples !== B, false, 1 / Math.sqrt(D)]);
+  const sets = shared || B === 0 ? 1 : samples / B;
+  const parts = Array.from({ length: sets }, (_, s): Part => ({
+    q: sets === 1 ? null : [s * B, B], k: null,
+    sizes: [B, heads, Nq, Nk, B * Nq, Tk, D, 0, C, 0, 2 * C, C, 2 * C, samples !== sets * B, false, 1 / Math.sqrt(D)],
+  }));
+  return run('crossAttention', q, kv, [sets * B, Nq, C], B, heads, keyLengths, null, packedKeys, parts);
 }
 
 function headColumns(name: string, C: number, heads: number): number {
@@ -105,26 +122,51 @@ function packedSizes(name: string, { offsets, longest }: Packed, T: number, keyL
   return [offsets.size - 1, longest];
 }
 
-function run(name: string, q: Tensor, kv: Tensor, shape: readonly number[], keyLengths: Tensor | null, packedQ: Packed | null,
-  packedK: Packed | null, sizes: Sizes): Tensor {
-  const [B, H, , , Tq] = sizes;
+/** One kernel call: which samples of the queries (and of what is like them) and of the keys it covers, null for all. */
+interface Part {
+  q: readonly [first: number, n: number] | null;
+  k: readonly [first: number, n: number] | null;
+  sizes: Sizes;
+}
+
+/** Calls f with the part's share of each tensor (null stays null); views live as long as the call is being made. */
+function withParts(part: Part, of: readonly (readonly ['q' | 'k', Tensor | null])[], f: (...handles: Handle[]) => void): void {
+  const views = of.map(([side, x]) => {
+    const range = part[side], whole = x?.shape[0] ?? 0;
+    return !x || !range || range[1] === whole ? x : x.view(range[0] * (x.size / whole), [range[1], ...x.shape.slice(1)]);
+  });
+  f(...views.map((v) => v?.handle ?? 0));
+  views.forEach((v, i) => { if (v && v !== of[i]![1]) v.dispose(); });
+}
+
+function run(name: string, q: Tensor, kv: Tensor, shape: readonly number[], B: number, H: number, keyLengths: Tensor | null,
+  packedQ: Packed | null, packedK: Packed | null, parts: readonly Part[]): Tensor {
   checkDType(name, q === kv ? 'qkv' : 'q', q, 'f32', 'bf16');
   if (keyLengths) {
     checkShape(name, 'keyLengths', keyLengths, [B]);
     checkDType(name, 'keyLengths', keyLengths, 'i32');
   }
-  const masks: Masks = [keyLengths?.handle ?? 0, packedQ?.offsets.handle ?? 0, packedK?.offsets.handle ?? 0];
+  const starts = [packedQ?.offsets.handle ?? 0, packedK?.offsets.handle ?? 0] as const;
   const o = empty(shape, q.dtype, q.device);
-  const lse = empty([Tq, H], 'f32', q.device);
-  forward(o.handle, lse.handle, q.handle, kv.handle, kv.handle, ...masks, ...sizes);
+  const lse = empty([...shape.slice(0, -1), H], 'f32', q.device);
+  for (const p of parts)
+    withParts(p, [['q', o], ['q', lse], ['q', q], ['k', kv], ['k', keyLengths]], (ov, lv, qv, kvv, lengths) =>
+      forward(ov!, lv!, qv!, kvv!, kvv!, lengths!, ...starts, ...p.sizes));
   record({
     inputs: q === kv ? [q] : [q, kv], outputs: [o],
     saved: [lse, keyLengths, packedK?.offsets].filter((t): t is Tensor => !!t),
     backward(dO) {
       const dq = needsGrad(q) ? empty(q.shape, q.dtype, q.device) : null;
       const dkv = q === kv ? dq : needsGrad(kv) ? empty(kv.shape, kv.dtype, kv.device) : null;
-      back(dq?.handle ?? 0, dkv?.handle ?? 0, dkv?.handle ?? 0, dO!.handle, q.handle, kv.handle, kv.handle, o.handle,
-        lse.handle, ...masks, ...sizes);
+      parts.forEach((p, i) => {
+        // Several sets of queries: the kernel sets dkv, so the later ones are added.
+        const again = dkv && q !== kv && i > 0 ? empty(kv.shape, kv.dtype, kv.device) : null;
+        withParts(p, [['q', dq], ['k', again ?? dkv], ['q', dO!], ['q', q], ['k', kv], ['q', o], ['q', lse], ['k', keyLengths]],
+          (dqv, dkvv, dov, qv, kvv, ov, lv, lengths) =>
+            back(dqv!, dkvv!, dkvv!, dov!, qv!, kvv!, kvv!, ov!, lv!, lengths!, ...starts, ...p.sizes));
+        if (again) addTo(dkv!.handle, dkv!.handle, again.handle, dkv!.size);
+        again?.dispose();
+      });
       return q === kv ? [dq] : [dq, dkv];
     },
   });

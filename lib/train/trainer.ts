@@ -204,12 +204,13 @@ export class Trainer {
     const { model, optimizer, device } = this;
     const S = model.config.vision.imageSize, L = model.config.text.length, B = batch.size;
     const lr = scheduleMultiplier(this.#schedule, this.#step);
+    // First of all: some losses add to the gradients in their forward pass.
+    model.params.zeroGrad();
     const read = scope(() => {
       const images = model.encodeImages(tensor(batch.images, [B, S, S, 3], device));
       const captions = batch.ids.length / (B * L);  // per image; the first B rows are every image's first
       const texts = Array.from({ length: captions }, (_, c) =>
         model.encodeTexts(tensor(batch.ids.subarray(c * B * L, (c + 1) * B * L), [B, L], device)));
-      model.params.zeroGrad();
       const losses = contrastiveLoss(model, images, texts);
       backward(losses.map((l) => [l, 1 / captions]));
       optimizer.update(lr);

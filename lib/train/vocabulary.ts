@@ -1,19 +1,31 @@
 /** The trimmed vocabulary of a small model: the token ids that its training captions use. */
 import type { Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
-import { readCaptions, type SampleSource } from '../data/source.js';
+import { parseRegions } from '../data/regions.js';
+import { sequenceVocabulary } from '../data/sequences.js';
+import { describeSample, readCaptions, type SampleSource } from '../data/source.js';
 import { collectIds, loadTokenizer } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import type { TrainConfig } from './config.js';
 
-/** Reads every caption of the source once and keeps the ids that occur, in the config's languages. */
+/**
+ * Reads every caption of the source once and keeps the ids that occur, in the config's languages; with a decoder also
+ * those of its sequences: phrases of regions, box coordinates, and captions behind a space.
+ */
 export async function trimmedVocabulary(config: TrainConfig, source: SampleSource, note: (m: string) => void): Promise<VocabMap> {
   const { data } = config;
-  const texts = new Set<string>();
+  const decoder = (config.model as { decoder?: unknown }).decoder != null;
+  const texts = new Set<string>(decoder ? sequenceVocabulary() : []);
   const reader = new FileReader();
   try {
-    for (const sample of source.samples)
-      for (const text of captionsInUse(readCaptions(reader, sample).captions, data.captions)) texts.add(text);
+    for (const sample of source.samples) {
+      const { captions, meta } = readCaptions(reader, sample);
+      for (const text of captionsInUse(captions, data.captions)) {
+        texts.add(text);
+        if (decoder) texts.add(` ${text}`);
+      }
+      if (decoder) for (const { phrase } of parseRegions(meta, describeSample(sample))) texts.add(` ${phrase}`);
+    }
   } finally {
     reader.close();
   }

@@ -34,7 +34,8 @@ void forward(T* y, T* sum, float* mean, float* rstd, const T* x, const T* residu
       }
       const float rs = 1.0f / __builtin_sqrtf(square / static_cast<float>(C) + eps);
       T* out = y + r * C;
-      for (int64_t c = 0; c < C; ++c) out[c] = (static_cast<float>(h[c]) - mu) * rs * weight[c] + bias[c];
+      for (int64_t c = 0; c < C; ++c)
+        out[c] = (static_cast<float>(h[c]) - mu) * rs * weight[c] + (bias ? bias[c] : 0.0f);
       mean[r] = mu;
       rstd[r] = rs;
     }
@@ -85,7 +86,7 @@ void backward(T* dx, float* dweight, float* dbias, const T* dy, const T* dsum, c
     const float* dw = partial + b * 2 * C;
     for (int64_t c = 0; c < C; ++c) {
       dweight[c] += dw[c];
-      dbias[c] += dw[C + c];
+      if (dbias) dbias[c] += dw[C + c];
     }
   }
 }
@@ -97,7 +98,7 @@ void layer_norm_forward(Stream&, Tensor y, Tensor sum, Tensor mean, Tensor rstd,
   dispatch_float(x.dtype, [&](auto t) {
     using T = decltype(t);
     forward<T>(y.as<T>(R * C), sum.as_or_null<T>(R * C), mean.as<float>(R), rstd.as<float>(R), x.as<const T>(R * C),
-               residual.as_or_null<const T>(R * C), weight.as<const float>(C), bias.as<const float>(C), R, C, eps);
+               residual.as_or_null<const T>(R * C), weight.as<const float>(C), bias.as_or_null<const float>(C), R, C, eps);
   });
 }
 

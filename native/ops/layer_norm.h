@@ -13,7 +13,7 @@ KERNEL(layer_norm_forward,
        Tensor x,         // (R, C)
        Tensor residual,  // (R, C) or absent
        Tensor weight,    // (C)
-       Tensor bias,      // (C)
+       Tensor bias,      // (C), or absent: 0
        int64_t R, int64_t C, float eps)
 
 KERNEL(layer_norm_backward,

@@ -31,7 +31,7 @@ test.each(RELEASED)('%s at %d px: %d patches, released parameter counts',
   (name, imageSize, patches, vision, visionWithoutMap, text, total, tensors) => {
     const config = modelConfig(name, imageSize === 0 ? { naflex: true } : { imageSize });
     expect(patchCount(config)).toBe(patches);
-    expect(parameterCounts(config)).toEqual({ vision, visionWithoutMap, text, total, tensors });
+    expect(parameterCounts(config)).toEqual({ vision, visionWithoutMap, text, total, tensors, decoder: 0 });
   });
 
 const byName = (list: ParameterShape[]): Map<string, ParameterShape> =>

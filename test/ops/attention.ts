@@ -5,19 +5,24 @@ import { input, type OpCase } from '../harness.js';
 export const kernels = ['attention_forward', 'attention_backward'];
 
 interface Shape { B: number; H: number; Nq: number; Nk: number; D: number }
+/** True: all samples; a number: the first so many. */
+type Causal = boolean | number;
+const masked = (causal: Causal, b: number): boolean => typeof causal === 'number' ? b < causal : causal;
+
 /** One of q, k, v: head h of row i of sample b begins at start + b·batch + i·row + h·D. */
 interface Rows { x: Float64Array; start: number; batch: number; row: number }
 
-function reference({ B, H, Nq, Nk, D }: Shape, q: Rows, k: Rows, v: Rows, causal: boolean, lengths?: number[]): Float64Array {
+function reference({ B, H, Nq, Nk, D }: Shape, q: Rows, k: Rows, v: Rows, causal: Causal, lengths?: number[],
+  sets = 1): Float64Array {
   const o = new Float64Array(B * Nq * H * D), p = new Float64Array(Nk);
   const at = (t: Rows, b: number, h: number, i: number): number => t.start + b * t.batch + i * t.row + h * D;
   for (let b = 0; b < B; b++)
     for (let h = 0; h < H; h++)
       for (let i = 0; i < Nq; i++) {
-        const n = Math.min(lengths?.[b] ?? Nk, causal ? i + 1 : Nk), qi = at(q, b, h, i), oi = ((b * Nq + i) * H + h) * D;
+        const kb = b % (B / sets), n = Math.min(lengths?.[kb] ?? Nk, masked(causal, b) ? i + 1 : Nk), qi = at(q, b, h, i), oi = ((b * Nq + i) * H + h) * D;
         let most = -Infinity, sum = 0;
         for (let j = 0; j < n; j++) {
-          const kj = at(k, b, h, j);
+          const kj = at(k, kb, h, j);
           let dot = 0;
           for (let d = 0; d < D; d++) dot += q.x[qi + d]! * k.x[kj + d]!;
           p[j] = dot / Math.sqrt(D);
@@ -25,7 +30,7 @@ function reference({ B, H, Nq, Nk, D }: Shape, q: Rows, k: Rows, v: Rows, causal
         }
         for (let j = 0; j < n; j++) sum += p[j] = Math.exp(p[j]! - most);
         for (let j = 0; j < n; j++) {
-          const vj = at(v, b, h, j), pj = p[j]! / sum;
+          const vj = at(v, kb, h, j), pj = p[j]! / sum;
           for (let d = 0; d < D; d++) o[oi + d]! += pj * v.x[vj + d]!;
         }
       }
@@ -37,13 +42,13 @@ const part = (x: Float64Array, { H, D }: Shape, N: number, parts: number, part: 
   ({ x, start: part * H * D, batch: shared ? 0 : N * parts * H * D, row: parts * H * D });
 
 /** Pairs of a query and a key that see each other, over the batch. */
-function pairs({ B, Nq, Nk }: Shape, causal: boolean, lengths?: number[]): number {
+function pairs({ B, Nq, Nk }: Shape, causal: Causal, lengths?: number[]): number {
   let n = 0;
   for (let b = 0; b < B; b++)
-    for (let i = 0; i < Nq; i++) n += Math.min(lengths?.[b] ?? Nk, causal ? i + 1 : Nk);
+    for (let i = 0; i < Nq; i++) n += Math.min(lengths?.[b] ?? Nk, masked(causal, b) ? i + 1 : Nk);
   return n;
 }
-function costs(s: Shape, causal: boolean, lengths?: number[], shared = false) {
+function costs(s: Shape, causal: Causal, lengths?: number[], shared = false) {
   const p = pairs(s, causal, lengths) * s.H * s.D, q = (shared ? 1 : s.B) * s.Nq * s.H * s.D, o = s.B * s.Nq * s.H * s.D;
   const k = s.B * s.Nk * s.H * s.D;
   return {
@@ -54,12 +59,12 @@ function costs(s: Shape, causal: boolean, lengths?: number[], shared = false) {
 const optional = (lengths?: number[]) =>
   lengths ? { lengths: { data: Int32Array.from(lengths), shape: [lengths.length], kind: 'data' as const } } : {};
 
-interface Mask { causal?: boolean; lengths?: number[] }
+interface Mask { causal?: Causal; lengths?: number[] }
 
 function self(B: number, H: number, N: number, D: number, { causal = false, lengths }: Mask = {}): OpCase {
   const s = { B, H, Nq: N, Nk: N, D };
   return {
-    name: `B${B} H${H} N${N} D${D}${causal ? ' causal' : ''}${lengths ? ` lengths ${lengths}` : ''}`,
+    name: `B${B} H${H} N${N} D${D}${causal === false ? '' : causal === true ? ' causal' : ` causal ${causal}`}${lengths ? ` lengths ${lengths}` : ''}`,
     inputs: { qkv: input([B, N, 3 * H * D], 7 * N + D, 1.5), ...optional(lengths) },
     run: (t) => ({ o: attention(t['qkv']!, H, { causal, keyLengths: t['lengths'] ?? null }) }),
     reference: ({ qkv }) => ({
@@ -70,17 +75,17 @@ function self(B: number, H: number, N: number, D: number, { causal = false, leng
   };
 }
 
-function cross(B: number, H: number, Nq: number, Nk: number, D: number, { shared = false, lengths }: Mask & { shared?: boolean } = {}): OpCase {
-  const s = { B, H, Nq, Nk, D };
+function cross(B: number, H: number, Nq: number, Nk: number, D: number, { shared = false, lengths, sets = 1 }: Mask & { shared?: boolean; sets?: number } = {}): OpCase {
+  const s = { B: sets * B, H, Nq, Nk, D };
   return {
-    name: `B${B} H${H} Nq${Nq} Nk${Nk} D${D}${shared ? ' shared' : ''}${lengths ? ` lengths ${lengths}` : ''}`,
+    name: `B${B} H${H} Nq${Nq} Nk${Nk} D${D}${shared ? ' shared' : ''}${sets > 1 ? ` sets ${sets}` : ''}${lengths ? ` lengths ${lengths}` : ''}`,
     inputs: {
-      q: input([shared ? 1 : B, Nq, H * D], 11 * Nq + D, 1.5), kv: input([B, Nk, 2 * H * D], 13 * Nk + D, 1.5),
+      q: input([shared ? 1 : sets * B, Nq, H * D], 11 * Nq + D, 1.5), kv: input([B, Nk, 2 * H * D], 13 * Nk + D, 1.5),
       ...optional(lengths),
     },
     run: (t) => ({ o: crossAttention(t['q']!, t['kv']!, H, { keyLengths: t['lengths'] ?? null }) }),
     reference: ({ q, kv }) => ({
-      o: reference(s, part(q!, s, Nq, 1, 0, shared), part(kv!, s, Nk, 2, 0), part(kv!, s, Nk, 2, 1), false, lengths),
+      o: reference(s, part(q!, s, Nq, 1, 0, shared), part(kv!, s, Nk, 2, 0), part(kv!, s, Nk, 2, 1), false, lengths, sets),
     }),
     dtypes: ['f32', 'bf16'],
     ...costs(s, false, lengths, shared),
@@ -114,7 +119,7 @@ const packedCosts = (shapes: Shape[], causal: boolean, shared = false) => {
 };
 
 /** Self-attention over packed sequences. */
-function selfPacked(H: number, lengths: number[], D: number, { causal = false }: Mask = {}): OpCase {
+function selfPacked(H: number, lengths: number[], D: number, { causal = false }: { causal?: boolean } = {}): OpCase {
   const T = lengths.reduce((a, b) => a + b, 0), width = 3 * H * D;
   return {
     name: `packed ${lengths} H${H} D${D}${causal ? ' causal' : ''}`,
@@ -164,8 +169,10 @@ export const cases: OpCase[] = [
   self(2, 1, 140, 8, { lengths: [129, 128] }), f32(self(1, 2, 5, 64, { lengths: [0] })),
   self(2, 2, 15, 32, { causal: true }), self(1, 1, 65, 72, { causal: true }), self(1, 1, 150, 16, { causal: true }),
   self(3, 1, 60, 30, { causal: true, lengths: [0, 1, 55] }), self(2, 1, 140, 8, { causal: true, lengths: [140, 49] }),
-  self(1, 2, 1, 64, { causal: true }), forwardOnly(self(1, 2, 300, 64, { causal: true, lengths: [290] })),
+  self(1, 2, 1, 64, { causal: true }), self(3, 1, 20, 16, { causal: 2 }), self(2, 2, 9, 8, { causal: 0, lengths: [9, 4] }), self(2, 1, 9, 8, { causal: 1, lengths: [3, 4] }),
+  forwardOnly(self(1, 2, 300, 64, { causal: true, lengths: [290] })),
   cross(2, 2, 2, 15, 30), cross(1, 2, 65, 7, 64), cross(1, 1, 7, 130, 72), cross(3, 1, 20, 50, 32, { lengths: [0, 50, 17] }),
+  cross(2, 2, 5, 9, 16, { sets: 3 }), cross(2, 1, 4, 9, 16, { sets: 2, lengths: [9, 2] }), cross(1, 1, 4, 9, 16, { sets: 3 }),
   cross(3, 2, 3, 20, 32, { shared: true }), cross(3, 1, 3, 20, 96, { shared: true, lengths: [1, 0, 20] }),
   cross(3, 2, 1, 16, 32, { shared: true }), cross(2, 1, 1, 197, 72, { shared: true }), cross(2, 3, 1, 130, 30),
   cross(4, 2, 1, 40, 64, { shared: true, lengths: [0, 1, 40, 33] }), forwardOnly(cross(4, 12, 1, 256, 64, { shared: true })),
