@@ -55,6 +55,7 @@ interface Addon {
   shutdown(): void;
   resizeImage(source: Uint8Array, height: number, width: number, channels: number,
     target: Uint8Array, outHeight: number, outWidth: number): void;
+  setBatchInvariant(device: number, on: boolean): void;
   takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
   buildInfo(): BuildInfo;

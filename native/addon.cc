@@ -305,6 +305,13 @@ Value resize_image(Instance&, const CallbackInfo& info) {
   resize_u8(in, H, W, C, out, OH, OW);
   return info.Env().Undefined();
 }
+// setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
+Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
+  const bool on = info[1].As<Napi::Boolean>();
+  Device& device = *self.place(int_at(info, 0)).device;
+  if (!device.is_cuda()) device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
+  return info.Env().Undefined();
+}
 // takeProfile(device): [{op, calls, seconds}] since the last call
 Value take_profile(Instance& self, const CallbackInfo& info) {
   auto list = Napi::Array::New(info.Env());
@@ -371,6 +378,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
+  set("setBatchInvariant", function<set_batch_invariance>);
   set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);
