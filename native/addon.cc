@@ -6,9 +6,9 @@
 #include <mutex>
 #include "allocator.h"
 #include "cpu/matmul.h"
-#include "cpu/resize.h"
 #include "cpu/threads.h"
 #include "op.h"
+#include "ops/resize_image.h"
 #include "slots.h"
 
 namespace siglip2 {
@@ -294,15 +294,53 @@ Value shutdown(Instance& self, const CallbackInfo& info) {
   self.shutdown();
   return info.Env().Undefined();
 }
-// resizeImage(source, height, width, channels, target, outHeight, outWidth): in the calling thread, no device
+// The arguments of resizeImage: source, height, width, channels, target, outHeight, outWidth, method.
+struct ResizeJob {
+  const uint8_t* in;
+  uint8_t* out;
+  int64_t H, W, C, OH, OW;
+  ResizeMethod method;
+  explicit ResizeJob(const CallbackInfo& info) {
+    auto [from, from_bytes] = bytes_at(info, 0);
+    auto [to, to_bytes] = bytes_at(info, 4);
+    in = from;
+    out = to;
+    H = int_at(info, 1), W = int_at(info, 2), C = int_at(info, 3), OH = int_at(info, 5), OW = int_at(info, 6);
+    method = static_cast<ResizeMethod>(int_at(info, 7));
+    const int64_t element = method == ResizeMethod::f32 ? 4 : 1;
+    if (method < ResizeMethod::pil_bilinear || method > ResizeMethod::f32) throw std::invalid_argument("resizeImage: no such method");
+    if (H <= 0 || W <= 0 || C <= 0 || OH <= 0 || OW <= 0 || static_cast<int64_t>(from_bytes) != H * W * C ||
+        static_cast<int64_t>(to_bytes) != OH * OW * C * element)
+      throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
+  }
+  void run() const { cpu::avx2::resize_image(method, in, H, W, C, out, OH, OW); }
+};
+// resizeImage(…): in the calling thread, no device
 Value resize_image(Instance&, const CallbackInfo& info) {
-  auto [in, in_bytes] = bytes_at(info, 0);
-  auto [out, out_bytes] = bytes_at(info, 4);
-  const int64_t H = int_at(info, 1), W = int_at(info, 2), C = int_at(info, 3), OH = int_at(info, 5), OW = int_at(info, 6);
-  if (H <= 0 || W <= 0 || C <= 0 || OH <= 0 || OW <= 0 || static_cast<int64_t>(in_bytes) != H * W * C ||
-      static_cast<int64_t>(out_bytes) != OH * OW * C)
-    throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
-  resize_u8(in, H, W, C, out, OH, OW);
+  ResizeJob(info).run();
+  return info.Env().Undefined();
+}
+// resizeImageAsync(…, done): on libuv's thread pool, then done(error or undefined)
+class ResizeWorker : public Napi::AsyncWorker {
+ public:
+  ResizeWorker(const ResizeJob& job, const CallbackInfo& info)
+      : AsyncWorker(info[8].As<Napi::Function>(), "siglip2.resizeImage"), job_(job),
+        in_(Napi::Persistent(info[0].As<Napi::Object>())), out_(Napi::Persistent(info[4].As<Napi::Object>())) {}
+  void Execute() override {
+    try {
+      job_.run();
+    } catch (const std::exception& e) {
+      SetError(e.what());
+    }
+  }
+
+ private:
+  ResizeJob job_;
+  Napi::ObjectReference in_, out_;  // keep the pixels alive
+};
+Value resize_image_async(Instance&, const CallbackInfo& info) {
+  const ResizeJob job(info);
+  (new ResizeWorker(job, info))->Queue();
   return info.Env().Undefined();
 }
 // setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
@@ -378,6 +416,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
+  set("resizeImageAsync", function<resize_image_async>);
   set("setBatchInvariant", function<set_batch_invariance>);
   set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);

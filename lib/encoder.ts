@@ -1,0 +1,300 @@
+/**
+ * A checkpoint as an encoder: images and texts in, unit-length embeddings, scores and dense features out. What tends to
+ * go wrong with SigLIP 2 elsewhere is not the caller's business here: resizing, lower-casing, padding to exactly the
+ * trained length, no text mask (there is no way to pass one), last-token pooling, sigmoid and not softmax.
+ *
+ * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
+ */
+import { decodeInput, inputName, type ImageInput } from './data/input.js';
+import { processorOf, resizeTo, type Processor, type ProcessorName } from './data/processor.js';
+import type { GemmaTokenizer, LowerMode } from './data/tokenizer.js';
+import { abortable, inBatches } from './encoder/batching.js';
+import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
+import { promptTemplates } from './encoder/prompts.js';
+import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
+import { ConfigError, DataError, DeviceError } from './errors.js';
+import { tokenizerOf } from './eval/zero_shot.js';
+import { loadModel, type LoadedModel } from './model/files.js';
+import { visionTokens } from './model/vision.js';
+import { cast } from './ops/elementwise.js';
+import { noGrad } from './tape.js';
+import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from './tensor.js';
+
+export interface LoadOptions {
+  /** Default `cpu`. */
+  device?: DeviceName;
+  /** Type of activations and matrix inputs. Default `f32`; `bf16` is about twice as fast where the device multiplies it. */
+  dtype?: 'f32' | 'bf16';
+  /** How images become pixels. Default `hf`, with the checkpoint's own filter. */
+  processor?: ProcessorName;
+  /** Transparency: forgotten, as the published preprocessors do, or laid on white. Default `drop`. */
+  alpha?: 'drop' | 'white';
+  /**
+   * Lower-casing of texts before the tokenizer: `ascii` (A–Z only, what the training pipeline's `tf.strings.lower` does),
+   * `unicode` (what transformers' Siglip2Tokenizer does) or `none`. They differ for capitals beyond A–Z only. Default: as
+   * the checkpoint says, else `ascii`.
+   */
+  lowercase?: LowerMode;
+  /** Images with more pixels are refused. Default 178,956,970. */
+  maxPixels?: number;
+  signal?: AbortSignal;
+}
+
+export interface EncodeOptions {
+  /** Number format of the rows. Default `f32`. */
+  output?: OutputType;
+  /** Inputs per pass through the model; it decides speed and memory, never the result. Default 8 images, 32 texts. */
+  batchSize?: number;
+  /** Rejects with the signal's reason at once; the model stays usable. */
+  signal?: AbortSignal;
+  /** Called after every batch. `total` is undefined for streams. */
+  onProgress?: (done: number, total: number | undefined) => void;
+}
+
+export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
+  /** Language of the built-in templates. Default `en`. */
+  language?: string;
+  /** Own templates, each with `{label}`; `['{label}']` takes the labels as they are. */
+  templates?: readonly string[];
+}
+
+/** Dense features: one vector per patch, after the vision tower's last LayerNorm and before pooling. Not normalised. */
+export interface DenseFeatures {
+  /** (images, rows, columns, dim) */
+  data: Float32Array;
+  images: number;
+  /** The grid of patches. */
+  rows: number;
+  columns: number;
+  dim: number;
+}
+
+const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'language', 'templates'];
+const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'signal'];
+
+function checkOptions(call: string, options: object, keys: readonly string[]): void {
+  const unknown = Object.keys(options).find((k) => !keys.includes(k));
+  if (unknown === undefined) return;
+  throw new ConfigError(`${call}: unknown option "${unknown}"${/mask/i.test(unknown)
+    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : `; the options are ${keys.join(', ')}`}`);
+}
+
+/**
+ * Loads a checkpoint. The tokenizer is loaded with the first text.
+ * @param source folder of the checkpoint, ours or a released one
+ * @throws CheckpointError, IoError, ConfigError; DeviceError when there is no such device; the signal's reason, at once
+ * @example
+ * using model = await load('models/siglip2-base-patch16-256');
+ * const { data, dim } = await model.encodeImages(['cat.jpg', 'dog.jpg']); // (2, dim)
+ */
+export async function load(source: string, options: LoadOptions = {}): Promise<Encoder> {
+  checkOptions('load', options, LOAD_KEYS);
+  const { device = 'cpu', dtype = 'f32', signal } = options;
+  if (!['f32', 'bf16'].includes(dtype)) throw new ConfigError(`load: dtype must be f32 or bf16 but is ${JSON.stringify(dtype)}`);
+  signal?.throwIfAborted();
+  deviceName(device);
+  const opening = open(source, device, dtype, options);
+  return abortable(opening, signal).catch((e: unknown) => {
+    opening.then((late) => late.dispose(), () => undefined);  // what an abort leaves behind is freed when it arrives
+    throw e;
+  });
+}
+
+async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
+  const processor = await processorOf(source, options.processor);
+  const loaded = await loadModel(source, { device, dtype });
+  try {
+    const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);
+    return new Encoder(loaded, processor, Math.exp(logScale), bias, options);
+  } catch (e) {
+    loaded.model.dispose();
+    throw e;
+  }
+}
+
+/** A loaded model. `dispose()` it, or declare it with `using`. Made by `load`. */
+export class Encoder {
+  #loaded: LoadedModel | undefined;
+  #tokenizer: Promise<GemmaTokenizer> | undefined;
+  /** Values of an embedding, E. */
+  readonly dim: number;
+  /** Side of the model's square input, in pixels. */
+  readonly imageSize: number;
+  /** Token ids of a text, padding included. */
+  readonly textLength: number;
+
+  /** @param scale t, not its logarithm */
+  constructor(loaded: LoadedModel, readonly processor: Processor, readonly scale: number, readonly bias: number,
+    private readonly options: LoadOptions = {}) {
+    this.#loaded = loaded;
+    const { embed, vision, text } = loaded.model.config;
+    [this.dim, this.imageSize, this.textLength] = [embed, vision.imageSize, text.length];
+  }
+
+  get device(): DeviceName { return this.#model.params.device; }
+  get dtype(): 'f32' | 'bf16' { return this.#model.options.dtype; }
+  get disposed(): boolean { return this.#loaded === undefined; }
+
+  /**
+   * Embeddings of images.
+   * @param images one or several: path, URL, file bytes or raw pixels
+   * @returns one unit row per image, in order
+   * @throws DataError naming the image; the signal's reason
+   */
+  async encodeImages(images: ImageInput | readonly ImageInput[], options: EncodeOptions = {}): Promise<Embeddings> {
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    return this.#collect(this.#images(list, options, list.length), options);
+  }
+
+  /**
+   * Embeddings of texts.
+   * @returns one unit row per text, in order
+   */
+  async encodeTexts(texts: string | readonly string[], options: EncodeOptions = {}): Promise<Embeddings> {
+    const list = typeof texts === 'string' ? [texts] : texts;
+    return this.#collect(this.#texts(list, options, list.length), options);
+  }
+
+  /**
+   * Rows for a stream of images, in its order. At most a few batches are taken from the source ahead of what was
+   * consumed. An error ends the stream; a consumer that stops early closes the source.
+   */
+  async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+  }
+
+  /** Rows for a stream of texts; as `streamImages`. */
+  async *streamTexts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+  }
+
+  /** Every image against every text. */
+  similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
+    for (const x of [images, texts])
+      if (x.dim !== this.dim) throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
+    return similarity(images, texts, this.scale, this.bias, this.device);
+  }
+
+  /**
+   * Which labels fit each image: probabilities that image and label belong together, each label judged by itself.
+   * @returns for every image all labels, most probable first
+   */
+  async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[], options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
+    if (labels.length === 0) throw new ConfigError('zeroShot: there are no labels');
+    const { language = 'en', templates, ...rest } = options;
+    const texts = await this.encodeLabels(labels, options);
+    const rows = await this.encodeImages(images, rest);
+    const scores = await this.similarity(rows, texts);
+    return Array.from({ length: rows.rows }, (_, i) => ranked(scores, i, labels));
+  }
+
+  /** One unit row per label: the mean of its prompts' embeddings. */
+  async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings> {
+    const { language = 'en', templates, onProgress: _, ...rest } = options;
+    const prompts = promptTemplates(language, templates);
+    const all = await this.encodeTexts(labels.flatMap((label) => prompts.map((p) => p.replaceAll('{label}', label))), rest);
+    return new Embeddings(meanRows(all.toFloat32(), this.dim, prompts.length), labels.length, this.dim, 'f32');
+  }
+
+  /** Dense features of images, with the grid they lie on. */
+  async tokens(images: ImageInput | readonly ImageInput[], options: Omit<EncodeOptions, 'output'> = {}): Promise<DenseFeatures> {
+    checkOptions('tokens', options, ENCODE_KEYS);
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    const { vision } = this.#model.config, side = Math.floor(vision.imageSize / vision.patch);
+    const one = side * side * vision.width, data = new Float32Array(list.length * one);
+    const rows = this.#stream(list, (image) => this.#pixels(image, options.signal), (batch) => () => {
+      const { model } = this.#open;
+      return cast(visionTokens(model.params, model.config, this.#pixelTensor(batch), model.options), 'f32');
+    }, one, 8, options, list.length);
+    let i = 0;
+    for await (const row of rows) data.set(row, i++ * one);
+    return { data, images: list.length, rows: side, columns: side, dim: vision.width };
+  }
+
+  /** Frees the model's memory. Calls that are still running reject. Safe to call twice. */
+  dispose(): void {
+    this.#loaded?.model.dispose();
+    this.#loaded = undefined;
+  }
+  [Symbol.dispose](): void { this.dispose(); }
+
+  get #open(): LoadedModel {
+    if (!this.#loaded) throw new DeviceError('the encoder was used after it was disposed', 'ERR_DISPOSED');
+    return this.#loaded;
+  }
+  get #model(): LoadedModel['model'] { return this.#open.model; }
+
+  async #collect(rows: AsyncIterable<Float32Array>, options: EncodeOptions): Promise<Embeddings> {
+    const all: Float32Array[] = [];
+    for await (const row of rows) all.push(row);
+    return Embeddings.from(all, this.dim, options.output);
+  }
+
+  #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
+    checkOptions('encodeImages', options, ENCODE_KEYS);
+    return this.#stream(source, (image) => this.#pixels(image, options.signal),
+      (batch) => () => this.#model.encodeImages(this.#pixelTensor(batch)), this.dim, 8, options, total);
+  }
+
+  #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
+    checkOptions('encodeTexts', options, ENCODE_KEYS);
+    return this.#stream(source, async (text) => {
+      if (typeof text !== 'string') throw new DataError(`a text must be a string but is ${text === null ? 'null' : typeof text}`);
+      return text;
+    }, async (batch) => {
+      const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
+      return () => this.#model.encodeTexts(tensor(ids, [batch.length, this.textLength], this.device));
+    }, this.dim, 32, options, total);
+  }
+
+  /** Prepare, batch, compute, read: one f32 row of `width` values per input. `ready` gives what enqueues a batch. */
+  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: number,
+    usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
+    const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
+    if (!(Number.isInteger(size) && size >= 1 && size <= 65536)) throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
+    if (!OUTPUT_TYPES.includes(output)) throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
+    const device = this.device;
+    let done = 0;
+    const run = async (batch: U[]): Promise<Float32Array[]> => {
+      const encode = await ready(batch);
+      const rows = scope(() => noGrad(() => batchInvariant(device, encode)));
+      let data: Float32Array;
+      try {
+        data = await rows.read() as Float32Array;
+      } finally {
+        rows.dispose();
+      }
+      done += batch.length;
+      onProgress?.(done, total);
+      return batch.map((_, i) => data.subarray(i * width, (i + 1) * width));
+    };
+    return inBatches(source, { size, ahead: 2 * size, prepare, run, signal });
+  }
+
+  async #pixels(input: ImageInput, signal: AbortSignal | undefined): Promise<Uint8Array | Float32Array> {
+    const { alpha, maxPixels } = this.options;
+    const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
+    try {
+      return await resizeTo(image, this.imageSize, this.processor);
+    } catch (cause) {
+      throw new DataError(`${inputName(input)}: cannot be resized: ${(cause as Error).message}`, { cause });
+    }
+  }
+
+  #pixelTensor(batch: (Uint8Array | Float32Array)[]): Tensor {
+    const S = this.imageSize, one = S * S * 3;
+    const all = this.processor.name === 'aa-f32' ? new Float32Array(batch.length * one) : new Uint8Array(batch.length * one);
+    batch.forEach((pixels, i) => all.set(pixels, i * one));
+    return tensor(all, [batch.length, S, S, 3], this.device);
+  }
+
+  #tokenizerReady(): Promise<GemmaTokenizer> {
+    const { lowercase } = this.options, loaded = this.#open;
+    // A failed load may be tried again, after an install say.
+    this.#tokenizer ??= tokenizerOf(lowercase ? { ...loaded, lowercase } : loaded).catch((e: unknown) => {
+      this.#tokenizer = undefined;
+      throw e;
+    });
+    return this.#tokenizer;
+  }
+}
