@@ -5,14 +5,14 @@
  *
  * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
  */
-import { decodeInput, inputName, type ImageInput } from './data/input.js';
+import { decodeInput, type ImageInput } from './data/input.js';
 import { processorOf, resizeTo, type Processor, type ProcessorName } from './data/processor.js';
 import type { GemmaTokenizer, LowerMode } from './data/tokenizer.js';
 import { abortable, inBatches } from './encoder/batching.js';
 import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
 import { promptTemplates } from './encoder/prompts.js';
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
-import { ConfigError, DataError, DeviceError } from './errors.js';
+import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
 import { tokenizerOf } from './eval/zero_shot.js';
 import { loadModel, type LoadedModel } from './model/files.js';
 import { visionTokens } from './model/vision.js';
@@ -49,6 +49,8 @@ export interface EncodeOptions {
   signal?: AbortSignal;
   /** Called after every batch. `total` is undefined for streams. */
   onProgress?: (done: number, total: number | undefined) => void;
+  /** Images that cannot be read or decoded: called with the error, and their rows are NaN. Default: the call rejects. */
+  onBadImage?: (error: Error, index: number) => void;
 }
 
 export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
@@ -69,7 +71,7 @@ export interface DenseFeatures {
   dim: number;
 }
 
-const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'language', 'templates'];
+const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
 const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'signal'];
 
 function checkOptions(call: string, options: object, keys: readonly string[]): void {
@@ -202,7 +204,7 @@ export class Encoder {
     const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
     const { vision } = this.#model.config, side = Math.floor(vision.imageSize / vision.patch);
     const one = side * side * vision.width, data = new Float32Array(list.length * one);
-    const rows = this.#stream(list, (image) => this.#pixels(image, options.signal), (batch) => () => {
+    const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
       const { model } = this.#open;
       return cast(visionTokens(model.params, model.config, this.#pixelTensor(batch), model.options), 'f32');
     }, one, 8, options, list.length);
@@ -232,7 +234,7 @@ export class Encoder {
 
   #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
     checkOptions('encodeImages', options, ENCODE_KEYS);
-    return this.#stream(source, (image) => this.#pixels(image, options.signal),
+    return this.#stream(source, (image, i) => this.#pixels(image, i, options),
       (batch) => () => this.#model.encodeImages(this.#pixelTensor(batch)), this.dim, 8, options, total);
   }
 
@@ -247,8 +249,11 @@ export class Encoder {
     }, this.dim, 32, options, total);
   }
 
-  /** Prepare, batch, compute, read: one f32 row of `width` values per input. `ready` gives what enqueues a batch. */
-  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: number,
+  /**
+   * Prepare, batch, compute, read: one f32 row of `width` values per input, NaN where prepare gave null. `ready` gives
+   * what enqueues a batch.
+   */
+  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: number,
     usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
     const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
     if (!(Number.isInteger(size) && size >= 1 && size <= 65536)) throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
@@ -266,25 +271,28 @@ export class Encoder {
       }
       done += batch.length;
       onProgress?.(done, total);
-      return batch.map((_, i) => data.subarray(i * width, (i + 1) * width));
+      return batch.map((item, i) => item === null ? new Float32Array(width).fill(NaN) : data.subarray(i * width, (i + 1) * width));
     };
     return inBatches(source, { size, ahead: 2 * size, prepare, run, signal });
   }
 
-  async #pixels(input: ImageInput, signal: AbortSignal | undefined): Promise<Uint8Array | Float32Array> {
+  /** An input's pixels; null when it is bad and the caller wants to know and go on. */
+  async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Uint8Array | Float32Array | null> {
     const { alpha, maxPixels } = this.options;
-    const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
     try {
+      const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
       return await resizeTo(image, this.imageSize, this.processor);
-    } catch (cause) {
-      throw new DataError(`${inputName(input)}: cannot be resized: ${(cause as Error).message}`, { cause });
+    } catch (e) {
+      if (!onBadImage || signal?.aborted || !(e instanceof DataError || e instanceof IoError)) throw e;
+      onBadImage(e, index);
+      return null;
     }
   }
 
-  #pixelTensor(batch: (Uint8Array | Float32Array)[]): Tensor {
+  #pixelTensor(batch: (Uint8Array | Float32Array | null)[]): Tensor {
     const S = this.imageSize, one = S * S * 3;
     const all = this.processor.name === 'aa-f32' ? new Float32Array(batch.length * one) : new Uint8Array(batch.length * one);
-    batch.forEach((pixels, i) => all.set(pixels, i * one));
+    batch.forEach((pixels, i) => { if (pixels) all.set(pixels, i * one); });
     return tensor(all, [batch.length, S, S, 3], this.device);
   }
 

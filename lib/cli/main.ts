@@ -13,6 +13,9 @@ export interface Command {
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
   eval: () => import('./eval.js'),
+  embed: () => import('./embed.js'),
+  classify: () => import('./classify.js'),
+  search: () => import('./search.js'),
   info: () => import('./info.js'),
   quickstart: () => import('./quickstart.js'),
 };

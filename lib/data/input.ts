@@ -18,9 +18,9 @@ export interface RawPixels {
 
 /**
  * A path; a URL (`http:`, `https:`, `file:`, `data:`), as string or object; the bytes of a JPEG, PNG, WebP, AVIF, GIF
- * (first frame), TIFF or SVG file; or raw pixels.
+ * (first frame), TIFF or SVG file, with a name for error messages if there is one; or raw pixels.
  */
-export type ImageInput = string | URL | Uint8Array | RawPixels;
+export type ImageInput = string | URL | Uint8Array | { bytes: Uint8Array; name: string } | RawPixels;
 
 export interface DecodeInputOptions {
   /** Transparency: forgotten, as PIL's `convert("RGB")` does, or laid on white. Default "drop". */
@@ -40,6 +40,7 @@ export function inputName(input: ImageInput): string {
     const name = String(input);
     return name.length > 200 ? `${name.slice(0, 200)}…` : name;
   }
+  if ('bytes' in input) return input.name;
   return isRaw(input) ? `${input.width}×${input.height} pixels` : `image of ${input.length} bytes`;
 }
 
@@ -50,15 +51,17 @@ export function inputName(input: ImageInput): string {
 export async function decodeInput(input: ImageInput, options: DecodeInputOptions = {}): Promise<RawImage> {
   const alpha = options.alpha ?? 'drop', maxPixels = options.maxPixels ?? 178_956_970;
   options.signal?.throwIfAborted();
+  if (input === null || !['string', 'object'].includes(typeof input)) throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${input === null ? 'null' : typeof input}`);
   if (isRaw(input)) return fromRaw(input, alpha, maxPixels);
   const name = inputName(input);
-  const bytes = typeof input === 'string' || input instanceof URL ? await fetchBytes(input, options) : input;
-  if (!ArrayBuffer.isView(bytes)) throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${typeof input}`);
+  const bytes = typeof input === 'string' || input instanceof URL ? await fetchBytes(input, options)
+    : 'bytes' in input ? input.bytes : input;
+  if (!ArrayBuffer.isView(bytes)) throw new DataError('an image must be a path, a URL, a Buffer or raw pixels but is another object');
   return decodeImage(bytes, name, { alpha, maxPixels, profile: 'ignore' });
 }
 
 function isRaw(input: ImageInput): input is RawPixels {
-  return typeof input === 'object' && input !== null && !ArrayBuffer.isView(input) && 'data' in input;
+  return typeof input === 'object' && !ArrayBuffer.isView(input) && 'data' in input;
 }
 
 async function fetchBytes(input: string | URL, options: DecodeInputOptions): Promise<Uint8Array> {
