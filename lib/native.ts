@@ -56,7 +56,7 @@ interface Addon {
   resizeImage(source: Uint8Array, height: number, width: number, channels: number,
     target: Uint8Array, outHeight: number, outWidth: number, method: number): void;
   resizeImageAsync(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
-    outHeight: number, outWidth: number, method: number, done: (error?: Error) => void): void;
+    outHeight: number, outWidth: number, method: number, done: (error?: string) => void): void;
   setBatchInvariant(device: number, on: boolean): void;
   takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
@@ -193,6 +193,6 @@ export function resizeImageAsync(source: Uint8Array, height: number, width: numb
   const target = method === 'f32' ? new Float32Array(n) : new Uint8Array(n);
   return new Promise((resolve, reject) => {
     native().resizeImageAsync(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
-      (error) => error ? reject(new DeviceError(error.message)) : resolve(target));
+      (error) => error ? reject(new DeviceError(error)) : resolve(target));
   });
 }

@@ -92,8 +92,11 @@ class Instance {
     if (make_error_.IsEmpty()) {
       napi_throw_error(env_, code, message.c_str());
     } else {
-      Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
-      napi_throw(env_, e);
+      try {
+        Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
+        napi_throw(env_, e);
+      } catch (const Napi::Error&) {  // no JavaScript runs in a Worker that is being terminated
+      }
     }
     return nullptr;
   }
@@ -320,27 +323,44 @@ Value resize_image(Instance&, const CallbackInfo& info) {
   ResizeJob(info).run();
   return info.Env().Undefined();
 }
-// resizeImageAsync(…, done): on libuv's thread pool, then done(error or undefined)
-class ResizeWorker : public Napi::AsyncWorker {
- public:
-  ResizeWorker(const ResizeJob& job, const CallbackInfo& info)
-      : AsyncWorker(info[8].As<Napi::Function>(), "siglip2.resizeImage"), job_(job),
-        in_(Napi::Persistent(info[0].As<Napi::Object>())), out_(Napi::Persistent(info[4].As<Napi::Object>())) {}
-  void Execute() override {
+// resizeImageAsync(…, done): on libuv's thread pool, then done(error or undefined). Raw Node-API: in a Worker that is being
+// terminated every call into JavaScript fails, and node-addon-api would throw where nobody catches.
+struct AsyncResize {
+  ResizeJob job;
+  std::string error;
+  napi_ref keep[3] = {};  // the pixels, and done
+  napi_async_work work = nullptr;
+
+  static void execute(napi_env, void* data) {
+    auto* self = static_cast<AsyncResize*>(data);
     try {
-      job_.run();
+      self->job.run();
     } catch (const std::exception& e) {
-      SetError(e.what());
+      self->error = e.what();
     }
   }
-
- private:
-  ResizeJob job_;
-  Napi::ObjectReference in_, out_;  // keep the pixels alive
+  static void complete(napi_env env, napi_status, void* data) {
+    std::unique_ptr<AsyncResize> self(static_cast<AsyncResize*>(data));
+    napi_value done = nullptr, undefined, argument;
+    napi_get_reference_value(env, self->keep[2], &done);
+    for (napi_ref r : self->keep) napi_delete_reference(env, r);
+    napi_delete_async_work(env, self->work);
+    if (!done || napi_get_undefined(env, &undefined) != napi_ok) return;
+    argument = undefined;
+    if (!self->error.empty()) napi_create_string_utf8(env, self->error.c_str(), self->error.size(), &argument);
+    napi_call_function(env, undefined, done, 1, &argument, nullptr);
+  }
 };
 Value resize_image_async(Instance&, const CallbackInfo& info) {
-  const ResizeJob job(info);
-  (new ResizeWorker(job, info))->Queue();
+  const napi_env env = info.Env();
+  auto task = std::make_unique<AsyncResize>(AsyncResize{ResizeJob(info), {}});
+  const size_t kept[] = {0, 4, 8};
+  for (size_t i = 0; i < 3; ++i) napi_create_reference(env, info[kept[i]], 1, &task->keep[i]);
+  napi_value name;
+  napi_create_string_utf8(env, "siglip2.resizeImage", NAPI_AUTO_LENGTH, &name);
+  napi_create_async_work(env, nullptr, name, AsyncResize::execute, AsyncResize::complete, task.get(), &task->work);
+  if (napi_queue_async_work(env, task->work) != napi_ok) throw std::runtime_error("the thread pool takes no more work");
+  task.release();
   return info.Env().Undefined();
 }
 // setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
