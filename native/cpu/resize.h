@@ -9,6 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace siglip2 {
 namespace {
@@ -75,29 +78,55 @@ inline void resize_row(const uint8_t* row, int64_t C, uint8_t* out, int64_t OW, 
   }
 }
 
-#if defined(__GNUC__)
-typedef int32_t Lanes __attribute__((vector_size(16)));
-typedef uint8_t Bytes __attribute__((vector_size(4)));
-
-// kRows rows of 3- or 4-channel pixels: a pixel is one vector of four channels, so one multiplication serves all of
-// them, and the rows are independent chains. With 3 channels a load reads the byte after the pixel.
-template <int64_t C, int64_t kRows>
-inline void resize_rows(const uint8_t* const* rows, uint8_t* const* out, int64_t OW, const ResizeAxis& axis, const int32_t* k) {
-  for (int64_t x = 0; x < OW; ++x) {
-    const int64_t n = axis.count[static_cast<size_t>(x)], start = axis.first[static_cast<size_t>(x)] * C;
-    const int32_t* w = k + x * axis.taps;
-    Lanes sum[kRows];
-    for (auto& s : sum) s = Lanes{1 << 21, 1 << 21, 1 << 21, 1 << 21};
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t r = 0; r < kRows; ++r) {
-        Bytes pixel;
-        std::memcpy(&pixel, rows[r] + start + j * C, 4);
-        sum[r] += __builtin_convertvector(pixel, Lanes) * w[j];
+#if defined(__AVX2__)
+// Rows of RGB pixels by 16-bit multiply-add. A 22-bit weight is 256·hi + lo, and pixel·hi + pixel'·hi' of two neighbours
+// is one instruction; hi and lo sums stay within 32 bits, so the result is the exact integer that PIL computes. Four taps
+// go at a time: the low half of a register holds the first two pixels as (r r', g g', b b', –), the high half the others.
+class RgbRows {
+ public:
+  RgbRows(const ResizeAxis& axis, const int32_t* k, int64_t OW) : axis_(axis), OW_(OW) {
+    for (int64_t n : axis.count) groups_ = std::max(groups_, (n + 3) / 4);
+    weights_.assign(static_cast<size_t>(OW * groups_ * 32), 0);
+    for (int64_t x = 0; x < OW; ++x)
+      for (int64_t j = 0; j < axis.count[static_cast<size_t>(x)]; ++j) {
+        const int32_t w = k[x * axis.taps + j];
+        int16_t* to = weights_.data() + (x * groups_ + j / 4) * 32 + j % 4 / 2 * 8 + j % 2;
+        for (int c = 0; c < 4; ++c) {
+          to[2 * c] = static_cast<int16_t>(w >> 8);
+          to[16 + 2 * c] = static_cast<int16_t>(w & 255);
+        }
       }
-    for (int64_t r = 0; r < kRows; ++r)
-      for (int64_t c = 0; c < C; ++c) out[r][x * C + c] = clip_fixed(sum[r][c]);
   }
-}
+  // Bytes that run() may read after the end of a row; it writes one byte after the end of its result.
+  int64_t overrun() const { return 12 * groups_ + 16; }
+
+  void run(const uint8_t* row, uint8_t* out) const {
+    const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+                                           6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    const int16_t* w = weights_.data();
+    for (int64_t x = 0; x < OW_; ++x) {
+      const uint8_t* from = row + 3 * axis_.first[static_cast<size_t>(x)];
+      __m256i hi = _mm256_setzero_si256(), lo = hi;
+      for (int64_t g = 0; g < groups_; ++g, from += 12, w += 32) {
+        const __m256i p = _mm256_shuffle_epi8(
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), pairs);
+        hi = _mm256_add_epi32(hi, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
+        lo = _mm256_add_epi32(lo, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 16))));
+      }
+      const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(hi, 8), lo);
+      __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+      sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << 21)), 22);
+      sum = _mm_packs_epi32(sum, sum);
+      const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+      std::memcpy(out + 3 * x, &pixel, 4);
+    }
+  }
+
+ private:
+  const ResizeAxis& axis_;
+  int64_t OW_, groups_ = 1;
+  std::vector<int16_t> weights_;  // (OW, groups, hi and lo, 16)
+};
 #endif
 
 // Horizontal pass: in (H, W, C) → out (H, OW, C).
@@ -105,19 +134,11 @@ inline void resize_columns(const uint8_t* in, int64_t H, int64_t W, int64_t C, u
   const ResizeAxis axis(W, OW, filter);
   const auto k = axis.fixed_point();
   int64_t y = 0;
-#if defined(__GNUC__)
-  constexpr int64_t kRows = 4;
-  if (C == 3 || C == 4)
-    for (; y + kRows < H; y += kRows) {  // the last row stays out: nothing is readable after it
-      const uint8_t* rows[kRows];
-      uint8_t* to[kRows];
-      for (int64_t r = 0; r < kRows; ++r) {
-        rows[r] = in + (y + r) * W * C;
-        to[r] = out + (y + r) * OW * C;
-      }
-      if (C == 3) resize_rows<3, kRows>(rows, to, OW, axis, k.data());
-      else resize_rows<4, kRows>(rows, to, OW, axis, k.data());
-    }
+#if defined(__AVX2__)
+  if (C == 3) {
+    const RgbRows rows(axis, k.data(), OW);
+    for (; (y + 1) * W * 3 + rows.overrun() <= H * W * 3; ++y) rows.run(in + y * W * 3, out + y * OW * 3);
+  }
 #endif
   for (; y < H; ++y) resize_row(in + y * W * C, C, out + y * OW * C, OW, axis, k.data());
 }
