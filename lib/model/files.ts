@@ -75,13 +75,12 @@ export interface LoadedModel {
 }
 
 /**
- * Opens a checkpoint folder, ours or a released fixed-resolution one.
+ * Opens a checkpoint folder, ours or a released one, of fixed resolution or NaFlex.
  * @throws CheckpointError, IoError
  */
 export async function loadModel(folder: string, options: ModelOptions = {}): Promise<LoadedModel> {
   const from = await loadHfFolder(folder);
   try {
-    if (from.config.naflex) throw new CheckpointError(`${folder}: is a NaFlex model; this version runs fixed-resolution models only`);
     const model = new Siglip2Model(from.config, options);
     await fill(model, from);
     return {

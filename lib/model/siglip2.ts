@@ -1,5 +1,7 @@
 /** The two-tower model: config, parameters and the two encoders. */
 import { checkShape } from '../check.js';
+import type { NaflexBatch } from '../data/naflex.js';
+import { ConfigError } from '../errors.js';
 import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
 import type { Param } from '../tape.js';
@@ -7,7 +9,7 @@ import type { DeviceName, Tensor } from '../tensor.js';
 import { parameterShapes, type ModelConfig } from './config.js';
 import { ParamStore } from './params.js';
 import { textTower } from './text.js';
-import { visionTower, type TowerOptions } from './vision.js';
+import { naflexTokens, naflexTower, visionTokens, visionTower, type PackedTokens, type TowerOptions } from './vision.js';
 
 export interface ModelOptions {
   device?: DeviceName;
@@ -19,7 +21,7 @@ export interface ModelOptions {
   checkpoint?: boolean;
 }
 
-/** A SigLIP 2 model with fixed resolution. Parameters carry their Hugging Face names. */
+/** A SigLIP 2 model, of fixed resolution or NaFlex. Parameters carry their Hugging Face names. */
 export class Siglip2Model {
   readonly params: ParamStore;
   readonly options: TowerOptions;
@@ -35,15 +37,47 @@ export class Siglip2Model {
   get logitBias(): Param { return this.params.get('logit_bias'); }
 
   /**
-   * Image embeddings with unit norm.
+   * Image embeddings with unit norm. A NaFlex model takes square images too, of its position grid's size.
    * @param pixels (B, S, S, 3) uint8 RGB, S = config.vision.imageSize
    * @returns (B, E) f32
    * @throws ShapeError
    */
   encodeImages(pixels: Tensor): Tensor {
-    const S = this.config.vision.imageSize;
-    checkShape('encodeImages', 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
+    this.#checkPixels('encodeImages', pixels);
     return l2Normalize(cast(visionTower(this.params, this.config, pixels, this.options), 'f32'));
+  }
+
+  /**
+   * Dense features: one vector for every patch, after the final LayerNorm and before pooling; not normalised.
+   * @param pixels (B, S, S, 3) uint8 RGB
+   * @returns (B, N, D) f32, N patches row-major
+   * @throws ShapeError
+   */
+  imageTokens(pixels: Tensor): Tensor {
+    this.#checkPixels('imageTokens', pixels);
+    return cast(visionTokens(this.params, this.config, pixels, this.options), 'f32');
+  }
+
+  /**
+   * Embeddings with unit norm of images of any shape. Their patches are packed: nothing is computed for padding.
+   * @param batch S images from `naflexImage` and `packNaflex`, on the host
+   * @returns (S, E) f32
+   * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
+   */
+  encodeNaflex(batch: NaflexBatch): Tensor {
+    this.#checkNaflex('encodeNaflex');
+    return l2Normalize(cast(naflexTower(this.params, this.config, batch, this.options), 'f32'));
+  }
+
+  /**
+   * Dense features of images of any shape, before pooling; not normalised.
+   * @returns tokens (T, D) f32: the T patches of all images, one image after the other, each row-major
+   * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
+   */
+  naflexTokens(batch: NaflexBatch): PackedTokens {
+    this.#checkNaflex('naflexTokens');
+    const { tokens, packed } = naflexTokens(this.params, this.config, batch, this.options);
+    return { tokens: cast(tokens, 'f32'), packed };
   }
 
   /**
@@ -55,6 +89,15 @@ export class Siglip2Model {
   encodeTexts(ids: Tensor): Tensor {
     checkShape('encodeTexts', 'ids', ids, [ids.shape[0] ?? 0, this.config.text.length]);
     return l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32'));
+  }
+
+  #checkPixels(name: string, pixels: Tensor): void {
+    const S = this.config.vision.imageSize;
+    checkShape(name, 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
+  }
+  #checkNaflex(name: string): void {
+    if (this.config.naflex) return;
+    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one with adaptTensors`);
   }
 
   initialize(seed: number): void { this.params.initialize(seed); }
