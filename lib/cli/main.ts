@@ -13,6 +13,8 @@ export interface Command {
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
   eval: () => import('./eval.js'),
+  convert: () => import('./convert.js'),
+  export: () => import('./export.js'),
   info: () => import('./info.js'),
   quickstart: () => import('./quickstart.js'),
 };
