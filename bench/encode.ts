@@ -95,7 +95,7 @@ async function beside(rounds: number, ours: () => Promise<unknown>, theirs: (() 
 }
 
 async function towers(model: Encoder, onnx: string | undefined, batch: number, rounds: number, threads: number): Promise<Record<string, number>> {
-  const S = model.imageSize, L = model.textLength, data = Uint8Array.from({ length: S * S * 3 }, (_, i) => (i * 31) & 255);
+  const S = model.imageSize ?? 256, L = model.textLength, data = Uint8Array.from({ length: S * S * 3 }, (_, i) => (i * 31) & 255);
   const images = Array.from({ length: batch }, () => ({ data, width: S, height: S, channels: 3 as const }));
   const texts = Array.from({ length: batch }, (_, i) => `a photo of ${i} cats`);
   const peer = onnx === undefined ? 'no --onnx FOLDER' : await openOrt(onnx, threads);
@@ -130,11 +130,11 @@ export async function main(args: string[]): Promise<void> {
 
   const first = firstEmbedding(folder, values.dtype);
   console.log(`  first embedding        image ${first.image.toFixed(0)} ms, text ${first.text.toFixed(0)} ms after process start`);
-  const jpeg = values.image ? readFileSync(values.image) : await photograph(), processor = await processorOf(folder);
+  const jpeg = values.image ? readFileSync(values.image) : await photograph(), processor = processorOf(2);
   const decode: number[] = [], pipeline: number[] = [];
   for (let r = 0; r < Number(values.rounds); r++) {
     decode.push(await rate(() => sharp(jpeg).raw().toBuffer(), 1, seconds / 3));
-    pipeline.push(await rate(async () => resizeTo(await decodeInput(jpeg), 256, processor), 1, seconds / 3));
+    pipeline.push(await rate(async () => resizeTo(await decodeInput(jpeg), 256, 256, processor), 1, seconds / 3));
   }
   console.log(`  decode + resize, 1 core ${median(pipeline).toFixed(0)} images/s; sharp's decoding alone ${median(decode).toFixed(0)}: ${(100 * median(pipeline.map((p, i) => p / decode[i]!))).toFixed(0)} %`);
   const tokenizer = await loadTokenizer({ cacheSize: 1 });

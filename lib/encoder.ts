@@ -6,17 +6,16 @@
  * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
  */
 import { decodeInput, type ImageInput } from './data/input.js';
-import { processorOf, resizeTo, type Processor, type ProcessorName } from './data/processor.js';
+import type { Processor, ProcessorName } from './data/processor.js';
 import type { GemmaTokenizer, LowerMode } from './data/tokenizer.js';
 import { abortable, inBatches } from './encoder/batching.js';
 import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
 import { promptTemplates } from './encoder/prompts.js';
+import { makeVisionInput, type Prepared, type VisionInput } from './encoder/vision_input.js';
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
 import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
 import { tokenizerOf } from './eval/zero_shot.js';
 import { loadModel, type LoadedModel } from './model/files.js';
-import { visionTokens } from './model/vision.js';
-import { cast } from './ops/elementwise.js';
 import { noGrad } from './tape.js';
 import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from './tensor.js';
 
@@ -37,6 +36,8 @@ export interface LoadOptions {
   lowercase?: LowerMode;
   /** Images with more pixels are refused. Default 178,956,970. */
   maxPixels?: number;
+  /** NaFlex models: most patches of an image, 256 by default; trained from 128 to 1,024. Others have a fixed number. */
+  maxPatches?: number;
   signal?: AbortSignal;
 }
 
@@ -60,19 +61,18 @@ export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
   templates?: readonly string[];
 }
 
-/** Dense features: one vector per patch, after the vision tower's last LayerNorm and before pooling. Not normalised. */
+/** Dense features of an image: one vector per patch, after the last LayerNorm and before pooling. Not normalised. */
 export interface DenseFeatures {
-  /** (images, rows, columns, dim) */
+  /** (rows, columns, dim) */
   data: Float32Array;
-  images: number;
-  /** The grid of patches. */
+  /** The grid of patches; of a NaFlex model it follows the image's aspect ratio. */
   rows: number;
   columns: number;
   dim: number;
 }
 
 const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
-const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'signal'];
+const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'maxPatches', 'signal'];
 
 function checkOptions(call: string, options: object, keys: readonly string[]): void {
   const unknown = Object.keys(options).find((k) => !keys.includes(k));
@@ -83,7 +83,7 @@ function checkOptions(call: string, options: object, keys: readonly string[]): v
 
 /**
  * Loads a checkpoint. The tokenizer is loaded with the first text.
- * @param source folder of the checkpoint, ours or a released one
+ * @param source a checkpoint's folder (ours or a released one), a big_vision .npz, or a hub id like `owner/name`
  * @throws CheckpointError, IoError, ConfigError; DeviceError when there is no such device; the signal's reason, at once
  * @example
  * using model = await load('models/siglip2-base-patch16-256');
@@ -103,11 +103,10 @@ export async function load(source: string, options: LoadOptions = {}): Promise<E
 }
 
 async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
-  const processor = await processorOf(source, options.processor);
-  const loaded = await loadModel(source, { device, dtype });
+  const loaded = await loadModel(source, { device, dtype, ...(options.signal ? { signal: options.signal } : {}) });
   try {
     const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);
-    return new Encoder(loaded, processor, Math.exp(logScale), bias, options);
+    return new Encoder(source, loaded, Math.exp(logScale), bias, options);
   } catch (e) {
     loaded.model.dispose();
     throw e;
@@ -118,20 +117,27 @@ async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', o
 export class Encoder {
   #loaded: LoadedModel | undefined;
   #tokenizer: Promise<GemmaTokenizer> | undefined;
+  readonly #vision: VisionInput;
   /** Values of an embedding, E. */
   readonly dim: number;
-  /** Side of the model's square input, in pixels. */
-  readonly imageSize: number;
+  /** Side of the model's square input, in pixels; null for NaFlex models, which keep the aspect ratio. */
+  readonly imageSize: number | null;
   /** Token ids of a text, padding included. */
   readonly textLength: number;
 
-  /** @param scale t, not its logarithm */
-  constructor(loaded: LoadedModel, readonly processor: Processor, readonly scale: number, readonly bias: number,
-    private readonly options: LoadOptions = {}) {
+  /**
+   * @param source where it came from
+   * @param scale t, not its logarithm
+   */
+  constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number, private readonly options: LoadOptions = {}) {
     this.#loaded = loaded;
-    const { embed, vision, text } = loaded.model.config;
-    [this.dim, this.imageSize, this.textLength] = [embed, vision.imageSize, text.length];
+    const { embed, vision, text, naflex } = loaded.model.config;
+    [this.dim, this.imageSize, this.textLength] = [embed, naflex ? null : vision.imageSize, text.length];
+    this.#vision = makeVisionInput(loaded, options.processor, options.maxPatches);
   }
+
+  /** How images become pixels. */
+  get processor(): Processor { return this.#vision.processor; }
 
   get device(): DeviceName { return this.#model.params.device; }
   get dtype(): 'f32' | 'bf16' { return this.#model.options.dtype; }
@@ -198,19 +204,21 @@ export class Encoder {
     return new Embeddings(meanRows(all.toFloat32(), this.dim, prompts.length), labels.length, this.dim, 'f32');
   }
 
-  /** Dense features of images, with the grid they lie on. */
-  async tokens(images: ImageInput | readonly ImageInput[], options: Omit<EncodeOptions, 'output'> = {}): Promise<DenseFeatures> {
-    checkOptions('tokens', options, ENCODE_KEYS);
-    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
-    const { vision } = this.#model.config, side = Math.floor(vision.imageSize / vision.patch);
-    const one = side * side * vision.width, data = new Float32Array(list.length * one);
+  /** Dense features of images, each with the grid it lies on. */
+  async tokens(images: ImageInput | readonly ImageInput[], options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
+    checkOptions('tokens', options, ['batchSize', 'signal', 'onProgress']);
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput], dim = this.#model.config.vision.width;
+    const grids: [rows: number, columns: number][] = [];
     const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
-      const { model } = this.#open;
-      return cast(visionTokens(model.params, model.config, this.#pixelTensor(batch), model.options), 'f32');
-    }, one, 8, options, list.length);
-    let i = 0;
-    for await (const row of rows) data.set(row, i++ * one);
-    return { data, images: list.length, rows: side, columns: side, dim: vision.width };
+      for (const item of batch) grids.push(this.#vision.grid(item));
+      return this.#vision.tokens(this.#model, batch);
+    }, (item) => this.#vision.grid(item).reduce((a, b) => a * b, dim), 8, options, list.length);
+    const features: DenseFeatures[] = [];
+    for await (const data of rows) {
+      const [down, across] = grids[features.length]!;
+      features.push({ data: data.slice(), rows: down, columns: across, dim });
+    }
+    return features;
   }
 
   /** Frees the model's memory. Calls that are still running reject. Safe to call twice. */
@@ -235,7 +243,7 @@ export class Encoder {
   #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
     checkOptions('encodeImages', options, ENCODE_KEYS);
     return this.#stream(source, (image, i) => this.#pixels(image, i, options),
-      (batch) => () => this.#model.encodeImages(this.#pixelTensor(batch)), this.dim, 8, options, total);
+      (batch) => () => this.#vision.encode(this.#model, batch), () => this.dim, 8, options, total);
   }
 
   #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
@@ -246,14 +254,14 @@ export class Encoder {
     }, async (batch) => {
       const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
       return () => this.#model.encodeTexts(tensor(ids, [batch.length, this.textLength], this.device));
-    }, this.dim, 32, options, total);
+    }, () => this.dim, 32, options, total);
   }
 
   /**
-   * Prepare, batch, compute, read: one f32 row of `width` values per input, NaN where prepare gave null. `ready` gives
+   * Prepare, batch, compute, read: one f32 row of `width(item)` values per input, NaN where prepare gave null. `ready` gives
    * what enqueues a batch.
    */
-  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: number,
+  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
     usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
     const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
     if (!(Number.isInteger(size) && size >= 1 && size <= 65536)) throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
@@ -271,29 +279,26 @@ export class Encoder {
       }
       done += batch.length;
       onProgress?.(done, total);
-      return batch.map((item, i) => item === null ? new Float32Array(width).fill(NaN) : data.subarray(i * width, (i + 1) * width));
+      let at = 0;
+      return batch.map((item) => {
+        const row = data.subarray(at, at += width(item));
+        return item === null ? row.fill(NaN) : row;
+      });
     };
     return inBatches(source, { size, ahead: 2 * size, prepare, run, signal });
   }
 
   /** An input's pixels; null when it is bad and the caller wants to know and go on. */
-  async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Uint8Array | Float32Array | null> {
+  async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Prepared | null> {
     const { alpha, maxPixels } = this.options;
     try {
       const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
-      return await resizeTo(image, this.imageSize, this.processor);
+      return await this.#vision.prepare(image);
     } catch (e) {
       if (!onBadImage || signal?.aborted || !(e instanceof DataError || e instanceof IoError)) throw e;
       onBadImage(e, index);
       return null;
     }
-  }
-
-  #pixelTensor(batch: (Uint8Array | Float32Array | null)[]): Tensor {
-    const S = this.imageSize, one = S * S * 3;
-    const all = this.processor.name === 'aa-f32' ? new Float32Array(batch.length * one) : new Uint8Array(batch.length * one);
-    batch.forEach((pixels, i) => { if (pixels) all.set(pixels, i * one); });
-    return tensor(all, [batch.length, S, S, 3], this.device);
   }
 
   #tokenizerReady(): Promise<GemmaTokenizer> {

@@ -10,9 +10,11 @@ import { load, type Encoder } from '../lib/encoder.js';
 import { meanRows } from '../lib/encoder/scores.js';
 import { embedImages, embedTexts } from '../lib/eval/embed.js';
 import { tokenizerOf } from '../lib/eval/zero_shot.js';
+import { naflexImage, packNaflex } from '../lib/data/naflex.js';
 import { loadModel } from '../lib/model/files.js';
 import { resizeImage } from '../lib/native.js';
-import { liveCount, synchronize } from '../lib/tensor.js';
+import { noGrad } from '../lib/tape.js';
+import { liveCount, scope, synchronize } from '../lib/tensor.js';
 import { errorOf, picture } from './data/support.js';
 import { smallCheckpoint, temporaryFolder, WORDS } from './encoder_support.js';
 import { outputWithThreads } from './child.js';
@@ -35,7 +37,7 @@ afterAll(async () => {
 test('embeddings are those of the model on the resized pixels and the padded ids', async () => {
   const images = [0, 1, 2].map((i) => pixels(i));
   const got = await model.encodeImages(images), texts = await model.encodeTexts(WORDS);
-  const plain = await loadModel(folder), S = model.imageSize;
+  const plain = await loadModel(folder), S = model.imageSize!;
   const all = Uint8Array.from(images.flatMap((p) => [...resizeImage(p.data, p.height, p.width, 3, S, S)]));
   const want = await embedImages(plain.model, all, 3), wantTexts = await embedTexts(plain.model, await (await tokenizerOf(plain)).encodeBatch(WORDS), WORDS.length);
   plain.model.dispose();
@@ -199,14 +201,35 @@ test('similarity and zero-shot: cosine, logit and sigmoid probability', async ()
 });
 
 test('dense features lie on the grid of patches', async () => {
-  const { data, images, rows, columns, dim } = await model.tokens([pixels(1), pixels(2), pixels(1)]);
-  expect([images, rows, columns, dim, data.length]).toEqual([3, 4, 4, 32, 3 * 16 * 32]);
-  expect(data.subarray(0, 512)).toEqual(data.subarray(1024));
+  const features = await model.tokens([pixels(1), pixels(2), pixels(1)], { batchSize: 2 });
+  expect(features.map(({ data, rows, columns, dim }) => [rows, columns, dim, data.length])).toEqual(Array(3).fill([4, 4, 32, 16 * 32]));
+  expect(features[0]!.data).toEqual(features[2]!.data);
+  expect(features[0]!.data).not.toEqual(features[1]!.data);
+});
+
+test('NaFlex: aspect ratios are kept, and the bits do not depend on the batch', async () => {
+  using flexible = await load(await smallCheckpoint({ naflex: true }), { maxPatches: 24 });
+  const images = [pixels(1, 60, 20), pixels(2, 9, 90), pixels(3, 40, 40), pixels(4, 1, 1), pixels(5, 200, 33)];
+  const whole = await flexible.encodeImages(images);
+  for (const batchSize of [1, 2]) expect((await flexible.encodeImages(images, { batchSize })).data).toEqual(whole.data);
+  const batch = packNaflex(images.map((image) => naflexImage(image, 8, 24)));
+  using plain = (await loadModel(flexible.source)).model;
+  const rows = scope(() => noGrad(() => plain.encodeNaflex(batch)));
+  const want = await rows.read();
+  rows.dispose();
+  whole.data.forEach((v, i) => expect(Math.abs(v - want[i]!)).toBeLessThan(1e-6));
+  const features = await flexible.tokens(images);
+  features.forEach(({ rows, columns, dim, data }, i) => expect([rows, columns, data.length]).toEqual([batch.shapes[2 * i], batch.shapes[2 * i + 1], rows * columns * dim]));
+  const bad: number[] = [];
+  const some = await flexible.encodeImages([images[0]!, Buffer.from('no'), images[2]!], { onBadImage: (_, i) => bad.push(i) });
+  expect([some.row(0), some.row(2), bad, (some.row(1) as Float32Array).every(Number.isNaN)]).toEqual([whole.row(0), whole.row(2), [1], true]);
+  expect((await errorOf(() => load(folder, { maxPatches: 9 }))).code).toBe('ERR_CONFIG');
+  expect((await errorOf(() => load(flexible.source, { processor: 'aa-f32' }))).code).toBe('ERR_CONFIG');
 });
 
 test('f32 pixels: equal to uint8 where nothing is resized, and close elsewhere', async () => {
   using exact = await load(folder, { processor: 'aa-f32' });
-  const S = model.imageSize, same = pixels(3, S, S), larger = pixels(3, 50, 61);
+  const S = model.imageSize!, same = pixels(3, S, S), larger = pixels(3, 50, 61);
   expect((await exact.encodeImages(same)).data).toEqual((await model.encodeImages(same)).data);
   const [a, b] = [await exact.encodeImages(larger), await model.encodeImages(larger)];
   expect(a.data).not.toEqual(b.data);

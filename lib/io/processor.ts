@@ -26,11 +26,17 @@ export function defaultProcessor(config: ModelConfig): Processor {
   return { generation, resample: generation === 1 ? 3 : 2 };
 }
 
-const schema = z.looseObject({ resample: z.union([z.literal(2), z.literal(3)]).optional() });
+const close = (value: number) => z.number().refine((v) => Math.abs(v - value) < 1e-6, `must be ${value}`).optional();
+const halves = z.array(z.literal(0.5, 'must be 0.5')).length(3).optional();
+const schema = z.looseObject({
+  resample: z.union([z.literal(2), z.literal(3)], 'must be 2 (bilinear) or 3 (bicubic)').optional(),
+  do_resize: z.literal(true).optional(), do_rescale: z.literal(true).optional(), do_normalize: z.literal(true).optional(),
+  rescale_factor: close(1 / 255), image_mean: halves, image_std: halves,
+});
 
 /**
  * The processor of a model folder, from preprocessor_config.json when there is one.
- * @throws CheckpointError when it is damaged, or asks for another filter
+ * @throws CheckpointError when it is damaged, or asks for another filter or other pixel statistics than SigLIP's
  */
 export async function readProcessor(folder: string, config: ModelConfig): Promise<Processor> {
   const path = join(folder, 'preprocessor_config.json'), usual = defaultProcessor(config);
@@ -38,7 +44,7 @@ export async function readProcessor(folder: string, config: ModelConfig): Promis
   const parsed = schema.safeParse(parseObject(path, await readTextLimited(path)));
   if (!parsed.success) {
     const issue = parsed.error.issues[0];
-    throw new CheckpointError(`${path}: key "${issue?.path.map(String).join('.') ?? ''}" must be 2 (bilinear) or 3 (bicubic); this is no SigLIP preprocessor`);
+    throw new CheckpointError(`${path}: key "${issue?.path.map(String).join('.') ?? ''}": ${issue?.message ?? 'not valid'}; this is no SigLIP preprocessor`);
   }
   return { ...usual, resample: parsed.data.resample ?? usual.resample };
 }

@@ -5,6 +5,8 @@ import { join } from 'node:path';
 import { expect, test } from '@jest/globals';
 import { decodeInput } from '../../lib/data/input.js';
 import { processorOf, resizeTo, type Processor } from '../../lib/data/processor.js';
+import { readProcessor } from '../../lib/io/processor.js';
+import { modelConfig } from '../../lib/model/config.js';
 import { resizeImage, resizeImageAsync } from '../../lib/native.js';
 import { temporaryFolder } from '../encoder_support.js';
 import { errorOf } from './support.js';
@@ -76,7 +78,7 @@ pilTest('hf equals PIL on images of every kind, by both filters', async () => {
   for (const name of cases)
     for (const resample of ['bilinear', 'bicubic'] as const) {
       const image = await decodeInput(join(folder, name));
-      const got = await resizeTo(image, size, { name: 'hf', resample }), want = readFileSync(join(folder, `${name}.${resample}`));
+      const got = await resizeTo(image, size, size, { name: 'hf', resample }), want = readFileSync(join(folder, `${name}.${resample}`));
       let most = got.length === want.length ? 0 : 999;
       got.forEach((v, i) => { most = Math.max(most, Math.abs(v - want[i]!)); });
       if (most > 0) differ.push(`${name} ${resample}: ${most}`);
@@ -106,9 +108,9 @@ for i, (h, w) in enumerate(${JSON.stringify(sizes)}):
   };
   for (const [i, image] of images.entries()) {
     const exact = read(`${i}.True`), plain = read(`${i}.False`);
-    const f32 = await resizeTo(image, size, { name: 'aa-f32', resample: 'bilinear' });
+    const f32 = await resizeTo(image, size, size, { name: 'aa-f32', resample: 'bilinear' });
     f32.forEach((v, k) => expect(Math.abs(v - exact[k]!)).toBeLessThan(2e-3));
-    const tf = await resizeTo(image, size, { name: 'big_vision', resample: 'bilinear' });
+    const tf = await resizeTo(image, size, size, { name: 'big_vision', resample: 'bilinear' });
     // Truncated; f32 may fall on the other side of a whole number than f64 does.
     tf.forEach((v, k) => expect(v === Math.floor(plain[k]! + 1e-3) || v === Math.floor(plain[k]! - 1e-3)).toBe(true));
   }
@@ -123,18 +125,16 @@ test('resizing on the thread pool gives the bits of the synchronous call, many a
 });
 
 test('a folder names its filter, and other statistics are refused', async () => {
-  const folder = temporaryFolder(), file = join(folder, 'preprocessor_config.json');
+  const folder = temporaryFolder(), file = join(folder, 'preprocessor_config.json'), config = modelConfig('B/16');
   mkdirSync(folder, { recursive: true });
-  const of = (json: object): Promise<Processor> => {
-    writeFileSync(file, JSON.stringify(json));
-    return processorOf(folder);
+  const of = async (json: object | string): Promise<Processor> => {
+    writeFileSync(file, typeof json === 'string' ? json : JSON.stringify(json));
+    return processorOf((await readProcessor(folder, config)).resample);
   };
-  expect(await processorOf(folder)).toEqual({ name: 'hf', resample: 'bilinear' });
+  expect(processorOf((await readProcessor(folder, config)).resample)).toEqual({ name: 'hf', resample: 'bilinear' });
   expect(await of({ resample: 3 })).toEqual({ name: 'hf', resample: 'bicubic' });
-  expect(await of({ resample: 2, image_mean: [0.5, 0.5, 0.5] })).toEqual({ name: 'hf', resample: 'bilinear' });
-  expect((await errorOf(() => of({ image_mean: [0.48, 0.45, 0.4] }))).code).toBe('ERR_CHECKPOINT');
-  writeFileSync(file, '{');
-  expect((await errorOf(() => processorOf(folder))).code).toBe('ERR_CHECKPOINT');
-  expect(await processorOf(folder, 'big_vision')).toEqual({ name: 'big_vision', resample: 'bilinear' });
-  expect((await errorOf(() => processorOf(folder, 'clip' as 'hf'))).code).toBe('ERR_CONFIG');
+  expect(await of({ resample: 2, image_mean: [0.5, 0.5, 0.5], rescale_factor: 0.00392156862745098 })).toEqual({ name: 'hf', resample: 'bilinear' });
+  for (const bad of [{ image_mean: [0.48, 0.45, 0.4] }, { do_resize: false }, { resample: 1 }, '{']) expect((await errorOf(() => of(bad))).code).toBe('ERR_CHECKPOINT');
+  expect(processorOf(3, 'big_vision')).toEqual({ name: 'big_vision', resample: 'bilinear' });
+  expect((await errorOf(() => processorOf(2, 'clip' as 'hf'))).code).toBe('ERR_CONFIG');
 });
