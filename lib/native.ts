@@ -53,10 +53,8 @@ interface Addon {
   setDebug(device: number, on: boolean): void;
   liveCount(): number;
   shutdown(): void;
-  resizeImage(source: Uint8Array, height: number, width: number, channels: number,
-    target: Uint8Array, outHeight: number, outWidth: number, method: number): void;
-  resizeImageAsync(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
-    outHeight: number, outWidth: number, method: number, done: (error?: string) => void): void;
+  resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
+    outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
   setBatchInvariant(device: number, on: boolean): void;
   takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
@@ -192,7 +190,7 @@ export function resizeImageAsync(source: Uint8Array, height: number, width: numb
   const n = outHeight * outWidth * channels;
   const target = method === 'f32' ? new Float32Array(n) : new Uint8Array(n);
   return new Promise((resolve, reject) => {
-    native().resizeImageAsync(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
+    native().resizeImage(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
       (error) => error ? reject(new DeviceError(error)) : resolve(target));
   });
 }

@@ -8,7 +8,7 @@
 #include "cpu/matmul.h"
 #include "cpu/threads.h"
 #include "op.h"
-#include "ops/resize_image.h"
+#include "resize_job.h"
 #include "slots.h"
 
 namespace siglip2 {
@@ -297,70 +297,15 @@ Value shutdown(Instance& self, const CallbackInfo& info) {
   self.shutdown();
   return info.Env().Undefined();
 }
-// The arguments of resizeImage: source, height, width, channels, target, outHeight, outWidth, method.
-struct ResizeJob {
-  const uint8_t* in;
-  uint8_t* out;
-  int64_t H, W, C, OH, OW;
-  ResizeMethod method;
-  explicit ResizeJob(const CallbackInfo& info) {
-    auto [from, from_bytes] = bytes_at(info, 0);
-    auto [to, to_bytes] = bytes_at(info, 4);
-    in = from;
-    out = to;
-    H = int_at(info, 1), W = int_at(info, 2), C = int_at(info, 3), OH = int_at(info, 5), OW = int_at(info, 6);
-    method = static_cast<ResizeMethod>(int_at(info, 7));
-    const int64_t element = method == ResizeMethod::f32 ? 4 : 1;
-    if (method < ResizeMethod::pil_bilinear || method > ResizeMethod::f32) throw std::invalid_argument("resizeImage: no such method");
-    if (H <= 0 || W <= 0 || C <= 0 || OH <= 0 || OW <= 0 || static_cast<int64_t>(from_bytes) != H * W * C ||
-        static_cast<int64_t>(to_bytes) != OH * OW * C * element)
-      throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
-  }
-  void run() const { cpu::avx2::resize_image(method, in, H, W, C, out, OH, OW); }
-};
-// resizeImage(…): in the calling thread, no device
+// resizeImage(source, height, width, channels, target, outHeight, outWidth, method[, done]): without a device, in the
+// calling thread; with `done`, on libuv's thread pool, then done(error or undefined)
 Value resize_image(Instance&, const CallbackInfo& info) {
-  ResizeJob(info).run();
-  return info.Env().Undefined();
-}
-// resizeImageAsync(…, done): on libuv's thread pool, then done(error or undefined). Raw Node-API: in a Worker that is being
-// terminated every call into JavaScript fails, and node-addon-api would throw where nobody catches.
-struct AsyncResize {
-  ResizeJob job;
-  std::string error;
-  napi_ref keep[3] = {};  // the pixels, and done
-  napi_async_work work = nullptr;
-
-  static void execute(napi_env, void* data) {
-    auto* self = static_cast<AsyncResize*>(data);
-    try {
-      self->job.run();
-    } catch (const std::exception& e) {
-      self->error = e.what();
-    }
-  }
-  static void complete(napi_env env, napi_status, void* data) {
-    std::unique_ptr<AsyncResize> self(static_cast<AsyncResize*>(data));
-    napi_value done = nullptr, undefined, argument;
-    napi_get_reference_value(env, self->keep[2], &done);
-    for (napi_ref r : self->keep) napi_delete_reference(env, r);
-    napi_delete_async_work(env, self->work);
-    if (!done || napi_get_undefined(env, &undefined) != napi_ok) return;
-    argument = undefined;
-    if (!self->error.empty()) napi_create_string_utf8(env, self->error.c_str(), self->error.size(), &argument);
-    napi_call_function(env, undefined, done, 1, &argument, nullptr);
-  }
-};
-Value resize_image_async(Instance&, const CallbackInfo& info) {
-  const napi_env env = info.Env();
-  auto task = std::make_unique<AsyncResize>(AsyncResize{ResizeJob(info), {}});
-  const size_t kept[] = {0, 4, 8};
-  for (size_t i = 0; i < 3; ++i) napi_create_reference(env, info[kept[i]], 1, &task->keep[i]);
-  napi_value name;
-  napi_create_string_utf8(env, "siglip2.resizeImage", NAPI_AUTO_LENGTH, &name);
-  napi_create_async_work(env, nullptr, name, AsyncResize::execute, AsyncResize::complete, task.get(), &task->work);
-  if (napi_queue_async_work(env, task->work) != napi_ok) throw std::runtime_error("the thread pool takes no more work");
-  task.release();
+  auto [in, in_bytes] = bytes_at(info, 0);
+  auto [out, out_bytes] = bytes_at(info, 4);
+  const ResizeJob job({in, int_at(info, 1), int_at(info, 2), int_at(info, 3)}, {out, int_at(info, 5), int_at(info, 6), int_at(info, 3)},
+                      static_cast<ResizeMethod>(int_at(info, 7)), in_bytes, out_bytes);
+  if (info.Length() > 8) AsyncResize::start(info.Env(), job, {info[0], info[4], info[8]});
+  else job.run();
   return info.Env().Undefined();
 }
 // setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
@@ -436,7 +381,6 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
-  set("resizeImageAsync", function<resize_image_async>);
   set("setBatchInvariant", function<set_batch_invariance>);
   set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);
