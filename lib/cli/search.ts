@@ -73,8 +73,8 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
 
 /** Where the embeddings of these images by this model are kept. */
 function cachePath(folder: string, modelFolder: string, model: Encoder): string {
-  const weights = join(modelFolder, 'model.safetensors');
-  const key = createHash('sha256').update(JSON.stringify([resolve(folder), resolve(modelFolder), stamp(weights), model.processor, model.dtype])).digest('hex');
+  const weights = stamp(join(modelFolder, 'model.safetensors')) || stamp(modelFolder);
+  const key = createHash('sha256').update(JSON.stringify([resolve(folder), resolve(modelFolder), weights, model.processor, model.dtype])).digest('hex');
   return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
 }
 

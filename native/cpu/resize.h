@@ -146,10 +146,11 @@ inline void resize_columns(const uint8_t* in, int64_t H, int64_t W, int64_t C, u
 // in (H, W, C) → out (OH, OW, C). An axis whose size does not change is not filtered.
 inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OH, int64_t OW,
                       Filter filter = Filter::bilinear) {
-  std::vector<uint8_t> middle;
+  // Kept by the thread: a fresh block of this size would be mapped and cleared by the system for every image.
+  static thread_local std::vector<uint8_t> middle;
   const uint8_t* source = in;
   if (OW != W) {
-    middle.resize(static_cast<size_t>(H * OW * C));
+    if (middle.size() < static_cast<size_t>(H * OW * C)) middle.resize(static_cast<size_t>(H * OW * C));
     resize_columns(in, H, W, C, middle.data(), OW, filter);
     source = middle.data();
   }
@@ -160,16 +161,27 @@ inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_
   const ResizeAxis axis(H, OH, filter);
   const auto k = axis.fixed_point();
   const int64_t line = OW * C;
-  std::vector<int32_t> sums(static_cast<size_t>(line));
+  constexpr int64_t kColumns = 32;  // their sums stay in registers
   for (int64_t y = 0; y < OH; ++y) {
-    std::fill(sums.begin(), sums.end(), 1 << 21);
-    for (int64_t j = 0; j < axis.count[static_cast<size_t>(y)]; ++j) {
-      const uint8_t* row = source + (axis.first[static_cast<size_t>(y)] + j) * line;
-      const int32_t w = k[static_cast<size_t>(y * axis.taps + j)];
-      for (int64_t i = 0; i < line; ++i) sums[static_cast<size_t>(i)] += row[i] * w;
+    const uint8_t* rows = source + axis.first[static_cast<size_t>(y)] * line;
+    const int64_t n = axis.count[static_cast<size_t>(y)];
+    const int32_t* w = k.data() + y * axis.taps;
+    int64_t i = 0;
+    for (; i + kColumns <= line; i += kColumns) {
+      int32_t sums[kColumns];
+      for (int32_t& s : sums) s = 1 << 21;
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t l = 0; l < kColumns; ++l) sums[l] += rows[j * line + i + l] * w[j];
+      for (int64_t l = 0; l < kColumns; ++l) out[y * line + i + l] = clip_fixed(sums[l]);
     }
-    for (int64_t i = 0; i < line; ++i) out[y * line + i] = clip_fixed(sums[static_cast<size_t>(i)]);
+    for (; i < line; ++i) {
+      int32_t sum = 1 << 21;
+      for (int64_t j = 0; j < n; ++j) sum += rows[j * line + i] * w[j];
+      out[y * line + i] = clip_fixed(sum);
+    }
   }
+  // A huge image must not leave its size behind.
+  if (middle.size() > (size_t{16} << 20)) std::vector<uint8_t>().swap(middle);
 }
 
 // The same bilinear filter in f32 without rounding in between: uint8 (H, W, C) → f32 (OH, OW, C) in [0, 255].
