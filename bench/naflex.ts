@@ -34,8 +34,9 @@ export function encodePadded(model: Siglip2Model, batch: NaflexBatch): Tensor {
     if (lengths[s]! < M) shapes.push(1, M - lengths[s]!);
   }
   const keyLengths = tensor(lengths, [S], p.device);
-  const x = patchEmbedPacked(tensor(bytes, [S * M, K], p.device), p.get(`${name}.patch_embedding.weight`), p.get(`${name}.patch_embedding.bias`),
-    positionResize(p.get(`${name}.position_embedding.weight`), Int32Array.from(shapes)), { dtype: o.dtype });
+  const positions = positionResize(p.get(`${name}.position_embedding.weight`), Int32Array.from(shapes));
+  const x = patchEmbedPacked(tensor(bytes, [S * M, K], p.device), p.get(`${name}.patch_embedding.weight`),
+    p.get(`${name}.patch_embedding.bias`), positions, { dtype: o.dtype });
   const tokens = encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
     { heads, depth, eps, checkpoint: o.checkpoint, keyLengths }, reshape(x, [S, M, width]));
   return l2Normalize(cast(mapPool(p, 'vision_model.head', tokens, heads, eps, { keyLengths }), 'f32'));
@@ -59,7 +60,8 @@ const median = (v: number[]): number => v.slice().sort((a, b) => a - b)[Math.flo
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args, options: {
-      model: { type: 'string', default: 'B/16' }, depth: { type: 'string', default: '4' }, images: { type: 'string', default: '12' },
+      model: { type: 'string', default: 'B/16' }, depth: { type: 'string', default: '4' },
+      images: { type: 'string', default: '12' },
       lengths: { type: 'string', default: '64,128,256,576,784,1024' }, dtype: { type: 'string', default: 'f32' },
       device: { type: 'string', default: 'cpu' }, rounds: { type: 'string', default: '3' }, json: { type: 'string' },
     },
@@ -88,10 +90,13 @@ export async function main(args: string[]): Promise<void> {
   kept.a.dispose();
   kept.b.dispose();
 
+  const all = images * longest;
   console.log(`${config.name} depth ${depth} ${dtype} on ${String(circumstances(device)['cpu'])}, ${images} images of ` +
-    `${Math.min(...lengths)}–${longest} tokens: ${tokens} packed, ${images * longest} padded (${(images * longest / tokens).toFixed(2)}×)`);
+    `${Math.min(...lengths)}–${longest} tokens: ${tokens} packed, ${all} padded (${(all / tokens).toFixed(2)}×)`);
   console.log(`  largest difference of an embedding's value ${difference.toExponential(1)}`);
-  const record: Record<string, unknown> = { ...circumstances(device), what: 'naflex', model: config.name, depth, dtype, images, tokens, longest, difference };
+  const record: Record<string, unknown> = {
+    ...circumstances(device), what: 'naflex', model: config.name, depth, dtype, images, tokens, longest, difference,
+  };
   for (const [pass, run] of Object.entries(passes)) {
     const seconds: Record<keyof typeof ways, number[]> = { packed: [], padded: [] };
     const peak: Record<string, number> = {};
@@ -109,10 +114,11 @@ export async function main(args: string[]): Promise<void> {
     }
     // Each packed run beside the padded one that followed it.
     const ratios = seconds.packed.map((s, i) => seconds.padded[i]! / s), ratio = median(ratios);
-    console.log(`  ${pass.padEnd(20)} packed ${median(seconds.packed).toFixed(3)} s   padded ${median(seconds.padded).toFixed(3)} s   ` +
+    const packed = median(seconds.packed), padded = median(seconds.padded);
+    console.log(`  ${pass.padEnd(20)} packed ${packed.toFixed(3)} s   padded ${padded.toFixed(3)} s   ` +
       `padded/packed ${ratio.toFixed(2)} (${ratios.map((x) => x.toFixed(2)).join(', ')})   ` +
       `peak ${(peak['packed']! / 2 ** 20).toFixed(0)} and ${(peak['padded']! / 2 ** 20).toFixed(0)} MiB`);
-    Object.assign(record, { [`${pass} packed`]: median(seconds.packed), [`${pass} padded`]: median(seconds.padded), [`${pass} ratio`]: ratio });
+    Object.assign(record, { [`${pass} packed`]: packed, [`${pass} padded`]: padded, [`${pass} ratio`]: ratio });
   }
   save(values.json, record);
   model.dispose();

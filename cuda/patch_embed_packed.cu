@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(kWarp* kRowGroups)
 }
 
 dim3 tile_grid(int64_t rows, int64_t columns) {
-  return {static_cast<unsigned>(ceil_div<int64_t>(columns, kTile)), static_cast<unsigned>(ceil_div<int64_t>(rows, kTile))};
+  return {static_cast<unsigned>(ceil_div<int64_t>(columns, kTile)),
+          static_cast<unsigned>(ceil_div<int64_t>(rows, kTile))};
 }
 
 }  // namespace

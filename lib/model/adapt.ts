@@ -196,13 +196,22 @@ function checkSame(from: ModelConfig, to: ModelConfig): void {
 
 /**
  * A new model of config `to` with the adapted weights of `model`, which stays as it is.
- * @throws as `adaptTensors`
+ * @throws as `adaptTensors`; CheckpointError when `to` has a tensor that `model` has not
  */
 export async function adaptModel(model: Siglip2Model, to: ModelConfig,
   options: AdaptOptions & ModelOptions = {}): Promise<Siglip2Model> {
   const tensors = adaptTensors(await model.params.read(), model.config, to, options);
   const adapted = new Siglip2Model(to, options);
-  for (const { name } of adapted.params.shapes) adapted.params.get(name).write(tensors.get(name)!.data);
+  try {
+    for (const { name } of adapted.params.shapes) {
+      const tensor = tensors.get(name);
+      if (!tensor) throw new CheckpointError(`adaptModel: the model has no "${name}"; adapt to a config without it`);
+      adapted.params.get(name).write(tensor.data);
+    }
+  } catch (error) {
+    adapted.dispose();
+    throw error;
+  }
   adapted.params.refreshCopy();
   return adapted;
 }

@@ -6,10 +6,12 @@ import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
 import type { Param } from '../tape.js';
 import type { DeviceName, Tensor } from '../tensor.js';
+import type { Lengths } from './block.js';
 import { parameterShapes, type ModelConfig } from './config.js';
 import { ParamStore } from './params.js';
+import { mapPool } from './pool.js';
 import { textTower } from './text.js';
-import { naflexTokens, naflexTower, visionTokens, visionTower, type PackedTokens, type TowerOptions } from './vision.js';
+import { naflexTokens, visionTokens, visionTower, type PackedTokens, type TowerOptions } from './vision.js';
 
 export interface ModelOptions {
   device?: DeviceName;
@@ -50,12 +52,12 @@ export class Siglip2Model {
   /**
    * Dense features: one vector for every patch, after the final LayerNorm and before pooling; not normalised.
    * @param pixels (B, S, S, 3) uint8 RGB
-   * @returns (B, N, D) f32, N patches row-major
+   * @returns (B, N, D) of the activations' type, N patches row-major
    * @throws ShapeError
    */
   imageTokens(pixels: Tensor): Tensor {
     this.#checkPixels('imageTokens', pixels);
-    return cast(visionTokens(this.params, this.config, pixels, this.options), 'f32');
+    return visionTokens(this.params, this.config, pixels, this.options);
   }
 
   /**
@@ -66,18 +68,29 @@ export class Siglip2Model {
    */
   encodeNaflex(batch: NaflexBatch): Tensor {
     this.#checkNaflex('encodeNaflex');
-    return l2Normalize(cast(naflexTower(this.params, this.config, batch, this.options), 'f32'));
+    const { tokens, packed } = naflexTokens(this.params, this.config, batch, this.options);
+    return this.poolTokens(tokens, { packed });
   }
 
   /**
    * Dense features of images of any shape, before pooling; not normalised.
-   * @returns tokens (T, D) f32: the T patches of all images, one image after the other, each row-major
+   * @returns tokens (T, D) of the activations' type: the patches of all images, one image after the other, each row-major
    * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
    */
   naflexTokens(batch: NaflexBatch): PackedTokens {
     this.#checkNaflex('naflexTokens');
-    const { tokens, packed } = naflexTokens(this.params, this.config, batch, this.options);
-    return { tokens: cast(tokens, 'f32'), packed };
+    return naflexTokens(this.params, this.config, batch, this.options);
+  }
+
+  /**
+   * The image embeddings of dense features: `imageTokens` then `poolTokens` is `encodeImages`, and with `packed` the
+   * same for NaFlex.
+   * @param tokens (B, N, D) from `imageTokens`, or (T, D) from `naflexTokens`
+   * @returns (B, E) f32
+   */
+  poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
+    const { vision, layerNormEps } = this.config;
+    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision.heads, layerNormEps, lengths), 'f32'));
   }
 
   /**
@@ -97,7 +110,8 @@ export class Siglip2Model {
   }
   #checkNaflex(name: string): void {
     if (this.config.naflex) return;
-    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one with adaptTensors`);
+    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one ` +
+      'with adaptModel');
   }
 
   initialize(seed: number): void { this.params.initialize(seed); }

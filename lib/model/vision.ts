@@ -70,12 +70,3 @@ export function naflexTokens(p: ParamStore, config: ModelConfig, batch: NaflexBa
     { heads, depth, eps: config.layerNormEps, checkpoint: o.checkpoint, packed }, x);
   return { tokens: y, packed };
 }
-
-/**
- * The embeddings of NaFlex images before normalisation.
- * @returns (S, E)
- */
-export function naflexTower(p: ParamStore, config: ModelConfig, batch: NaflexBatch, o: TowerOptions): Tensor {
-  const { tokens, packed } = naflexTokens(p, config, batch, o);
-  return mapPool(p, 'vision_model.head', tokens, config.vision.heads, config.layerNormEps, { packed });
-}

@@ -7,7 +7,7 @@ import { CheckpointError, ConfigError } from '../../lib/errors.js';
 import {
   adaptModel, adaptTensors, convolutionKernel, flatKernel, piResize, pseudoInverse, resizeMatrix, resizePositions, type Matrix,
 } from '../../lib/model/adapt.js';
-import { modelConfig, type ModelOverrides } from '../../lib/model/config.js';
+import { modelConfig, type ModelConfig, type ModelOverrides } from '../../lib/model/config.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount, scope, tensor, type Tensor } from '../../lib/tensor.js';
 import { generator, normal } from '../harness.js';
@@ -20,8 +20,8 @@ const torchTest = python === undefined ? test.skip : test;
 
 /** Runs Python with a JSON value as `x`; what it puts into `y` comes back. */
 function askPython<T>(x: unknown, code: string): T {
-  const program = `import json, sys\nimport numpy as np, torch\nimport torch.nn.functional as F\nx = json.load(sys.stdin)\n${code}\n` +
-    'print(json.dumps(y))';
+  const program = ['import json, sys', 'import numpy as np, torch', 'import torch.nn.functional as F', 'x = json.load(sys.stdin)',
+    code, 'print(json.dumps(y))'].join('\n');
   return JSON.parse(execFileSync(python!, ['-c', program],
     { input: JSON.stringify(x), encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 27 })) as T;
 }
@@ -63,7 +63,8 @@ function bilinear(x: ArrayLike<number>, from: number, to: number): Float64Array 
   for (let i = 0; i < to; i++)
     for (let j = 0; j < to; j++) {
       const [a, b, u] = place(i), [c, d, v] = place(j);
-      y[i * to + j] = (1 - u) * ((1 - v) * x[a * from + c]! + v * x[a * from + d]!) + u * ((1 - v) * x[b * from + c]! + v * x[b * from + d]!);
+      const line = (row: number): number => (1 - v) * x[row * from + c]! + v * x[row * from + d]!;
+      y[i * to + j] = (1 - u) * line(a) + u * line(b);
     }
   return y;
 }
@@ -73,7 +74,7 @@ const dot = (a: ArrayLike<number>, b: ArrayLike<number>): number => {
   return sum;
 };
 
-test.each([[16, 32], [14, 16], [16, 16], [7, 20]])('kernel %d→%d gives on the enlarged patch what it gave before', (from, to) => {
+test.each([[16, 32], [14, 16], [16, 16], [7, 20]])('kernel %d→%d on the enlarged patch is what it was', (from, to) => {
   const planes = 6, kernels = normal(planes * from * from, 1), resized = piResize(kernels, from, to);
   for (let n = 0; n < planes; n++) {
     const patch = normal(from * from, 50 + n);
@@ -86,14 +87,16 @@ test.each([[16, 32], [14, 16], [16, 16], [7, 20]])('kernel %d→%d gives on the 
 test.each([[16, 14], [16, 5]])('kernel %d→%d is the least-squares solution', (from, to) => {
   const kernel = normal(from * from, 2), resized = piResize(kernel, from, to);
   // Bᵀ·ŵ, then B·(Bᵀ·ŵ − w) = 0: the residual is orthogonal to all that Bᵀ can reach.
-  const unit = (i: number): Float64Array => bilinear(Float64Array.from({ length: from * from }, (_, k) => Number(k === i)), from, to);
+  const unit = (i: number): Float64Array =>
+    bilinear(Float64Array.from({ length: from * from }, (_, k) => Number(k === i)), from, to);
   const residual = Float64Array.from(kernel, (w, i) => dot(unit(i), resized) - w);
   expect(Math.max(...bilinear(residual, from, to).map(Math.abs))).toBeLessThan(1e-6);
   expect(Math.max(...residual.map(Math.abs))).toBeGreaterThan(1e-3);
 });
 
 torchTest('kernels are numpy\'s least-squares solutions, positions are resized as in PyTorch', () => {
-  const sizes = [[16, 14], [16, 32]] as const, kernels = sizes.map(([from, to], i) => ({ from, to, w: [...normal(2 * from * from, 3 + i)] }));
+  const kernels = ([[16, 14], [16, 32]] as const).map(([from, to], i) =>
+    ({ from, to, w: [...normal(2 * from * from, 3 + i)] }));
   const grids = ([[16, 16, 24, 24], [16, 16, 7, 27], [5, 9, 3, 1]] as const).flatMap(([h, w, oh, ow]) =>
     (['antialias', 'linear', 'corners'] as const).map((filter) => ({ h, w, oh, ow, filter, p: [...normal(h * w * 3, 4)] })));
   const theirs = askPython<{ kernels: number[][]; grids: number[][] }>({ kernels, grids }, `
@@ -130,7 +133,8 @@ test('flat kernels and back', () => {
   expect(convolutionKernel(flat, P)).toEqual(kernel);
 });
 
-const make = (patch: number, imageSize: number, more: ModelOverrides = {}) => modelConfig('test', { vocab: 13, ...more, vision: { patch, imageSize } });
+const make = (patch: number, imageSize: number, more: ModelOverrides = {}): ModelConfig =>
+  modelConfig('test', { vocab: 13, ...more, vision: { patch, imageSize } });
 function fresh(patch: number, imageSize: number, more: ModelOverrides = {}): Siglip2Model {
   const model = new Siglip2Model(make(patch, imageSize, more));
   model.initialize(7);
@@ -150,7 +154,8 @@ test('a fixed-resolution model as NaFlex, and back bit for bit', async () => {
   using fixed = fresh(4, 64);
   using naflex = await adaptModel(fixed, make(4, 64, { naflex: true }));
   const data = noise(64), batch = packNaflex([naflexImage({ data, height: 64, width: 64, channels: 3 }, 4, 256)]);
-  const [a, b] = [await values(() => fixed.encodeImages(tensor(data, [1, 64, 64, 3]))), await values(() => naflex.encodeNaflex(batch))];
+  const a = await values(() => fixed.encodeImages(tensor(data, [1, 64, 64, 3])));
+  const b = await values(() => naflex.encodeNaflex(batch));
   expect(largest(a, b)).toBeLessThan(1e-6);
   using back = await adaptModel(naflex, fixed.config);
   expect(await back.params.read()).toEqual(await fixed.params.read());
@@ -161,7 +166,8 @@ test('a NaFlex model fixed to a larger grid gives the same embedding', async () 
   using fixed = await adaptModel(naflex, make(4, 96));
   const data = noise(96), batch = packNaflex([naflexImage({ data, height: 96, width: 96, channels: 3 }, 4, 576)]);
   expect([...batch.shapes]).toEqual([24, 24]);
-  const [a, b] = [await values(() => fixed.encodeImages(tensor(data, [1, 96, 96, 3]))), await values(() => naflex.encodeNaflex(batch))];
+  const a = await values(() => fixed.encodeImages(tensor(data, [1, 96, 96, 3])));
+  const b = await values(() => naflex.encodeNaflex(batch));
   expect(largest(a, b)).toBeLessThan(1e-6);
 });
 
@@ -173,7 +179,8 @@ test('patch 16 becomes 32: the same tokens for patches that were enlarged', asyn
   for (let patch = 0; patch < 4; patch++)
     for (let c = 0; c < 3; c++) {
       const row = Math.floor(patch / 2), column = patch % 2;
-      const from = Array.from({ length: 256 }, (_, i) => pixels[((row * 16 + Math.floor(i / 16)) * 32 + column * 16 + i % 16) * 3 + c]!);
+      const from = Array.from({ length: 256 }, (_, i) =>
+        pixels[((row * 16 + Math.floor(i / 16)) * 32 + column * 16 + i % 16) * 3 + c]!);
       bilinear(from, 16, 32).forEach((v, i) => {
         expect(Number.isInteger(v)).toBe(true);
         enlarged[((row * 32 + Math.floor(i / 32)) * 64 + column * 32 + i % 32) * 3 + c] = v;
@@ -189,7 +196,8 @@ test('patch 16 at 64 px becomes patch 14 at 84 px, flat or not', async () => {
   using fixed = await adaptModel(model, make(14, 84));
   using naflex = await adaptModel(model, make(14, 84, { naflex: true }));
   const data = noise(84), batch = packNaflex([naflexImage({ data, height: 84, width: 84, channels: 3 }, 14, 36)]);
-  const [a, b] = [await values(() => fixed.encodeImages(tensor(data, [1, 84, 84, 3]))), await values(() => naflex.encodeNaflex(batch))];
+  const a = await values(() => fixed.encodeImages(tensor(data, [1, 84, 84, 3])));
+  const b = await values(() => naflex.encodeNaflex(batch));
   expect(largest(a, b)).toBeLessThan(1e-6);
   const name = 'vision_model.encoder.layers.1.mlp.fc1.weight';
   expect((await fixed.params.read()).get(name)).toEqual((await model.params.read()).get(name));
@@ -203,7 +211,8 @@ test('what cannot be adapted is refused', async () => {
   expect(() => adaptTensors(tensors, make(4, 64), make(4, 32))).toThrow(CheckpointError);
   const without = new Map(tensors);
   without.delete('vision_model.embeddings.patch_embedding.weight');
-  expect(() => adaptTensors(without, config, make(8, 32))).toThrow(/patch_embedding.weight" must be \[32, 3, 4, 4\] but is missing/);
+  expect(() => adaptTensors(without, config, make(8, 32)))
+    .toThrow(/patch_embedding.weight" must be \[32, 3, 4, 4\] but is missing/);
   const more = new Map(tensors).set('decoder.weight', { shape: [1], data: Float32Array.of(3) });
   expect(adaptTensors(more, config, make(8, 32)).get('decoder.weight')?.data).toEqual(Float32Array.of(3));
 });

@@ -9,6 +9,7 @@ import { encodePadded } from '../../bench/naflex.js';
 import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
 import { naflexGrid, naflexImage, packNaflex, type NaflexBatch } from '../../lib/data/naflex.js';
 import { ConfigError, ShapeError } from '../../lib/errors.js';
+import { embedNaflex } from '../../lib/eval/embed.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
 import { loadModel, modelFiles } from '../../lib/model/files.js';
@@ -35,7 +36,8 @@ const D = config.vision.width, K = P * P * 3;
 function batchOf(sizes: [number, number, number][]): NaflexBatch {
   return packNaflex(sizes.map(([height, width, tokens], s) => {
     const r = generator(20 + s);
-    const data = Uint8Array.from({ length: height * width * 3 }, (_, i) => 127.5 * (1 + 0.6 * Math.sin(i / (7 + s)) + 0.4 * r()));
+    const data = Uint8Array.from({ length: height * width * 3 },
+      (_, i) => 127.5 * (1 + 0.6 * Math.sin(i / (7 + s)) + 0.4 * r()));
     return naflexImage({ data, height, width, channels: 3 }, P, tokens);
   }));
 }
@@ -48,7 +50,8 @@ const M = Math.max(...lengths);
 /** (T, width) rows of a packed batch, to (S, M, width) with zeros behind each image's. */
 function pad<A extends Uint8Array | Float32Array>(rows: A, width: number): A {
   const out = new (rows.constructor as new (n: number) => A)(S * M * width);
-  for (let s = 0; s < S; s++) out.set(rows.subarray(MIXED.offsets[s]! * width, MIXED.offsets[s + 1]! * width) as never, s * M * width);
+  for (let s = 0; s < S; s++)
+    out.set(rows.subarray(MIXED.offsets[s]! * width, MIXED.offsets[s + 1]! * width) as never, s * M * width);
   return out;
 }
 function rmse(a: ArrayLike<number>, b: ArrayLike<number>): number {
@@ -85,7 +88,8 @@ torchTest('embeddings, tokens and all gradients as in PyTorch', async () => {
   model.initialize(8);
   const { image, tokens } = await pass(model);
   writeFileSync(path('model.json'), JSON.stringify(config));
-  await writeSafetensors(path('model.safetensors'), [...await model.params.read()].map(([name, t]) => ({ name, dtype: 'F32' as const, ...t })));
+  await writeSafetensors(path('model.safetensors'),
+    [...await model.params.read()].map(([name, t]) => ({ name, dtype: 'F32' as const, ...t })));
   await writeSafetensors(path('batch.safetensors'), [
     { name: 'patches', dtype: 'U8', shape: [S, M, K], data: pad(MIXED.patches, K) },
     { name: 'shapes', dtype: 'I32', shape: [S, 2], data: MIXED.shapes },
@@ -122,7 +126,8 @@ test('checkpointing changes nothing', async () => {
 torchTest('grids and patches as with Pillow', async () => {
   const r = generator(3), pick = (n: number): number => Math.floor((r() + 1) / 2 * n);
   const sizes = Array.from({ length: 10000 }, (_, i) =>
-    [1 + pick(i % 5 ? 3000 : 4), 1 + pick(i % 3 ? 3000 : 30000), [14, 16, 32][i % 3]!, [64, 128, 256, 576, 784, 1024][pick(6)]!] as const);
+    [1 + pick(i % 5 ? 3000 : 4), 1 + pick(i % 3 ? 3000 : 30000), [14, 16, 32][i % 3]!,
+      [64, 128, 256, 576, 784, 1024][pick(6)]!] as const);
   await writeSafetensors(path('sizes.safetensors'),
     [{ name: 'sizes', dtype: 'I64', shape: [sizes.length, 4], data: BigInt64Array.from(sizes.flat(), BigInt) }]);
   run('grids', '--batch', path('sizes.safetensors'), '--out', path('grids.safetensors'));
@@ -130,7 +135,8 @@ torchTest('grids and patches as with Pillow', async () => {
     { name: `image${i}`, height, width, data: Uint8Array.from({ length: height * width * 3 }, () => pick(256)) }));
   await writeSafetensors(path('images.safetensors'), images.map(({ name, height, width, data }) =>
     ({ name, dtype: 'U8' as const, shape: [height, width, 3], data })));
-  run('patches', '--batch', path('images.safetensors'), '--patch', '8', '--tokens', '50', '--out', path('patches.safetensors'));
+  run('patches', '--batch', path('images.safetensors'), '--patch', '8', '--tokens', '50',
+    '--out', path('patches.safetensors'));
 
   const grids = await openSafetensors(path('grids.safetensors'));
   const theirs = new BigInt64Array((await grids.read('grids')).slice().buffer);
@@ -146,7 +152,8 @@ torchTest('grids and patches as with Pillow', async () => {
 }, 120000);
 
 /** Embeddings by `encode`, and the gradients of Σ embedding·cotangent. */
-async function gradients(model: Siglip2Model, encode: () => Tensor, weights = cotangent): Promise<{ image: Float32Array; grads: Float32Array }> {
+async function gradients(model: Siglip2Model, encode: () => Tensor,
+  weights = cotangent): Promise<{ image: Float32Array; grads: Float32Array }> {
   model.params.zeroGrad();
   const image = scope(() => {
     const y = encode();
@@ -183,7 +190,8 @@ test('bf16 activations follow f32', async () => {
   using narrow = new Siglip2Model(config, { train: true, dtype: 'bf16' });
   wide.initialize(9);
   narrow.initialize(9);
-  const a = await gradients(wide, () => wide.encodeNaflex(MIXED)), b = await gradients(narrow, () => narrow.encodeNaflex(MIXED));
+  const a = await gradients(wide, () => wide.encodeNaflex(MIXED));
+  const b = await gradients(narrow, () => narrow.encodeNaflex(MIXED));
   expect(rmse(b.image, a.image)).toBeLessThan(0.02);
   expect(rmse(b.grads, a.grads)).toBeLessThan(0.05);
 });
@@ -215,6 +223,27 @@ test('an image of one pixel and one of extreme shape are encoded', async () => {
   for (let s = 0; s < 4; s++) expect(Math.hypot(...values.subarray(s * D, (s + 1) * D))).toBeCloseTo(1, 5);
 });
 
+test('embedding in batches by tokens, and tokens pooled apart, change nothing', async () => {
+  using model = new Siglip2Model(config);
+  model.initialize(2);
+  const images = [[30, 90, 40], [200, 40, 64], [60, 50, 21], [5, 5, 9]].map(([height, width, tokens], s) => {
+    const r = generator(30 + s), data = Uint8Array.from({ length: height! * width! * 3 }, () => (r() + 1) * 127.99);
+    return naflexImage({ data, height: height!, width: width!, channels: 3 }, P, tokens!);
+  });
+  const together = await embedNaflex(model, images);
+  const [apart, alone] = [await embedNaflex(model, images, 70), await embedNaflex(model, images, 1)];
+  expect(together.length).toBe(4 * D);
+  expect(rmse(apart, together)).toBeLessThan(1e-6);
+  expect(rmse(alone, together)).toBeLessThan(1e-6);
+  expect(await embedNaflex(model, [])).toEqual(new Float32Array(0));
+  const pooled = scope(() => {
+    const { tokens, packed } = model.naflexTokens(packNaflex(images));
+    return model.poolTokens(tokens, { packed });
+  });
+  expect(rmse(await pooled.read() as Float32Array, together)).toBeLessThan(1e-6);
+  pooled.dispose();
+});
+
 test('a NaFlex checkpoint is written and read', async () => {
   using model = new Siglip2Model(config);
   model.initialize(6);
@@ -234,6 +263,7 @@ test('a fixed model and a batch that does not fit are refused', () => {
   using model = new Siglip2Model(config);
   const encode = (change: Partial<NaflexBatch>) => () => scope(() => model.encodeNaflex({ ...MIXED, ...change }));
   expect(encode({ patches: MIXED.patches.subarray(1) })).toThrow(ShapeError);
-  expect(encode({ offsets: Int32Array.of(0), shapes: new Int32Array(0), patches: new Uint8Array(0) })).toThrow(/at least one image/);
+  expect(encode({ offsets: Int32Array.of(0), shapes: new Int32Array(0), patches: new Uint8Array(0) }))
+    .toThrow(/at least one image/);
   expect(encode({ shapes: MIXED.shapes.map((n) => -n) })).toThrow(ShapeError);
 });
