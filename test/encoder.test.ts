@@ -205,6 +205,9 @@ test('dense features lie on the grid of patches', async () => {
   expect(features.map(({ data, rows, columns, dim }) => [rows, columns, dim, data.length])).toEqual(Array(3).fill([4, 4, 32, 16 * 32]));
   expect(features[0]!.data).toEqual(features[2]!.data);
   expect(features[0]!.data).not.toEqual(features[1]!.data);
+  using half = await load(folder, { dtype: 'bf16' });
+  const [rough] = await half.tokens(pixels(1));
+  rough!.data.forEach((v, i) => expect(Math.abs(v - features[0]!.data[i]!)).toBeLessThan(0.1));
 });
 
 test('NaFlex: aspect ratios are kept, and the bits do not depend on the batch', async () => {

@@ -6,6 +6,7 @@ import { ConfigError } from '../errors.js';
 import { gridSide } from '../model/config.js';
 import type { LoadedModel } from '../model/files.js';
 import type { Siglip2Model } from '../model/siglip2.js';
+import { cast } from '../ops/elementwise.js';
 import { tensor, type Tensor } from '../tensor.js';
 
 /** An image that is ready for the model. */
@@ -46,7 +47,7 @@ function fixed({ config, params }: Siglip2Model, processor: Processor): VisionIn
     prepare: (image) => resizeTo(image, S, S, processor),
     grid: () => [side, side],
     encode: (model, batch) => model.encodeImages(pixels(batch)),
-    tokens: (model, batch) => model.imageTokens(pixels(batch)),
+    tokens: (model, batch) => cast(model.imageTokens(pixels(batch)), 'f32'),
   };
 }
 
@@ -62,6 +63,6 @@ function naflex({ config }: Siglip2Model, processor: Processor, maxPatches: numb
     },
     grid: (image) => image ? [(image as NaflexImage).rows, (image as NaflexImage).columns] : [1, 1],
     encode: (model, batch) => model.encodeNaflex(pack(batch)),
-    tokens: (model, batch) => model.naflexTokens(pack(batch)).tokens,
+    tokens: (model, batch) => cast(model.naflexTokens(pack(batch)).tokens, 'f32'),
   };
 }
