@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
+import type { ImageInput } from '../lib/data/input.js';
 import { load, type Encoder } from '../lib/encoder.js';
 import { meanRows } from '../lib/encoder/scores.js';
 import { embedImages, embedTexts } from '../lib/eval/embed.js';
@@ -20,6 +21,8 @@ import { smallCheckpoint, temporaryFolder, WORDS } from './encoder_support.js';
 import { outputWithThreads } from './child.js';
 
 let folder: string, model: Encoder;
+/** oneDNN was held to a smaller instruction set, as these tests are also run: it then refuses bf16. */
+const restricted = process.env['DNNL_MAX_CPU_ISA'] !== undefined || process.env['ONEDNN_MAX_CPU_ISA'] !== undefined;
 const pixels = (i: number, width = 40, height = 24) => ({
   data: Uint8Array.from({ length: width * height * 3 }, (_, k) => (k * 31 + i * 97 + (k >> 5)) & 255), width, height, channels: 3 as const,
 });
@@ -67,7 +70,7 @@ test('a path, a file URL, an http URL, a Buffer and raw pixels give the same bit
 
 test('the same input gives the same bits in any batch, and with any number of threads', async () => {
   const images = Array.from({ length: 19 }, (_, i) => pixels(i)), texts = [...WORDS, ...WORDS, 'ein Hund'];
-  for (const dtype of ['f32', 'bf16'] as const) {
+  for (const dtype of restricted ? ['f32'] as const : ['f32', 'bf16'] as const) {
     using other = await load(folder, { dtype });
     const whole = await other.encodeImages(images), wholeTexts = await other.encodeTexts(texts);
     for (const batchSize of [1, 3, 19]) {
@@ -97,7 +100,7 @@ test('products are batch-invariant at the sizes of the released models', () => {
     const hash = createHash('sha256');
     let x = 1;
     const random = () => { x ^= x << 13; x >>>= 0; x ^= x >>> 17; x ^= x << 5; x >>>= 0; return x / 2 ** 31 - 1; };
-    for (const half of [false, true]) for (const [N, K] of [[768, 768], [520, 4304]]) {
+    for (const half of ${JSON.stringify(restricted ? [false] : [false, true])}) for (const [N, K] of [[96, 32], [768, 768], [520, 4304]]) {
       const most = 600, convert = (n) => { const a = Float32Array.from({ length: n }, random); return half ? new Uint16Array(a.buffer).filter((_, i) => i % 2) : a; };
       const rows = convert(most * K), weight = convert(N * K);
       const run = async (from, M) => {
@@ -108,7 +111,7 @@ test('products are batch-invariant at the sizes of the released models', () => {
       };
       const whole = await run(0, most);
       hash.update(whole);
-      for (const [from, M] of [[0, 1], [5, 7], [100, 15], [3, 16], [250, 257], [88, 512]])
+      for (const [from, M] of [[0, 1], [5, 7], [100, 15], [3, 16], [9, 20], [40, 25], [250, 257], [88, 512]])
         if (!Buffer.from((await run(from, M)).buffer).equals(Buffer.from(whole.slice(from * N, (from + M) * N).buffer))) console.log('rows', from, M, 'of', N, K, half, 'differ');
     }
     console.log(hash.digest('hex'));
@@ -162,7 +165,7 @@ test('streams keep order, hold back their source, and close it when the consumer
 test('an abort rejects at once, during load and while encoding, and the model stays usable', async () => {
   const before = await model.encodeImages(pixels(4));
   const controller = new AbortController();
-  const many = Array.from({ length: 120 }, (_, i) => pixels(i, 200, 200));
+  const many = Array<ImageInput>(20000).fill(pixels(0, 200, 200));
   const running = model.encodeImages(many, { signal: controller.signal });
   await new Promise((r) => setTimeout(r, 30));
   controller.abort(new Error('enough'));

@@ -1,5 +1,6 @@
 #include "matmul.h"
 #include <dnnl.hpp>
+#include <atomic>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -70,42 +71,61 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
   stream->wait();
 }
 
+dnnl_status_t sgemm(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
+                    int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
+  return dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void check_sgemm(dnnl_status_t status) {
+  if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+}
+
 void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
              int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
-  const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
-  if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+  check_sgemm(sgemm(M, N, K, alpha, a, lda, ta, b, ldb, tb, beta, c, ldc));
 }
 
 // Of this thread, which is the stream's: see set_batch_invariant.
 thread_local bool batch_invariant = false;
 
-// oneDNN's sgemm sums K in another order below 16 rows and from some hundred rows on (by instruction set and shape), and
-// may split K over threads. In between and on one thread, a row's bits do not depend on the rows around it. So: blocks of
-// a size that depends on N alone, each on one thread, and a short last block filled up.
-constexpr int64_t kFewestRows = 16, kMostRows = 256, kMostColumns = 512;
+// oneDNN's sgemm sums K in another order for few rows, from some hundred rows on, and in the rows that fill no tile of its
+// kernels (6 rows on AVX2); it may split K over threads. Elsewhere, and on one thread, a row's bits do not depend on the
+// rows around it. So: blocks of whole tiles whose size depends on N alone, each on one thread, the last one filled up.
+constexpr int64_t kTileRows = 24, kMostRows = 240, kMostColumns = 512;
 
 void run_f32_blocks(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
                     int64_t ldb, bool tb, float* c, int64_t ldc) {
-  const int64_t rows = (M + kMostRows - 1) / kMostRows, pieces = (N + kMostColumns - 1) / kMostColumns;
+  const int64_t blocks = (M + kMostRows - 1) / kMostRows, pieces = (N + kMostColumns - 1) / kMostColumns;
   const int64_t width = ((N + pieces - 1) / pieces + 15) / 16 * 16;
-  const int64_t last = M - (rows - 1) * kMostRows;
-  const bool fill = last < kFewestRows;
-  Scratch<float> a_tail(s, fill ? kFewestRows * K : 0), c_tail(s, fill ? kFewestRows * N : 0);
+  const int64_t start = (blocks - 1) * kMostRows, last = M - start, filled = (last + kTileRows - 1) / kTileRows * kTileRows;
+  const bool fill = filled != last;
+  Scratch<float> a_tail(s, fill ? filled * K : 0), c_tail(s, fill ? filled * N : 0);
   if (fill) {
-    std::fill_n(a_tail.data(), kFewestRows * K, 0.0f);
-    for (int64_t r = 0; r < last; ++r) std::copy_n(a + ((rows - 1) * kMostRows + r) * lda, K, a_tail.data() + r * K);
+    for (int64_t r = 0; r < last; ++r) std::copy_n(a + (start + r) * lda, K, a_tail.data() + r * K);
+    std::fill(a_tail.data() + last * K, a_tail.data() + filled * K, 0.0f);
   }
-  parallel_items(rows * pieces, [&](int64_t i) {
-    const int64_t r = i / pieces, n0 = i % pieces * width, n = std::min(width, N - n0);
+  std::atomic<dnnl_status_t> failure{dnnl_success};  // nothing may be thrown inside a parallel region
+  const auto product = [&](int64_t i) {
+    const int64_t block = i / pieces, n0 = i % pieces * width, n = std::min(width, N - n0);
     if (n <= 0) return;
-    const bool tail = fill && r == rows - 1;
-    const float* rows_of_a = tail ? a_tail.data() : a + r * kMostRows * lda;
-    float* to = (tail ? c_tail.data() : c + r * kMostRows * ldc) + n0;
-    run_f32(tail ? kFewestRows : std::min(kMostRows, M - r * kMostRows), n, K, alpha, rows_of_a, tail ? K : lda, false,
-            b + (tb ? n0 * ldb : n0), ldb, tb, 0.0f, to, tail ? N : ldc);
-  });
+    const bool tail = fill && block == blocks - 1;
+    const float* rows = tail ? a_tail.data() : a + block * kMostRows * lda;
+    float* to = (tail ? c_tail.data() : c + block * kMostRows * ldc) + n0;
+    const auto status = sgemm(block == blocks - 1 ? filled : kMostRows, n, K, alpha, rows, tail ? K : lda, false,
+                              b + (tb ? n0 * ldb : n0), ldb, tb, 0.0f, to, tail ? N : ldc);
+    if (status != dnnl_success) failure = status;
+  };
+  if (blocks * pieces > 1) {
+    parallel_items(blocks * pieces, product);
+  } else {  // outside a parallel region oneDNN would take all threads
+    const int team = omp_get_max_threads();
+    omp_set_num_threads(1);
+    product(0);
+    omp_set_num_threads(team);
+  }
+  check_sgemm(failure);
   if (fill)
-    for (int64_t r = 0; r < last; ++r) std::copy_n(c_tail.data() + r * N, N, c + ((rows - 1) * kMostRows + r) * ldc);
+    for (int64_t r = 0; r < last; ++r) std::copy_n(c_tail.data() + r * N, N, c + (start + r) * ldc);
 }
 
 void widen(const Matrix& m, int64_t rows, int64_t cols, float* out) {
