@@ -35,11 +35,13 @@ struct Row {
   int64_t i, columns, token;  // its place in the image, its length, its first token
 };
 
-// f(a, weight) for every input a of output i.
+// f(a, weight) for every input a that output i takes part of.
 template <class F> void taps(const ResizeAxis& axis, int64_t i, F&& f) {
   const auto n = static_cast<size_t>(i);
-  for (int64_t k = 0; k < axis.count[n]; ++k)
-    f(axis.first[n] + k, static_cast<float>(axis.weight[static_cast<size_t>(i * axis.taps + k)]));
+  for (int64_t k = 0; k < axis.count[n]; ++k) {
+    const auto w = static_cast<float>(axis.weight[static_cast<size_t>(i * axis.taps + k)]);
+    if (w != 0) f(axis.first[n] + k, w);
+  }
 }
 
 void add_scaled(float* to, const float* from, float w, int64_t n) {
