@@ -1,4 +1,5 @@
 /** Embeddings of many images or texts, batch by batch, for evaluation. */
+import { packNaflex, type NaflexImage } from '../data/naflex.js';
 import { noGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import type { Siglip2Model } from '../model/siglip2.js';
@@ -24,6 +25,23 @@ export function embedImages(model: Siglip2Model, images: Uint8Array, n: number, 
   const S = model.config.vision.imageSize, one = S * S * 3;
   return inBatches(n, batch, model.config.embed, (from, to) =>
     model.encodeImages(tensor(images.subarray(from * one, to * one), [to - from, S, S, 3], model.params.device)));
+}
+
+/**
+ * Embeddings of NaFlex images, as many at a time as have at most `tokens` patches together, but at least one.
+ * @param images from `naflexImage`
+ * @returns (n, E) unit rows
+ */
+export async function embedNaflex(model: Siglip2Model, images: readonly NaflexImage[], tokens = 16384): Promise<Float32Array> {
+  const E = model.config.embed, out = new Float32Array(images.length * E);
+  for (let from = 0, to = 0; from < images.length; from = to) {
+    for (let sum = 0; to < images.length; to++) {
+      sum += images[to]!.rows * images[to]!.columns;
+      if (sum > tokens && to > from) break;
+    }
+    out.set(await inBatches(1, 1, (to - from) * E, () => model.encodeNaflex(packNaflex(images.slice(from, to)))), from * E);
+  }
+  return out;
 }
 
 /**

@@ -2,7 +2,7 @@
  * Pre-LN transformer blocks (SigLIP 2 §2.1; no dropout, no layer scale). The residual stream is kept as a pair (h, d)
  * whose sum it is: the addition happens inside the next LayerNorm, so each residual costs no pass of its own.
  */
-import { attention, crossAttention } from '../ops/attention.js';
+import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
 import { selectToken } from '../ops/select_token.js';
@@ -10,7 +10,15 @@ import { checkpoint } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ParamStore } from './params.js';
 
-export interface EncoderOptions {
+/** Where sequences of different lengths end. At most one of the two. */
+export interface Lengths {
+  /** The tokens are (T, D), sequences one after the other without padding. */
+  packed?: Packed | null;
+  /** (B) i32: of (B, N, D) tokens only the first so many of each sample count, the rest is padding. */
+  keyLengths?: Tensor | null;
+}
+
+export interface EncoderOptions extends Lengths {
   heads: number;
   depth: number;
   eps: number;
@@ -36,7 +44,7 @@ function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Ten
   const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
   const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
   const qkv = linear(first.y, proj('weight'), proj('bias'));
-  const mixed = attention(qkv, o.heads);
+  const mixed = attention(qkv, o.heads, { packed: o.packed ?? null, keyLengths: o.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
   const second = norm(p, `${name}.layer_norm2`, first.sum, a, o.eps);
   return [second.sum, mlp(p, name, second.y)];
@@ -48,7 +56,7 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
   const proj = (xs: string[], kind: 'weight' | 'bias') => p.fused(xs.map((x) => `${name}.self_attn.${x}_proj.${kind}`));
   const kv = linear(first.y, proj(['k', 'v'], 'weight'), proj(['k', 'v'], 'bias'));
   const q = linear(selectToken(first.y, -1), proj(['q'], 'weight'), proj(['q'], 'bias'));
-  const mixed = crossAttention(q, kv, o.heads);
+  const mixed = crossAttention(q, kv, o.heads, { keyLengths: o.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
   const second = norm(p, `${name}.layer_norm2`, selectToken(first.sum, -1), a, o.eps);
   return [second.sum, mlp(p, name, second.y)];
@@ -58,18 +66,21 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
  * All blocks and the final LayerNorm.
  * @param layers prefix of the blocks' parameters, e.g. `vision_model.encoder.layers`
  * @param finalNorm prefix of the last LayerNorm
- * @param x (B, T, D)
+ * @param x (B, T, D), or (T, D) with `o.packed`
  * @param only `last`: just the last token is wanted, so the last block computes no other
- * @returns (B, T, D), or (B, 1, D) with `only: 'last'`
+ * @returns as x, or (B, 1, D) with `only: 'last'`
  */
 export function encoder(p: ParamStore, layers: string, finalNorm: string, o: EncoderOptions, x: Tensor,
   only: 'all' | 'last' = 'all'): Tensor {
   let h = x, d: Tensor | null = null;
+  // Inputs of every checkpoint, so that they live until backward needs them again.
+  const lengths = [o.packed?.offsets, o.keyLengths].filter((t) => t != null);
   for (let i = 0; i < o.depth; i++) {
     const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
     const name = `${layers}.${i}`;
     [h, d] = o.checkpoint
-      ? checkpoint((a, b) => run(p, name, o, a!, b ?? null), ...(d ? [h, d] : [h])) as Stream
+      ? checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
+        ...lengths, ...(d ? [h, d] : [h])) as Stream
       : run(p, name, o, h, d);
   }
   return norm(p, finalNorm, h, d, o.eps).y;

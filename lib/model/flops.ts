@@ -13,10 +13,9 @@ function poolFlops(width: number, mlp: number, tokens: number): number {
   return 4 * width * width * tokens + 4 * tokens * width + 2 * width * width + 4 * width * mlp;
 }
 
-/** Forward FLOPs of one image. */
-export function imageFlops(config: ModelConfig): number {
+/** Forward FLOPs of one image of N tokens; by default of the config's size. Resizing NaFlex positions is not counted. */
+export function imageFlops(config: ModelConfig, N = patchCount(config)): number {
   const { width, depth, mlp, patch } = config.vision;
-  const N = patchCount(config);
   return 2 * N * 3 * patch * patch * width + depth * blockFlops(width, mlp, N, N) + poolFlops(width, mlp, N);
 }
 

@@ -5,24 +5,25 @@ import { layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
 import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
-import { mlp } from './block.js';
+import { mlp, type Lengths } from './block.js';
 import type { ParamStore } from './params.js';
 
 /**
  * out = a + MLP(LN(a)), a = attention of the probe over `x`; no residual around the attention.
  * @param name prefix of the parameters, `vision_model.head`
- * @param x (B, T, D) tokens after the final LayerNorm
+ * @param x (B, T, D), or (T, D) with `lengths.packed`: tokens after the final LayerNorm
  * @returns (B, D)
  */
-export function mapPool(p: ParamStore, name: string, x: Tensor, heads: number, eps: number): Tensor {
-  const [B, , D] = x.shape as [number, number, number];
+export function mapPool(p: ParamStore, name: string, x: Tensor, heads: number, eps: number, lengths: Lengths = {}): Tensor {
+  const D = x.shape.at(-1)!;
   const weight = (from: number, to: number) => p.rows(`${name}.attention.in_proj_weight`, from * D, to * D);
   const bias = (from: number, to: number) => p.rows(`${name}.attention.in_proj_bias`, from * D, to * D);
   const probe = cast(p.get(`${name}.probe`), x.dtype as 'f32' | 'bf16');
   const q = linear(probe, weight(0, 1), bias(0, 1));      // (1, 1, D), shared by the batch
-  const kv = linear(x, weight(1, 3), bias(1, 3));         // (B, T, 2D)
-  const mixed = crossAttention(q, kv, heads);             // (B, 1, D)
+  const kv = linear(x, weight(1, 3), bias(1, 3));         // (B, T, 2D) or (T, 2D)
+  const mixed = crossAttention(q, kv, heads,              // (B, 1, D)
+    { packedKeys: lengths.packed ?? null, keyLengths: lengths.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.attention.out_proj.weight`), p.get(`${name}.attention.out_proj.bias`));
   const y = layerNorm(a, p.get(`${name}.layernorm.weight`), p.get(`${name}.layernorm.bias`), eps);
-  return reshape(add(a, mlp(p, name, y)), [B, D]);
+  return reshape(add(a, mlp(p, name, y)), [mixed.shape[0]!, D]);
 }

@@ -1,13 +1,17 @@
 /** The two-tower model: config, parameters and the two encoders. */
 import { checkShape } from '../check.js';
+import type { NaflexBatch } from '../data/naflex.js';
+import { ConfigError } from '../errors.js';
 import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
 import type { Param } from '../tape.js';
 import type { DeviceName, Tensor } from '../tensor.js';
+import type { Lengths } from './block.js';
 import { parameterShapes, type ModelConfig } from './config.js';
 import { ParamStore } from './params.js';
+import { mapPool } from './pool.js';
 import { textTower } from './text.js';
-import { visionTower, type TowerOptions } from './vision.js';
+import { naflexTokens, visionTokens, visionTower, type PackedTokens, type TowerOptions } from './vision.js';
 
 export interface ModelOptions {
   device?: DeviceName;
@@ -19,7 +23,7 @@ export interface ModelOptions {
   checkpoint?: boolean;
 }
 
-/** A SigLIP 2 model with fixed resolution. Parameters carry their Hugging Face names. */
+/** A SigLIP 2 model, of fixed resolution or NaFlex. Parameters carry their Hugging Face names. */
 export class Siglip2Model {
   readonly params: ParamStore;
   readonly options: TowerOptions;
@@ -35,15 +39,58 @@ export class Siglip2Model {
   get logitBias(): Param { return this.params.get('logit_bias'); }
 
   /**
-   * Image embeddings with unit norm.
+   * Image embeddings with unit norm. A NaFlex model takes square images too, of its position grid's size.
    * @param pixels (B, S, S, 3) uint8 RGB, S = config.vision.imageSize
    * @returns (B, E) f32
    * @throws ShapeError
    */
   encodeImages(pixels: Tensor): Tensor {
-    const S = this.config.vision.imageSize;
-    checkShape('encodeImages', 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
+    this.#checkPixels('encodeImages', pixels);
     return l2Normalize(cast(visionTower(this.params, this.config, pixels, this.options), 'f32'));
+  }
+
+  /**
+   * Dense features: one vector for every patch, after the final LayerNorm and before pooling; not normalised.
+   * @param pixels (B, S, S, 3) uint8 RGB
+   * @returns (B, N, D) of the activations' type, N patches row-major
+   * @throws ShapeError
+   */
+  imageTokens(pixels: Tensor): Tensor {
+    this.#checkPixels('imageTokens', pixels);
+    return visionTokens(this.params, this.config, pixels, this.options);
+  }
+
+  /**
+   * Embeddings with unit norm of images of any shape. Their patches are packed: nothing is computed for padding.
+   * @param batch S images from `naflexImage` and `packNaflex`, on the host
+   * @returns (S, E) f32
+   * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
+   */
+  encodeNaflex(batch: NaflexBatch): Tensor {
+    this.#checkNaflex('encodeNaflex');
+    const { tokens, packed } = naflexTokens(this.params, this.config, batch, this.options);
+    return this.poolTokens(tokens, { packed });
+  }
+
+  /**
+   * Dense features of images of any shape, before pooling; not normalised.
+   * @returns tokens (T, D) of the activations' type: the T patches of all images, one image after the other, each row-major
+   * @throws ConfigError when this is no NaFlex model; ShapeError when the batch does not fit together
+   */
+  naflexTokens(batch: NaflexBatch): PackedTokens {
+    this.#checkNaflex('naflexTokens');
+    return naflexTokens(this.params, this.config, batch, this.options);
+  }
+
+  /**
+   * The image embeddings of dense features: `imageTokens` then `poolTokens` is `encodeImages`, and with `packed` the
+   * same for NaFlex.
+   * @param tokens (B, N, D) from `imageTokens`, or (T, D) from `naflexTokens`
+   * @returns (B, E) f32
+   */
+  poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
+    const pooled = mapPool(this.params, 'vision_model.head', tokens, this.config.vision.heads, this.config.layerNormEps, lengths);
+    return l2Normalize(cast(pooled, 'f32'));
   }
 
   /**
@@ -55,6 +102,15 @@ export class Siglip2Model {
   encodeTexts(ids: Tensor): Tensor {
     checkShape('encodeTexts', 'ids', ids, [ids.shape[0] ?? 0, this.config.text.length]);
     return l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32'));
+  }
+
+  #checkPixels(name: string, pixels: Tensor): void {
+    const S = this.config.vision.imageSize;
+    checkShape(name, 'pixels', pixels, [pixels.shape[0] ?? 0, S, S, 3]);
+  }
+  #checkNaflex(name: string): void {
+    if (this.config.naflex) return;
+    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one with adaptModel`);
   }
 
   initialize(seed: number): void { this.params.initialize(seed); }

@@ -1,5 +1,5 @@
 /**
- * Runs the PyTorch peer (`step.py`, `grads.py`) from Node: finds a Python with PyTorch, gives it
+ * Runs the PyTorch peer (`step.py`, `grads.py`, `naflex.py`) from Node: finds a Python with PyTorch, gives it
  * the fastest environment it can have, and talks to it line by line.
  */
 import { execFileSync, spawn } from 'node:child_process';
@@ -15,7 +15,7 @@ import type { ModelConfig } from '../../../lib/model/config.js';
 const FOLDER = fileURLToPath(new URL('../../../../bench/peers/pytorch/', import.meta.url));
 
 /** Path of one of the peer's Python files. */
-export function script(name: 'checkpoints.py' | 'grads.py' | 'step.py'): string {
+export function script(name: 'checkpoints.py' | 'grads.py' | 'naflex.py' | 'step.py'): string {
   return join(FOLDER, name);
 }
 
