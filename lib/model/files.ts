@@ -126,7 +126,8 @@ export interface LoadedModel {
 }
 
 /**
- * Loads a checkpoint: a folder (ours, or a released one of SigLIP or SigLIP 2), a big_vision .npz file, or a hub id.
+ * Loads a checkpoint: a folder (ours, or a released one of SigLIP or SigLIP 2, of fixed resolution or NaFlex), a
+ * big_vision .npz file, or a hub id.
  * A bf16 model without training takes half the memory: its matrices are never held in f32.
  * @throws CheckpointError, IoError, or the signal's reason
  */
