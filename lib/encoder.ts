@@ -92,7 +92,8 @@ function checkOptions(call: string, options: object, keys: readonly string[]): v
 export async function load(source: string, options: LoadOptions = {}): Promise<Encoder> {
   checkOptions('load', options, LOAD_KEYS);
   const { device = 'cpu', dtype = 'f32', signal } = options;
-  if (!['f32', 'bf16'].includes(dtype)) throw new ConfigError(`load: dtype must be f32 or bf16 but is ${JSON.stringify(dtype)}`);
+  if (!['f32', 'bf16'].includes(dtype))
+    throw new ConfigError(`load: dtype must be f32 or bf16 but is ${JSON.stringify(dtype)}`);
   signal?.throwIfAborted();
   deviceName(device);
   const opening = open(source, device, dtype, options);
@@ -129,7 +130,8 @@ export class Encoder {
    * @param source where it came from
    * @param scale t, not its logarithm
    */
-  constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number, private readonly options: LoadOptions = {}) {
+  constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number,
+    private readonly options: LoadOptions = {}) {
     this.#loaded = loaded;
     const { embed, vision, text, naflex } = loaded.model.config;
     [this.dim, this.imageSize, this.textLength] = [embed, naflex ? null : vision.imageSize, text.length];
@@ -167,19 +169,22 @@ export class Encoder {
    * Rows for a stream of images, in its order. At most a few batches are taken from the source ahead of what was
    * consumed. An error ends the stream; a consumer that stops early closes the source.
    */
-  async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+  async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
     for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
   }
 
   /** Rows for a stream of texts; as `streamImages`. */
-  async *streamTexts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+  async *streamTexts(source: Iterable<string> | AsyncIterable<string>,
+    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
     for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
   }
 
   /** Every image against every text. */
   similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
     for (const x of [images, texts])
-      if (x.dim !== this.dim) throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
+      if (x.dim !== this.dim)
+        throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
     return similarity(images, texts, this.scale, this.bias, this.device);
   }
 
@@ -187,7 +192,8 @@ export class Encoder {
    * Which labels fit each image: probabilities that image and label belong together, each label judged by itself.
    * @returns for every image all labels, most probable first
    */
-  async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[], options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
+  async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[],
+    options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
     if (labels.length === 0) throw new ConfigError('zeroShot: there are no labels');
     const { language = 'en', templates, ...rest } = options;
     const texts = await this.encodeLabels(labels, options);
@@ -205,9 +211,11 @@ export class Encoder {
   }
 
   /** Dense features of images, each with the grid it lies on. */
-  async tokens(images: ImageInput | readonly ImageInput[], options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
+  async tokens(images: ImageInput | readonly ImageInput[],
+    options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
     checkOptions('tokens', options, ['batchSize', 'signal', 'onProgress']);
-    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput], dim = this.#model.config.vision.width;
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    const dim = this.#model.config.vision.width;
     const grids: [rows: number, columns: number][] = [];
     const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
       for (const item of batch) grids.push(this.#vision.grid(item));
@@ -240,16 +248,19 @@ export class Encoder {
     return Embeddings.from(all, this.dim, options.output);
   }
 
-  #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
+  #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions,
+    total: number | undefined): AsyncGenerator<Float32Array> {
     checkOptions('encodeImages', options, ENCODE_KEYS);
     return this.#stream(source, (image, i) => this.#pixels(image, i, options),
       (batch) => () => this.#vision.encode(this.#model, batch), () => this.dim, 8, options, total);
   }
 
-  #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array> {
+  #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions,
+    total: number | undefined): AsyncGenerator<Float32Array> {
     checkOptions('encodeTexts', options, ENCODE_KEYS);
     return this.#stream(source, async (text) => {
-      if (typeof text !== 'string') throw new DataError(`a text must be a string but is ${text === null ? 'null' : typeof text}`);
+      if (typeof text !== 'string')
+        throw new DataError(`a text must be a string but is ${text === null ? 'null' : typeof text}`);
       return text;
     }, async (batch) => {
       const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
@@ -261,11 +272,14 @@ export class Encoder {
    * Prepare, batch, compute, read: one f32 row of `width(item)` values per input, NaN where prepare gave null. `ready` gives
    * what enqueues a batch.
    */
-  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>, ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
+  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>,
+    ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
     usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
     const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
-    if (!(Number.isInteger(size) && size >= 1 && size <= 65536)) throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
-    if (!OUTPUT_TYPES.includes(output)) throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
+    if (!(Number.isInteger(size) && size >= 1 && size <= 65536))
+      throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
+    if (!OUTPUT_TYPES.includes(output))
+      throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
     const device = this.device;
     let done = 0;
     const run = async (batch: U[]): Promise<Float32Array[]> => {

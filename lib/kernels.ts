@@ -37,7 +37,8 @@ export interface KernelOptions {
 }
 
 function upload(name: string, { data, shape }: NdArray<Float32Array | Uint8Array | Int32Array>, o: KernelOptions): Tensor {
-  if (data.length !== sizeOf(shape)) throw new ShapeError(`${name} has ${data.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
+  if (data.length !== sizeOf(shape))
+    throw new ShapeError(`${name} has ${data.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
   return tensor(data, shape, o.device);
 }
 /** An activation or weight matrix, in the precision asked for. */
@@ -91,7 +92,8 @@ export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { b
  * @param options.causal only keys at or before the query
  * @returns (B, N, C)
  */
-export function attention(qkv: NdArray, options: KernelOptions & { heads: number; keyLengths?: Int32Array; causal?: boolean }): Promise<NdArray> {
+export function attention(qkv: NdArray,
+  options: KernelOptions & { heads: number; keyLengths?: Int32Array; causal?: boolean }): Promise<NdArray> {
   const { heads, keyLengths, causal = false } = options;
   return run(() => attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths(keyLengths, options) }));
 }
@@ -102,8 +104,10 @@ export function attention(qkv: NdArray, options: KernelOptions & { heads: number
  * @param kv (B, Nk, 2·C): k and v of all heads, one after the other
  * @returns (B, Nq, C)
  */
-export function crossAttention(q: NdArray, kv: NdArray, options: KernelOptions & { heads: number; keyLengths?: Int32Array }): Promise<NdArray> {
-  return run(() => attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads, lengths(options.keyLengths, options)));
+export function crossAttention(q: NdArray, kv: NdArray,
+  options: KernelOptions & { heads: number; keyLengths?: Int32Array }): Promise<NdArray> {
+  return run(() => attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads,
+    lengths(options.keyLengths, options)));
 }
 
 function lengths(keyLengths: Int32Array | undefined, o: KernelOptions): { keyLengths?: Tensor } {
@@ -135,7 +139,8 @@ export function patchEmbed(images: NdArray<Uint8Array>, weight: NdArray,
  * @returns (B·L, D)
  */
 export function embedding(ids: NdArray<Int32Array>, table: NdArray, position: NdArray, options: KernelOptions = {}): Promise<NdArray> {
-  return run(() => embeddingOp(upload('ids', ids, options), upload('table', table, options), upload('position', position, options), options.dtype));
+  return run(() => embeddingOp(upload('ids', ids, options), upload('table', table, options), upload('position', position, options),
+    options.dtype));
 }
 
 /** Rows of unit length. @param x (…, C) */
@@ -175,17 +180,20 @@ export interface SigmoidLoss {
  * const x = { data: Float32Array.of(1, 0, 0, 1), shape: [2, 2] };
  * console.log((await sigmoidLoss(x, x)).loss.toFixed(4)); // 0.6932
  */
-export async function sigmoidLoss(x: NdArray, y: NdArray, options: KernelOptions & { logScale?: number; bias?: number } = {}): Promise<SigmoidLoss> {
+export async function sigmoidLoss(x: NdArray, y: NdArray,
+  options: KernelOptions & { logScale?: number; bias?: number } = {}): Promise<SigmoidLoss> {
   const { logScale = Math.log(10), bias = -10 } = options;
   const made = scope(() => {
     const one = (value: number): Tensor => requireGrad(upload('scalar', { data: Float32Array.of(value), shape: [1] }, options));
-    const [tx, ty] = [requireGrad(active('x', x, options)), requireGrad(active('y', y, options))], scale = one(logScale), b = one(bias);
+    const tx = requireGrad(active('x', x, options)), ty = requireGrad(active('y', y, options));
+    const scale = one(logScale), b = one(bias);
     const loss = sigmoidLossOp(tx, ty, scale, b), grads = backward(loss);
     const f32 = (t: Tensor): Tensor => cast(grads.get(t)!, 'f32');
     return { loss, dx: f32(tx), dy: f32(ty), dlogScale: f32(scale), dbias: f32(b) };
   });
   try {
-    const [loss, dx, dy, dlogScale, dbias] = await Promise.all([made.loss.read(), made.dx.read(), made.dy.read(), made.dlogScale.read(), made.dbias.read()]);
+    const [loss, dx, dy, dlogScale, dbias] = await Promise.all(
+      [made.loss, made.dx, made.dy, made.dlogScale, made.dbias].map((t) => t.read())) as [Float32Array, Float32Array, Float32Array, Float32Array, Float32Array];
     return {
       loss: loss[0]!, dlogScale: dlogScale[0]!, dbias: dbias[0]!,
       dx: { data: dx as Float32Array, shape: made.dx.shape }, dy: { data: dy as Float32Array, shape: made.dy.shape },

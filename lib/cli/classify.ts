@@ -1,5 +1,6 @@
 /** `siglip2 classify`: probabilities that labels belong to images. */
 import { parseArgs } from 'node:util';
+import type { LabelScore } from '../encoder/scores.js';
 import { ConfigError } from '../errors.js';
 import { listImages } from './images.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
@@ -27,7 +28,10 @@ export const command: Command = {
     results.forEach((scores, i) => {
       const best = scores.slice(0, top), image = images[i]!.name;
       if (values.json) console.log(JSON.stringify({ image, labels: best }));
-      else console.log(`${image}\n${best.map((s) => `  ${(100 * s.probability).toFixed(2).padStart(6)} %  ${s.label}  (logit ${s.logit.toFixed(2)})`).join('\n')}`);
+      else {
+        const line = (s: LabelScore): string => `  ${(100 * s.probability).toFixed(2).padStart(6)} %  ${s.label}  (logit ${s.logit.toFixed(2)})`;
+        console.log([image, ...best.map(line)].join('\n'));
+      }
     });
     return 0;
   },

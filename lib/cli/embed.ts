@@ -21,7 +21,8 @@ export const MODEL_OPTIONS = {
 } as const;
 
 /** Loads the model that the options name. */
-export function openModel(command: string, values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined }): Promise<Encoder> {
+export function openModel(command: string,
+  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined }): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
   return load(values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
@@ -32,7 +33,8 @@ export function openModel(command: string, values: { model?: string | undefined;
 /** A number from the command line. */
 export function wholeNumber(name: string, text: string): number {
   const n = Number(text);
-  if (!(Number.isInteger(n) && n > 0)) throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
+  if (!(Number.isInteger(n) && n > 0))
+    throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
   return n;
 }
 
@@ -61,8 +63,10 @@ export const command: Command = {
       },
     });
     const { out } = values, format = extname(out ?? '');
-    if (out === undefined || !FORMATS.includes(format)) throw new ConfigError(`embed needs --out, a file that ends in ${FORMATS.join(', ')}`);
-    if ((values.images === undefined) === (values.texts === undefined)) throw new ConfigError('embed needs either --images or --texts');
+    if (out === undefined || !FORMATS.includes(format))
+      throw new ConfigError(`embed needs --out, a file that ends in ${FORMATS.join(', ')}`);
+    if ((values.images === undefined) === (values.texts === undefined))
+      throw new ConfigError('embed needs either --images or --texts');
     // A pattern that the shell expanded leaves all files but the first as positionals.
     const images = values.images ? await listImages([...values.images, ...positionals]) : [];
     const texts = values.texts === undefined ? [] : await readLines(values.texts);
@@ -79,7 +83,8 @@ export const command: Command = {
       },
       ...(values['skip-bad'] ? { onBadImage: (error: Error, i: number) => skipped.push(`${i}\t${names[i]}\t${error.message}`) } : {}),
     };
-    const rows = (values.texts === undefined ? model.streamImages(opened(images), options) : model.streamTexts(texts, options)) as AsyncIterable<Float32Array>;
+    const rows = (values.texts === undefined ? model.streamImages(opened(images), options)
+      : model.streamTexts(texts, options)) as AsyncIterable<Float32Array>;
     if (format === '.npy') await writeNpy(out, names.length, model.dim, rows);
     else {
       const all: Float32Array[] = [];

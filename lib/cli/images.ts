@@ -47,6 +47,7 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
       } else images.push({ name: path, open: () => path });
     }
   }
-  if (images.length === 0) throw new ConfigError(`there is no image in ${specs.join(', ') || 'nothing: name files, patterns, folders or tars'}`);
+  if (images.length === 0)
+    throw new ConfigError(`there is no image in ${specs.join(', ') || 'nothing: name files, patterns, folders or tars'}`);
   return images;
 }

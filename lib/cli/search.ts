@@ -38,7 +38,8 @@ async function readCache(file: string, dim: number): Promise<Map<string, { stamp
     try {
       const files = filesJson.parse(JSON.parse(reader.metadata['files'] ?? ''));
       const data = await reader.readFloat32('embeddings');
-      if (data.length === files.length * dim) files.forEach((f, i) => rows.set(f.name, { stamp: f.stamp, row: data.subarray(i * dim, (i + 1) * dim) }));
+      if (data.length === files.length * dim)
+        files.forEach((f, i) => rows.set(f.name, { stamp: f.stamp, row: data.subarray(i * dim, (i + 1) * dim) }));
     } finally {
       await reader.close();
     }
@@ -50,7 +51,8 @@ async function readCache(file: string, dim: number): Promise<Map<string, { stamp
 }
 
 /** One row per image, from the cache or the model; images that cannot be decoded are left out and named. */
-async function indexImages(model: Encoder, images: readonly NamedImage[], cache: string, batchSize: number | undefined): Promise<{ names: string[]; rows: Embeddings }> {
+async function indexImages(model: Encoder, images: readonly NamedImage[], cache: string,
+  batchSize: number | undefined): Promise<{ names: string[]; rows: Embeddings }> {
   const known = await readCache(cache, model.dim), stamps = new Map(images.map((i) => [i.name, stamp(i.name)]));
   const missing = images.filter(({ name }) => stamps.get(name) === '' || known.get(name)?.stamp !== stamps.get(name));
   const progress = new Progress('index'), bad = new Set<string>();
@@ -74,7 +76,8 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
 /** Where the embeddings of these images by this model are kept. */
 function cachePath(folder: string, modelFolder: string, model: Encoder): string {
   const weights = stamp(join(modelFolder, 'model.safetensors')) || stamp(modelFolder);
-  const key = createHash('sha256').update(JSON.stringify([resolve(folder), resolve(modelFolder), weights, model.processor, model.dtype])).digest('hex');
+  const parts = [resolve(folder), resolve(modelFolder), weights, model.processor, model.dtype];
+  const key = createHash('sha256').update(JSON.stringify(parts)).digest('hex');
   return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
 }
 
@@ -100,7 +103,8 @@ export const command: Command = {
       const best = topK(scores.logits, top).map((i) => ({ file: names[i]!, probability: scores.probabilities[i]!, cosine: scores.cosine[i]! }));
       results.unshift({ query, images: best });
       await writeFileAtomic(values.out, await renderSearchPage(results, names.length));
-      console.log(`${query}\n${best.slice(0, 5).map((b) => `  ${(100 * b.probability).toFixed(2).padStart(6)} %  ${b.cosine.toFixed(4)}  ${b.file}`).join('\n')}`);
+      const line = (b: (typeof best)[number]): string => `  ${(100 * b.probability).toFixed(2).padStart(6)} %  ${b.cosine.toFixed(4)}  ${b.file}`;
+      console.log([query, ...best.slice(0, 5).map(line)].join('\n'));
     };
     for (const query of queries) await answer(query);
     if (queries.length === 0) {

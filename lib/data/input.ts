@@ -51,12 +51,14 @@ export function inputName(input: ImageInput): string {
 export async function decodeInput(input: ImageInput, options: DecodeInputOptions = {}): Promise<RawImage> {
   const alpha = options.alpha ?? 'drop', maxPixels = options.maxPixels ?? 178_956_970;
   options.signal?.throwIfAborted();
-  if (input === null || !['string', 'object'].includes(typeof input)) throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${input === null ? 'null' : typeof input}`);
+  if (input === null || !['string', 'object'].includes(typeof input))
+    throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${input === null ? 'null' : typeof input}`);
   if (isRaw(input)) return fromRaw(input, alpha, maxPixels);
   const name = inputName(input);
   const bytes = typeof input === 'string' || input instanceof URL ? await fetchBytes(input, options)
     : 'bytes' in input ? input.bytes : input;
-  if (!ArrayBuffer.isView(bytes)) throw new DataError('an image must be a path, a URL, a Buffer or raw pixels but is another object');
+  if (!ArrayBuffer.isView(bytes))
+    throw new DataError('an image must be a path, a URL, a Buffer or raw pixels but is another object');
   return decodeImage(bytes, name, { alpha, maxPixels, profile: 'ignore' });
 }
 
@@ -78,12 +80,14 @@ async function download(url: string, { maxBytes = 64 * 2 ** 20, signal }: Decode
   const name = inputName(url);
   try {
     const response = await fetch(url, signal ? { signal } : {});
-    if (!response.ok || !response.body) throw new DataError(`${name}: the server answered ${response.status} ${response.statusText}`.trim());
+    if (!response.ok || !response.body)
+      throw new DataError(`${name}: the server answered ${response.status} ${response.statusText}`.trim());
     const chunks: Uint8Array[] = [];
     let size = 0;
     for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
       size += chunk.length;
-      if (size > maxBytes) throw new DataError(`${name}: is larger than ${maxBytes} bytes; raise maxBytes if it is meant to be`);
+      if (size > maxBytes)
+        throw new DataError(`${name}: is larger than ${maxBytes} bytes; raise maxBytes if it is meant to be`);
       chunks.push(chunk);
     }
     return Buffer.concat(chunks, size);

@@ -2,8 +2,8 @@
  * From an image to the pixels a model takes. A processor is a name:
  *
  * - `hf`: what the published preprocessors do (transformers' SiglipImageProcessor over PIL): resize to the model's
- *   square whatever the aspect ratio (NaFlex: to its grid), antialiased bilinear (bicubic for SigLIP 1), rounded to uint8. Bit-identical to
- *   PIL. The default.
+ *   square whatever the aspect ratio (NaFlex: to its grid), antialiased bilinear (bicubic for SigLIP 1), rounded to uint8.
+ *   Bit-identical to PIL. The default.
  * - `big_vision`: what the authors' demo does: TensorFlow's bilinear without antialiasing, truncated to uint8. Aliases
  *   when it shrinks; for reproducing their numbers.
  * - `aa-f32`: the antialiased bilinear filter in f32 without rounding. Pixels are then f32 and only the CPU takes them;
@@ -33,7 +33,8 @@ export interface Processor {
  * @throws ConfigError for an unknown name
  */
 export function processorOf(resample: 2 | 3, name: ProcessorName = 'hf'): Processor {
-  if (!PROCESSORS.includes(name)) throw new ConfigError(`processor must be ${PROCESSORS.join(', ')} but is ${JSON.stringify(name)}`);
+  if (!PROCESSORS.includes(name))
+    throw new ConfigError(`processor must be ${PROCESSORS.join(', ')} but is ${JSON.stringify(name)}`);
   return { name, resample: name === 'hf' && resample === 3 ? 'bicubic' : 'bilinear' };
 }
 

@@ -32,7 +32,8 @@ export interface BatchOptions<T, U, R> {
  * beyond those in the two batches that run, so a slow consumer slows the source down. The first error ends everything
  * and closes the source. An abort rejects at once, whatever is still computing.
  */
-export async function* inBatches<T, U, R>(source: Iterable<T> | AsyncIterable<T>, o: BatchOptions<T, U, R>): AsyncGenerator<R, void, undefined> {
+export async function* inBatches<T, U, R>(source: Iterable<T> | AsyncIterable<T>,
+  o: BatchOptions<T, U, R>): AsyncGenerator<R, void, undefined> {
   const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
   const queue: Promise<U>[] = [];
   let running: Promise<R[]> | undefined, index = 0, ended = false;

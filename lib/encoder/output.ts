@@ -26,7 +26,8 @@ export class Embeddings {
 
   /** Row `i`, a view. */
   row(i: number): Row {
-    if (!(Number.isInteger(i) && i >= 0 && i < this.rows)) throw new ConfigError(`row must be in [0, ${this.rows}) but is ${i}`);
+    if (!(Number.isInteger(i) && i >= 0 && i < this.rows))
+      throw new ConfigError(`row must be in [0, ${this.rows}) but is ${i}`);
     return this.data.subarray(i * this.dim, (i + 1) * this.dim);
   }
 

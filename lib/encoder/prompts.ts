@@ -34,6 +34,7 @@ export function promptTemplates(language: string, templates?: readonly string[])
     return templates;
   }
   const found = PROMPTS[language.toLowerCase()] ?? PROMPTS[language.toLowerCase().split('-')[0]!];
-  if (!found) throw new ConfigError(`there are no prompt templates for language "${language}"; give templates, or choose one of ${Object.keys(PROMPTS).join(', ')}`);
+  if (!found)
+    throw new ConfigError(`there are no prompt templates for language "${language}"; give templates, or choose one of ${Object.keys(PROMPTS).join(', ')}`);
   return found;
 }

@@ -32,7 +32,8 @@ export interface LabelScore {
 const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
 
 /** @param scale t, not its logarithm */
-export async function similarity(images: Embeddings, texts: Embeddings, scale: number, bias: number, device: DeviceName): Promise<Similarity> {
+export async function similarity(images: Embeddings, texts: Embeddings, scale: number, bias: number,
+  device: DeviceName): Promise<Similarity> {
   const cosine = images.rows && texts.rows
     ? await scores(images.toFloat32(), texts.toFloat32(), images.dim, device) : new Float32Array(0);
   const logits = cosine.map((c) => scale * c + bias);

@@ -25,10 +25,12 @@ export interface VisionInput {
 }
 
 /** @throws ConfigError when processor or number of patches do not fit the model */
-export function makeVisionInput({ model, processor: { resample } }: LoadedModel, name: ProcessorName | undefined, maxPatches: number | undefined): VisionInput {
+export function makeVisionInput({ model, processor: { resample } }: LoadedModel, name: ProcessorName | undefined,
+  maxPatches: number | undefined): VisionInput {
   const processor = processorOf(resample, name);
   if (!model.config.naflex) {
-    if (maxPatches !== undefined) throw new ConfigError('maxPatches is for NaFlex models; this one has a fixed resolution');
+    if (maxPatches !== undefined)
+      throw new ConfigError('maxPatches is for NaFlex models; this one has a fixed resolution');
     return fixed(model, processor);
   }
   if (processor.name !== 'hf') throw new ConfigError(`NaFlex models take the processor hf only, not ${processor.name}`);
@@ -59,7 +61,8 @@ function naflex({ config }: Siglip2Model, processor: Processor, maxPatches: numb
     processor,
     async prepare(image) {
       const [rows, columns] = naflexGrid(image.height, image.width, P, maxPatches);
-      return { patches: patchify(await resizeTo(image, rows * P, columns * P, processor) as Uint8Array, rows, columns, P), rows, columns };
+      const pixels = await resizeTo(image, rows * P, columns * P, processor) as Uint8Array;
+      return { patches: patchify(pixels, rows, columns, P), rows, columns };
     },
     grid: (image) => image ? [(image as NaflexImage).rows, (image as NaflexImage).columns] : [1, 1],
     encode: (model, batch) => model.encodeNaflex(pack(batch)),

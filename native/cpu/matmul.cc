@@ -180,7 +180,8 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
   // The block form takes what is not transposed and starts from nothing; the copies are plain, so only A can be either.
   const bool blocks = batch_invariant && !a.transposed && beta == 0.0f;
   if (blocks && c_dtype == DType::f32) {
-    run_f32_blocks(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, static_cast<float*>(c), c_stride);
+    run_f32_blocks(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed,
+                   static_cast<float*>(c), c_stride);
     return;
   }
   if (c_dtype == DType::f32) {
