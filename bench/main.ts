@@ -5,13 +5,23 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   step: () => import('./step.js'),
   views: () => import('./views.js'),
   naflex: () => import('./naflex.js'),
+  load: () => import('./load.js'),
+  fuzz: () => import('./fuzz.js'),
+  encode: () => import('./encode.js'),
+  stress: () => import('./stress.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
-  console.error('usage: npm run bench -- ops [--op NAME] [--json FILE]\n' +
-    '       npm run bench -- step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--json FILE]\n' +
-    '       npm run bench -- views [--size 256] [--patch 16] [--json FILE]\n' +
-    '       npm run bench -- naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]');
+  console.error(['usage:',
+    'ops [--op NAME] [--json FILE]',
+    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--json FILE]',
+    'views [--size 256] [--patch 16] [--json FILE]',
+    'naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]',
+    'load [--model B/16] [--size 256] [--npz]',
+    'fuzz [--count 10000] [--seed 1]',
+    'encode [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--onnx FOLDER] [--image FILE.jpg] [--json FILE]',
+    'stress [--calls 20000] [--cycles 20]',
+  ].join('\n  npm run bench -- '));
   process.exit(2);
 }
 await (await load()).main(process.argv.slice(3));

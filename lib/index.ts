@@ -1,4 +1,9 @@
 /** siglip2: train SigLIP 2 encoders from Node. */
+export { Encoder, load, type DenseFeatures, type EncodeOptions, type LoadOptions, type ZeroShotOptions } from './encoder.js';
+export { Embeddings, type OutputType } from './encoder/output.js';
+export type { LabelScore, Similarity } from './encoder/scores.js';
+export type { ImageInput, RawPixels } from './data/input.js';
+export type { ProcessorName } from './data/processor.js';
 export { Siglip2Error, type ErrorCode } from './errors.js';
 export { modelConfig, parameterCounts, parameterShapes, type ModelConfig } from './model/config.js';
 export { Siglip2Model, type ModelOptions } from './model/siglip2.js';

@@ -53,8 +53,9 @@ interface Addon {
   setDebug(device: number, on: boolean): void;
   liveCount(): number;
   shutdown(): void;
-  resizeImage(source: Uint8Array, height: number, width: number, channels: number,
-    target: Uint8Array, outHeight: number, outWidth: number): void;
+  resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
+    outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
+  setBatchInvariant(device: number, on: boolean): void;
   takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
   buildInfo(): BuildInfo;
@@ -171,6 +172,25 @@ export function op<A extends (number | boolean)[]>(name: string): (...args: A) =
 export function resizeImage(source: Uint8Array, height: number, width: number, channels: number,
   outHeight: number, outWidth: number): Uint8Array {
   const target = new Uint8Array(outHeight * outWidth * channels);
-  native().resizeImage(source, height, width, channels, target, outHeight, outWidth);
+  native().resizeImage(source, height, width, channels, target, outHeight, outWidth, 0);
   return target;
+}
+
+/**
+ * How `resizeImageAsync` resizes: `pil-bilinear` and `pil-bicubic` are bit-identical to PIL on uint8; `two-point` is
+ * TensorFlow's bilinear without antialiasing, truncated to uint8; `f32` is the antialiased bilinear filter with f32
+ * results in [0, 255].
+ */
+export type ResizeMethod = 'pil-bilinear' | 'pil-bicubic' | 'two-point' | 'f32';
+const RESIZE_METHODS: readonly ResizeMethod[] = ['pil-bilinear', 'pil-bicubic', 'two-point', 'f32'];
+
+/** Resizes one uint8 image (height, width, channels) on libuv's thread pool; the event loop stays free. */
+export function resizeImageAsync(source: Uint8Array, height: number, width: number, channels: number, outHeight: number,
+  outWidth: number, method: ResizeMethod): Promise<Uint8Array | Float32Array> {
+  const n = outHeight * outWidth * channels;
+  const target = method === 'f32' ? new Float32Array(n) : new Uint8Array(n);
+  return new Promise((resolve, reject) => {
+    native().resizeImage(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
+      (error) => error ? reject(new DeviceError(error)) : resolve(target));
+  });
 }

@@ -6,9 +6,9 @@
 #include <mutex>
 #include "allocator.h"
 #include "cpu/matmul.h"
-#include "cpu/resize.h"
 #include "cpu/threads.h"
 #include "op.h"
+#include "resize_job.h"
 #include "slots.h"
 
 namespace siglip2 {
@@ -92,8 +92,11 @@ class Instance {
     if (make_error_.IsEmpty()) {
       napi_throw_error(env_, code, message.c_str());
     } else {
-      Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
-      napi_throw(env_, e);
+      try {
+        Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
+        napi_throw(env_, e);
+      } catch (const Napi::Error&) {  // no JavaScript runs in a Worker that is being terminated
+      }
     }
     return nullptr;
   }
@@ -294,15 +297,22 @@ Value shutdown(Instance& self, const CallbackInfo& info) {
   self.shutdown();
   return info.Env().Undefined();
 }
-// resizeImage(source, height, width, channels, target, outHeight, outWidth): in the calling thread, no device
+// resizeImage(source, height, width, channels, target, outHeight, outWidth, method[, done]): without a device, in the
+// calling thread; with `done`, on libuv's thread pool, then done(error or undefined)
 Value resize_image(Instance&, const CallbackInfo& info) {
   auto [in, in_bytes] = bytes_at(info, 0);
   auto [out, out_bytes] = bytes_at(info, 4);
-  const int64_t H = int_at(info, 1), W = int_at(info, 2), C = int_at(info, 3), OH = int_at(info, 5), OW = int_at(info, 6);
-  if (H <= 0 || W <= 0 || C <= 0 || OH <= 0 || OW <= 0 || static_cast<int64_t>(in_bytes) != H * W * C ||
-      static_cast<int64_t>(out_bytes) != OH * OW * C)
-    throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
-  resize_u8(in, H, W, C, out, OH, OW);
+  const ResizeJob job({in, int_at(info, 1), int_at(info, 2), int_at(info, 3)}, {out, int_at(info, 5), int_at(info, 6), int_at(info, 3)},
+                      static_cast<ResizeMethod>(int_at(info, 7)), in_bytes, out_bytes);
+  if (info.Length() > 8) AsyncResize::start(info.Env(), job, {info[0], info[4], info[8]});
+  else job.run();
+  return info.Env().Undefined();
+}
+// setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
+Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
+  const bool on = info[1].As<Napi::Boolean>();
+  Device& device = *self.place(int_at(info, 0)).device;
+  if (!device.is_cuda()) device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
   return info.Env().Undefined();
 }
 // takeProfile(device): [{op, calls, seconds}] since the last call
@@ -371,6 +381,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
+  set("setBatchInvariant", function<set_batch_invariance>);
   set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);

@@ -13,6 +13,11 @@ export interface Command {
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
   eval: () => import('./eval.js'),
+  embed: () => import('./embed.js'),
+  classify: () => import('./classify.js'),
+  search: () => import('./search.js'),
+  convert: () => import('./convert.js'),
+  export: () => import('./export.js'),
   info: () => import('./info.js'),
   dataset: () => import('./dataset.js'),
   quickstart: () => import('./quickstart.js'),

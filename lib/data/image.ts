@@ -47,6 +47,12 @@ export interface DecodeOptions {
    * Images with more pixels are refused (decompression bombs). Default 178,956,970, PIL's limit.
    */
   maxPixels?: number;
+  /**
+   * Embedded colour profiles: "apply" converts to sRGB, CMYK by its profile; "ignore" takes the
+   * numbers as they are and CMYK by R = (255 - C)(255 - K)/255, as PIL's `convert("RGB")` does and
+   * so the published preprocessors. Default "apply".
+   */
+  profile?: 'apply' | 'ignore';
 }
 
 /**
@@ -63,11 +69,25 @@ export async function decodeImage(
   name: string,
   options: DecodeOptions = {},
 ): Promise<RawImage> {
-  const { alpha = 'white', maxPixels = 178_956_970 } = options;
+  const { alpha = 'white', maxPixels = 178_956_970, profile = 'apply' } = options;
   try {
-    let image = sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels })
-      .autoOrient()
-      .toColourspace('srgb');
+    const ignoreIcc = profile === 'ignore';
+    let image = sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels, ignoreIcc }).autoOrient();
+    const cmyk = ignoreIcc && jpegComponents(bytes) === 4;
+    image = cmyk
+      ? image.pipelineColourspace('cmyk').toColourspace('cmyk')
+      : image.toColourspace('srgb');
+    if (cmyk) {
+      const { data, info } = await image
+        .raw({ depth: 'uchar' })
+        .toBuffer({ resolveWithObject: true });
+      return {
+        data: inkToRgb(data),
+        width: info.width,
+        height: info.height,
+        channels: 3,
+      };
+    }
     if (alpha === 'white') image = image.flatten({ background: '#ffffff' });
     if (alpha === 'drop') image = image.removeAlpha();
     const { data, info } = await image
@@ -87,6 +107,30 @@ export async function decodeImage(
       { cause },
     );
   }
+}
+
+/** Colour components of a JPEG, from its frame header; 0 when the bytes are no JPEG. */
+function jpegComponents(bytes: Uint8Array): number {
+  if (bytes[0] !== 0xff || bytes[1] !== 0xd8) return 0;
+  for (let at = 2; at + 9 < bytes.length && bytes[at] === 0xff; ) {
+    const marker = bytes[at + 1] as number;
+    // SOF0..SOF15 but DHT (c4), JPG (c8) and DAC (cc).
+    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker))
+      return bytes[at + 9] as number;
+    if (marker === 0xff) at++; // fill byte
+    else at += 2 + (bytes[at + 2] as number) * 256 + (bytes[at + 3] as number);
+  }
+  return 0;
+}
+
+/** CMYK to RGB without a profile: R = (255 - K) - (255 - K)·C/255, and so on. */
+function inkToRgb(ink: Uint8Array): Uint8Array {
+  const out = new Uint8Array((ink.length / 4) * 3);
+  for (let i = 0, o = 0; i < ink.length; i += 4) {
+    const light = 255 - (ink[i + 3] as number);
+    for (let c = 0; c < 3; c++) out[o++] = light - div255((ink[i + c] as number) * light);
+  }
+  return out;
 }
 
 /** One or two channels (grey, alpha) to three or four. */

@@ -98,7 +98,7 @@ export function naflexImage(
 }
 
 /** Pixels (rows*P, columns*P, 3) to patches (rows * columns, P*P*3). */
-function patchify(pixels: Uint8Array, rows: number, columns: number, patch: number): Uint8Array {
+export function patchify(pixels: Uint8Array, rows: number, columns: number, patch: number): Uint8Array {
   const patches = new Uint8Array(pixels.length);
   const run = 3 * patch;
   let to = 0;

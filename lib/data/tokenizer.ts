@@ -42,7 +42,14 @@ export interface TokenizerOptions {
   cacheSize?: number;
   /** Default: the first that loads. */
   backend?: TokenizerBackend;
+  /**
+   * Of the model. SigLIP 1 (sentencepiece, English or multilingual) is padded with its EOS, 1, and its texts lose ASCII
+   * punctuation and repeated white space, as Hugging Face's SiglipTokenizer does. Default 2.
+   */
+  generation?: 1 | 2;
 }
+
+const ASCII_PUNCTUATION = /[!-/:-@[-`{-~]/g;
 
 /** Lower-cases A-Z only, as `tf.strings.lower` does on bytes. */
 export function lowerAscii(text: string): string {
@@ -82,6 +89,7 @@ export class GemmaTokenizer {
     private readonly vocab: VocabMap | undefined,
     private readonly cacheSize: number,
     private readonly decodeIds?: Codec['decode'],
+    private readonly generation: 1 | 2 = 2,
   ) {
     this.cache = new Lru(cacheSize);
   }
@@ -109,7 +117,7 @@ export class GemmaTokenizer {
 
   /** Ids of many captions, padded. @returns (captions.length, length) row by row */
   async encodeBatch(captions: readonly string[]): Promise<Int32Array> {
-    const out = new Int32Array(captions.length * this.length).fill(kPad);
+    const out = new Int32Array(captions.length * this.length).fill(this.generation === 1 ? kEos : kPad);
     (await this.idsOf(captions)).forEach((ids, i) => out.set(ids, i * this.length));
     return out;
   }
@@ -131,8 +139,8 @@ export class GemmaTokenizer {
     if (length === this.length) return this;
     let other = this.others.get(length);
     if (other === undefined) {
-      const { backend, encode, lower, vocab, cacheSize, decodeIds } = this;
-      other = new GemmaTokenizer(backend, encode, length, lower, vocab, cacheSize, decodeIds);
+      const { backend, encode, lower, vocab, cacheSize, decodeIds, generation } = this;
+      other = new GemmaTokenizer(backend, encode, length, lower, vocab, cacheSize, decodeIds, generation);
       this.others.set(length, other);
     }
     return other;
@@ -141,6 +149,7 @@ export class GemmaTokenizer {
   private lowerCase(text: string): string {
     // Half a surrogate pair is no character; the libraries would each replace it in their own way.
     text = text.replace(/\p{Surrogate}/gu, '\ufffd');
+    if (this.generation === 1) text = text.replace(ASCII_PUNCTUATION, '').replace(/\s+/g, ' ').trim();
     return this.lower === 'ascii'
       ? lowerAscii(text)
       : this.lower === 'unicode'
@@ -181,7 +190,7 @@ export async function collectIds(
  *   loaded; ConfigError for options out of range
  */
 export async function loadTokenizer(options: TokenizerOptions = {}): Promise<GemmaTokenizer> {
-  const { lower = 'ascii', length = 64, vocab, cacheSize = 65536, backend } = options;
+  const { lower = 'ascii', length = 64, vocab, cacheSize = 65536, backend, generation = 2 } = options;
   if (!(Number.isInteger(length) && length >= 1 && length <= 4096)) {
     throw new ConfigError(`tokenizer.length: expected an integer in [1, 4096] but got ${length}`);
   }
@@ -206,7 +215,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
     if (library === undefined) continue;
     try {
       const codec = library(json);
-      return new GemmaTokenizer(name, codec.encode, length, lower, vocab, cacheSize, codec.decode);
+      return new GemmaTokenizer(name, codec.encode, length, lower, vocab, cacheSize, codec.decode, generation);
     } catch (cause) {
       throw new DataError(
         `${file}: not a tokenizer.json that ${name} can read: ${(cause as Error).message}`,

@@ -20,7 +20,7 @@ export interface SetResult {
 /** The tokenizer that a loaded model's texts need. */
 export function tokenizerOf(loaded: LoadedModel): Promise<GemmaTokenizer> {
   return loadTokenizer({
-    lower: loaded.lowercase, length: loaded.model.config.text.length, ...(loaded.tokenizer ? { path: loaded.tokenizer } : {}),
+    lower: loaded.lowercase, length: loaded.model.config.text.length, generation: loaded.processor.generation, ...(loaded.tokenizer ? { path: loaded.tokenizer } : {}),
     ...(loaded.vocab ? { vocab: loaded.vocab } : {}),
   });
 }

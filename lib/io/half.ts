@@ -77,3 +77,18 @@ export function f32ToF16(
   }
   return out;
 }
+
+/** Element types of checkpoints that hold real numbers. */
+export type FloatDtype = 'F32' | 'F16' | 'BF16' | 'F64';
+
+/**
+ * The first `out.length` little-endian values of a buffer as 32-bit floats. F64 is rounded.
+ * @returns out
+ */
+export function decodeFloats(dtype: FloatDtype, raw: ArrayBuffer, out: Float32Array): Float32Array {
+  if (dtype === 'F32') out.set(new Float32Array(raw, 0, out.length));
+  else if (dtype === 'F64') out.set(new Float64Array(raw, 0, out.length));
+  else if (dtype === 'F16') f16ToF32(new Uint16Array(raw, 0, out.length), out);
+  else bf16ToF32(new Uint16Array(raw, 0, out.length), out);
+  return out;
+}

@@ -13,13 +13,16 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { CheckpointError, ConfigError } from '../errors.js';
 import {
-  checkModelConfig, GEMMA_VOCAB, gridSide, modelConfig, parameterShapes, patchCount, VARIANTS,
+  checkModelConfig, GEMMA_VOCAB, gridSide, modelConfig, patchCount, VARIANTS,
 } from '../model/config.js';
 import type { ModelConfig } from '../model/config.js';
 import { decoderSchema } from '../model/decoder_shapes.js';
 import { errorCode, readTextLimited, recoverFolder, writeFileAtomic } from './files.js';
+import { checkTensors } from './hf_tensors.js';
+import { readProcessor } from './processor.js';
+import type { Processor } from './processor.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
-import type { Dtype, TensorEntry, TensorInfo, TensorReader } from './safetensors.js';
+import type { Dtype, TensorEntry, TensorReader } from './safetensors.js';
 
 const ACTIVATION = 'gelu_pytorch_tanh';
 
@@ -53,10 +56,13 @@ export function toHfConfig(config: ModelConfig): Record<string, unknown> {
   };
 }
 
-const count = z.int().min(1);
+/** Bounds what a hostile config makes us lay out before the tensors are compared with it. */
+const MOST_LAYERS = 1024;
+
+const count = z.int().min(1).max(2 ** 31 - 1);
 const tower = {
   hidden_size: count.default(768), intermediate_size: count.default(3072),
-  num_hidden_layers: count.default(12), num_attention_heads: count.default(12),
+  num_hidden_layers: count.max(MOST_LAYERS).default(12), num_attention_heads: count.default(12),
   hidden_act: z.literal(ACTIVATION).default(ACTIVATION),
   layer_norm_eps: z.number().positive().default(1e-6),
 };
@@ -305,53 +311,13 @@ function expandRows(table: TensorData, vocabulary: readonly number[], rows: numb
   };
 }
 
-const FLOATS: readonly Dtype[] = ['F32', 'F16', 'BF16', 'F64'];
-
-/** Parameters that only training uses; readers of the two towers pass over them. */
-const TRAINING_ONLY = /^ssl\./;
-
-/**
- * Proves that tensors are those of a config: none missing, none more, right shapes, floating-point.
- * `position_ids` of older exports and parameters of training alone are passed over; a scalar passes
- * for a vector of one.
- *
- * @throws CheckpointError naming the file and the tensor.
- */
-export function checkTensors(
-  path: string, config: ModelConfig,
-  tensors: ReadonlyMap<string, Pick<TensorInfo, 'shape' | 'dtype'>>,
-): void {
-  const shapes = parameterShapes(config);
-  for (const { name, shape } of shapes) {
-    const tensor = tensors.get(name);
-    if (tensor === undefined) {
-      throw new CheckpointError(`${path}: holds no tensor "${name}", which ${config.name} needs; ` +
-        'is it a checkpoint of another model?');
-    }
-    const scalar = shape.length === 1 && shape[0] === 1 && tensor.shape.length === 0;
-    if (!scalar && shape.join() !== tensor.shape.join()) {
-      throw new CheckpointError(`${path}: tensor "${name}" must be [${shape.join(', ')}] but is ` +
-        `[${tensor.shape.join(', ')}]; the config is of another model`);
-    }
-    if (!FLOATS.includes(tensor.dtype)) {
-      throw new CheckpointError(`${path}: tensor "${name}" must be floating-point but is ` +
-        `${tensor.dtype}`);
-    }
-  }
-  const known = new Set(shapes.map(({ name }) => name));
-  for (const name of tensors.keys()) {
-    if (!known.has(name) && !name.endsWith('.position_ids') && !TRAINING_ONLY.test(name)) {
-      throw new CheckpointError(`${path}: tensor "${name}" belongs to no ${config.name}; is it a ` +
-        'checkpoint of another model?');
-    }
-  }
-}
-
 /**
  * A model folder that has been checked; tensors are read from `reader` by name. Close the reader
  * when done.
  */
-export interface HfFolder {
+export interface HfFolder extends Processor {
+  /** Where it was opened; null for another kind of file. */
+  folder: string | null;
   config: ModelConfig;
   reader: TensorReader;
   /** Path of tokenizer.json, when the folder has one. */
@@ -376,6 +342,7 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const config = fromHfConfig(await readJson(configPath), extra, configPath);
   const vocabulary = extra?.vocabulary ?? null;
   if (vocabulary !== null) checkVocabulary(extraPath, config, vocabulary, 2 ** 24 + 1);
+  const processor = await readProcessor(folder, config);
   const reader = await openSafetensors(folder);
   try {
     checkTensors(folder, config, reader.tensors);
@@ -385,7 +352,7 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   }
   const tokenizer = join(folder, 'tokenizer.json');
   return {
-    config, reader, vocabulary, lowercase: extra?.lowercase ?? 'ascii',
+    ...processor, folder, config, reader, vocabulary, lowercase: extra?.lowercase ?? 'ascii',
     tokenizer: existsSync(tokenizer) ? tokenizer : undefined,
   };
 }

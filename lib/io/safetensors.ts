@@ -12,7 +12,8 @@ import type { FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { errorCode, ioError, readTextLimited, writeFileAtomic } from './files.js';
-import { bf16ToF32, f16ToF32 } from './half.js';
+import { decodeFloats } from './half.js';
+import type { FloatDtype } from './half.js';
 import {
   ELEMENT_BYTES, isObject, isSize, MAX_HEADER_BYTES, parseObject, readExactly, readHeader,
 } from './safetensors_header.js';
@@ -41,8 +42,24 @@ export interface TensorReader {
    * @throws CheckpointError as `read`, and for other dtypes.
    */
   readFloat32(name: string, out?: Float32Array): Promise<Float32Array>;
+  /**
+   * The values of a floating-point tensor in order, a few MiB at a time; a piece is valid until the next is asked for.
+   * @throws CheckpointError as `readFloat32`.
+   */
+  chunks(name: string): AsyncGenerator<Float32Array>;
+  /** Where a tensor's values lie as they are, row-major and uncompressed; undefined when they must be decoded. */
+  locate(name: string): FilePlace | undefined;
   close(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Values in an open file. */
+export interface FilePlace {
+  /** Descriptor of the reader's file: valid until the reader is closed. */
+  fd: number;
+  /** Of the first value, in bytes. */
+  offset: number;
+  dtype: 'F32' | 'F16' | 'BF16';
 }
 
 /** Options of the readers. */
@@ -146,23 +163,43 @@ class SafetensorsFile implements TensorReader {
       throw new CheckpointError(`${this.path}: tensor "${name}" has ${length} values but the ` +
         `destination has ${values.length}; give one of the same size`);
     }
-    if (info.dtype === 'F32') {
+    const dtype = this.floatDtype(info);
+    if (dtype === 'F32') {
       await this.fill(info, 0, bytesOf(values));
       return values;
-    }
-    if (info.dtype !== 'F16' && info.dtype !== 'BF16' && info.dtype !== 'F64') {
-      throw new CheckpointError(`${this.path}: tensor "${name}" has dtype ${info.dtype} but ` +
-        'floating-point values are needed (F32, F16, BF16 or F64)');
     }
     const scratch = new ArrayBuffer(Math.min(length, CONVERT_ELEMENTS) * size);
     for (let at = 0; at < length; at += CONVERT_ELEMENTS) {
       const part = values.subarray(at, at + CONVERT_ELEMENTS);
       await this.fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
-      if (info.dtype === 'F64') part.set(new Float64Array(scratch, 0, part.length));
-      else if (info.dtype === 'F16') f16ToF32(new Uint16Array(scratch, 0, part.length), part);
-      else bf16ToF32(new Uint16Array(scratch, 0, part.length), part);
+      decodeFloats(dtype, scratch, part);
     }
     return values;
+  }
+
+  async* chunks(name: string): AsyncGenerator<Float32Array> {
+    const info = find(this.tensors, name, this.path);
+    const [dtype, size] = [this.floatDtype(info), ELEMENT_BYTES[info.dtype]];
+    const length = info.bytes / size;
+    const scratch = new ArrayBuffer(Math.min(length, CONVERT_ELEMENTS) * size);
+    const values = new Float32Array(Math.min(length, CONVERT_ELEMENTS));
+    for (let at = 0; at < length; at += CONVERT_ELEMENTS) {
+      const part = values.subarray(0, length - at);
+      await this.fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
+      yield decodeFloats(dtype, scratch, part);
+    }
+  }
+
+  locate(name: string): FilePlace | undefined {
+    const { dtype, begin } = find(this.tensors, name, this.path);
+    return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
+      ? { fd: this.handle.fd, offset: begin, dtype } : undefined;
+  }
+
+  private floatDtype({ name, dtype }: Located): FloatDtype {
+    if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16' || dtype === 'F64') return dtype;
+    throw new CheckpointError(`${this.path}: tensor "${name}" has dtype ${dtype} but ` +
+      'floating-point values are needed (F32, F16, BF16 or F64)');
   }
 
   async close(): Promise<void> {
@@ -222,6 +259,14 @@ class Shards implements TensorReader {
 
   async readFloat32(name: string, out?: Float32Array): Promise<Float32Array> {
     return this.file(name).readFloat32(name, out);
+  }
+
+  chunks(name: string): AsyncGenerator<Float32Array> {
+    return this.file(name).chunks(name);
+  }
+
+  locate(name: string): FilePlace | undefined {
+    return this.file(name).locate(name);
   }
 
   async close(): Promise<void> {

@@ -206,7 +206,7 @@ export async function adaptModel(model: Siglip2Model, to: ModelConfig,
     for (const { name } of adapted.params.shapes) {
       const tensor = tensors.get(name);
       if (!tensor) throw new CheckpointError(`adaptModel: the model has no "${name}"; adapt to a config without it`);
-      adapted.params.get(name).write(tensor.data);
+      adapted.params.write(name, tensor.data);
     }
   } catch (error) {
     adapted.dispose();

@@ -1,12 +1,15 @@
-/** A model to and from a Hugging Face folder. */
+/** A model from every kind of checkpoint, and to a Hugging Face folder. */
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { defaultTokenizerPath } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
-import { CheckpointError } from '../errors.js';
-import { loadHfFolder, saveHfFolder, type HfFolder, type TensorData } from '../io/hf.js';
+import { CheckpointError, DeviceError } from '../errors.js';
+import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
+import { loadHfFolder, saveHfFolder, type TensorData } from '../io/hf.js';
+import type { Processor } from '../io/processor.js';
 import { writeSafetensors } from '../io/safetensors.js';
-import type { Tensor } from '../tensor.js';
+import { loadFile } from '../ops/load_file.js';
+import { synchronize, type Tensor } from '../tensor.js';
 import { Siglip2Model, type ModelOptions } from './siglip2.js';
 
 export interface ModelFilesOptions {
@@ -37,13 +40,58 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
   }
 }
 
-async function fill(model: Siglip2Model, from: HfFolder, fresh?: string): Promise<void> {
-  for (const { name, shape } of model.params.shapes) {
-    if (fresh && name.startsWith(fresh) && !from.reader.tensors.has(name)) continue;
-    const size = shape.reduce((a, b) => a * b, 1);
-    model.params.get(name).write(await from.reader.readFloat32(name, new Float32Array(size)));
+/** How a checkpoint is loaded. */
+export interface LoadOptions {
+  /** Stops the load; the promise then rejects with the signal's reason within a few tensors. */
+  signal?: AbortSignal;
+  /** Called as weights arrive. */
+  onProgress?: (loadedBytes: number, totalBytes: number) => void;
+}
+
+/** Bytes that may be on their way to the device: bounds the memory of a load and how late an abort is noticed. */
+const IN_FLIGHT = 2 ** 26;
+
+async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onProgress }: LoadOptions): Promise<void> {
+  const { params } = model, names = new Set(params.shapes.map(({ name }) => name));
+  // In the order of the file, which is the fastest to read.
+  const tensors = [...reader.tensors.values()].filter(({ name }) => names.has(name));
+  const total = tensors.reduce((sum, { bytes }) => sum + bytes, 0);
+  let done = 0, inFlight = 0;
+  const sent = async (bytes: number, last = false): Promise<void> => {
+    done += bytes;
+    inFlight += bytes;
+    if (inFlight < IN_FLIGHT && !last) return;
+    inFlight = 0;
+    await synchronize(params.device);
+    onProgress?.(done, total);
+    signal?.throwIfAborted();
+  };
+  try {
+    for (const { name, bytes } of tensors) {
+      signal?.throwIfAborted();
+      const place = params.device === 'cpu' ? reader.locate(name) : undefined;
+      if (place) {
+        loadFile(params.get(name), place);
+        await sent(bytes);
+      } else {
+        let from = 0;
+        for await (const piece of reader.chunks(name)) {
+          params.write(name, piece, from);
+          from += piece.length;
+          await sent(piece.length / params.segment(name).size * bytes);
+        }
+      }
+    }
+    params.refreshCopy();
+    await sent(0, true);
+  } catch (error) {
+    // What is enqueued still reads from the file, which the caller closes.
+    await synchronize(params.device).catch(() => undefined);
+    if (error instanceof DeviceError && error.message.startsWith('load_file:')) {
+      throw new CheckpointError(`a weight cannot be loaded: ${error.message.slice('load_file: '.length)}`, { cause: error });
+    }
+    throw error;
   }
-  model.params.refreshCopy();
 }
 
 /**
@@ -63,7 +111,7 @@ export async function loadModelInto(model: Siglip2Model, folder: string, options
           `needs [${shape.join(', ')}]; choose the model the checkpoint was made with`);
       }
     }
-    await fill(model, from, options.fresh);
+    await fill(model, from, {});
   } finally {
     await from.reader.close();
   }
@@ -76,20 +124,29 @@ export interface LoadedModel {
   /** Path of the folder's tokenizer.json, if it has one. */
   tokenizer: string | undefined;
   lowercase: 'ascii' | 'unicode' | 'none';
+  /** Filter of image resizing, and the generation of the texts. */
+  processor: Processor;
 }
 
 /**
- * Opens a checkpoint folder, ours or a released one, of fixed resolution or NaFlex.
- * @throws CheckpointError, IoError
+ * Loads a checkpoint: a folder (ours, or a released one of SigLIP or SigLIP 2, of fixed resolution or NaFlex), a
+ * big_vision .npz file, or a hub id.
+ * A bf16 model without training takes half the memory: its matrices are never held in f32.
+ * @throws CheckpointError, IoError, or the signal's reason
  */
-export async function loadModel(folder: string, options: ModelOptions = {}): Promise<LoadedModel> {
-  const from = await loadHfFolder(folder);
+export async function loadModel(source: string, options: ModelOptions & LoadOptions = {}): Promise<LoadedModel> {
+  const from = await openCheckpoint(source, options);
   try {
     const model = new Siglip2Model(from.config, options);
-    await fill(model, from);
+    try {
+      await fill(model, from, options);
+    } catch (error) {
+      model.dispose();
+      throw error;
+    }
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, lowercase: from.lowercase,
+      tokenizer: from.tokenizer, lowercase: from.lowercase, processor: { resample: from.resample, generation: from.generation },
     };
   } finally {
     await from.reader.close();

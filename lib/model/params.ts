@@ -1,12 +1,16 @@
 /**
  * The parameters of a model, in one flat arena each for weights, gradients and (for bf16 activations) the bf16 copy of
  * the weights. Clipping, AdamW, EMA, zeroing and checkpoints are then one call over one buffer.
+ *
+ * A bf16 model that is not trained has no f32 masters of its matrices: `values` then holds the vectors and positions
+ * alone, and `copy` holds the matrices.
  */
 import { CheckpointError } from '../errors.js';
 import { native, op, type Handle } from '../native.js';
+import { bf16ToF32 } from '../io/half.js';
 import { initialize } from '../ops/init.js';
 import { Param } from '../tape.js';
-import { sizeOf, zeros, type DeviceName, type Tensor } from '../tensor.js';
+import { empty, scope, sizeOf, tensor, zeros, type DeviceName, type Tensor } from '../tensor.js';
 import type { ParameterShape } from './config.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
@@ -16,9 +20,14 @@ const ALIGN = 16;
 /** These run on into the next one without a gap: q, k, v (of cross-attention k, v) are one matrix to the kernels. */
 const JOINED = /\.(self_attn\.[qk]|cross_attn\.k)_proj\.(weight|bias)$/;
 
+/** A token table that is only looked up; the op takes either type on the CPU. */
+const TOKEN_TABLE = 'text_model.embeddings.token_embedding.weight';
+
 export interface Segment {
   name: string;
-  /** First element in the arena. */
+  /** Whether it is kept in bf16 alone: its offset is then one in `copy`, otherwise in `values`. */
+  half: boolean;
+  /** First element in its arena. */
   offset: number;
   size: number;
   shape: readonly number[];
@@ -27,12 +36,14 @@ export interface Segment {
 
 export class ParamStore {
   readonly segments: readonly Segment[];
-  /** Elements of the arena, gaps included (they stay zero). */
+  /** Elements of `values`, gaps included (they stay zero while training). */
   readonly size: number;
   readonly values: Tensor;
   readonly grads: Tensor | null;
-  /** bf16 copy that kernels multiply with; null for f32 activations. */
+  /** What kernels multiply with when activations are bf16: a copy of `values`, or just the matrices; null for f32. */
   readonly copy: Tensor | null;
+  /** Matrices are in `copy` alone, everything else in `values`: a bf16 model that does not train. */
+  readonly #compact: boolean;
   readonly #byName: Map<string, Segment>;
   readonly #params = new Map<string, Param>();
 
@@ -44,21 +55,27 @@ export class ParamStore {
    */
   constructor(readonly shapes: readonly ParameterShape[],
     options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor } = {}) {
+    const device = options.device ?? 'cpu', train = options.train ?? false;
+    const compact = options.dtype === 'bf16' && !train && !options.values;
+    this.#compact = compact;
     const segments: Segment[] = [];
-    let offset = 0;
+    const end = { full: 0, half: 0 };
     for (const { name, shape, decay } of shapes) {
-      const size = sizeOf(shape);
-      segments.push({ name, offset, size, shape, decay });
-      offset += size;
-      if (!JOINED.test(name)) offset = Math.ceil(offset / ALIGN) * ALIGN;
+      // Exactly the dense and convolution kernels decay, and exactly they are multiplied with.
+      const half = compact && (decay || (name === TOKEN_TABLE && device === 'cpu'));
+      const arena = half ? 'half' : 'full', size = sizeOf(shape);
+      segments.push({ name, half, offset: end[arena], size, shape, decay });
+      end[arena] += size;
+      if (!JOINED.test(name)) end[arena] = Math.ceil(end[arena] / ALIGN) * ALIGN;
     }
     this.segments = segments;
-    this.size = offset;
+    this.size = end.full;
     this.#byName = new Map(segments.map((s) => [s.name, s]));
-    const device = options.device ?? 'cpu';
-    this.values = (options.values?.reshape([offset]) ?? zeros([offset], 'f32', device)).detach();
-    this.grads = options.train ? zeros([offset], 'f32', device).detach() : null;
-    this.copy = options.dtype === 'bf16' ? zeros([offset], 'bf16', device).detach() : null;
+    // Without training nothing runs over the gaps, and touching every page twice would double the time to load.
+    const arena = (n: number, dtype: 'f32' | 'bf16'): Tensor => (train ? zeros : empty)([n], dtype, device).detach();
+    this.values = options.values?.reshape([this.size]).detach() ?? arena(this.size, 'f32');
+    this.grads = train ? arena(this.size, 'f32') : null;
+    this.copy = options.dtype === 'bf16' ? arena(compact ? end.half : this.size, 'bf16') : null;
   }
 
   get device(): DeviceName { return this.values.device; }
@@ -81,12 +98,12 @@ export class ParamStore {
   /** A parameter by its Hugging Face name, `shape` as stored or given (same size). The store owns it. */
   get(name: string, shape?: readonly number[]): Param {
     const s = this.segment(name);
-    return this.#view(s.offset, shape ?? s.shape, name);
+    return this.#view(s, s.offset, shape ?? s.shape, name);
   }
   /** Rows `from` to `to` of a matrix or vector: the key and value part of in_proj_weight, say. */
   rows(name: string, from: number, to: number): Param {
     const s = this.segment(name), row = s.size / s.shape[0]!;
-    return this.#view(s.offset + from * row, [to - from, ...s.shape.slice(1)], `${name}[${from}:${to}]`);
+    return this.#view(s, s.offset + from * row, [to - from, ...s.shape.slice(1)], `${name}[${from}:${to}]`);
   }
   /** Neighbouring parameters stacked along their first axis: q, k, v as one (3D, D) matrix. */
   fused(names: readonly string[]): Param {
@@ -97,36 +114,62 @@ export class ParamStore {
       if (before && p.offset !== before.offset + before.size) throw new Error(`${before.name} and ${p.name} are not neighbours`);
     });
     const n = parts.reduce((sum, p) => sum + p.shape[0]!, 0);
-    return this.#view(first.offset, [n, ...first.shape.slice(1)], names.join('+'));
+    return this.#view(first, first.offset, [n, ...first.shape.slice(1)], names.join('+'));
   }
 
-  #view(offset: number, shape: readonly number[], name: string): Param {
-    const key = `${offset}:${shape.join('x')}`;
+  #view({ half }: Segment, offset: number, shape: readonly number[], name: string): Param {
+    const key = `${half}${offset}:${shape.join('x')}`;
     let p = this.#params.get(key);
     if (p) return p;
-    const n = sizeOf(shape);
-    p = new Param(native().view(this.values.handle, offset * 4, n * 4, 0), shape, 'f32', this.device, name).detach();
+    const n = sizeOf(shape), bytes = half ? 2 : 4, arena = half ? this.copy! : this.values;
+    p = new Param(native().view(arena.handle, offset * bytes, n * bytes, half ? 1 : 0), shape, half ? 'bf16' : 'f32', this.device, name).detach();
     if (this.grads) p.grad = this.grads.view(offset, shape).detach();
-    if (this.copy) p.compute = this.copy.view(offset, shape).detach();
+    // A compact store's copy holds other parameters than `values`.
+    if (this.copy && !this.#compact) p.compute = this.copy.view(offset, shape).detach();
     this.#params.set(key, p);
     return p;
   }
 
   /** Starts every parameter from its initialiser; the result depends on `seed` alone. */
   initialize(seed: number): void {
-    this.shapes.forEach((p, i) => initialize(this.get(p.name), p.init, seed, i));
+    this.shapes.forEach((p, i) => {
+      const param = this.get(p.name);
+      if (param.dtype === 'f32') initialize(param, p.init, seed, i);
+      else {
+        scope(() => {
+          const full = empty(p.shape, 'f32', this.device);
+          initialize(full, p.init, seed, i);
+          scaleCast(param.handle, full.handle, param.size, 1);
+        });
+      }
+    });
     this.refreshCopy();
+  }
+  /**
+   * Writes values of one parameter, from element `from` on, rounded where it is kept in bf16. Call `refreshCopy()` after
+   * the last.
+   */
+  write(name: string, data: Float32Array, from = 0): void {
+    const s = this.segment(name);
+    scope(() => {
+      if (!s.half) this.values.view(s.offset + from, [data.length]).write(data);
+      else scaleCast(this.copy!.view(s.offset + from, [data.length]).handle, tensor(data, [data.length], this.device).handle, data.length, 1);
+    });
   }
   /** Renews the bf16 copy after the weights were written by other means than the optimizer. */
   refreshCopy(): void {
-    if (this.copy) scaleCast(this.copy.handle, this.values.handle, this.size, 1);
+    if (this.copy && !this.#compact) scaleCast(this.copy.handle, this.values.handle, this.size, 1);
   }
   zeroGrad(): void { this.grads?.zero(); }
 
-  /** Every parameter's values, by Hugging Face name. */
+  /** Every parameter's values, by Hugging Face name; those of another arena of the same layout, moments say, if given. */
   async read(source: Tensor = this.values): Promise<Map<string, { shape: readonly number[]; data: Float32Array }>> {
     const all = await source.read() as Float32Array;
-    return new Map(this.segments.map((s) => [s.name, { shape: s.shape, data: all.subarray(s.offset, s.offset + s.size) }]));
+    const half = this.segments.some((s) => s.half) ? await this.copy!.read() as Uint16Array : null;
+    return new Map(this.segments.map((s) => [s.name, {
+      shape: s.shape,
+      data: s.half ? bf16ToF32(half!.subarray(s.offset, s.offset + s.size)) : all.subarray(s.offset, s.offset + s.size),
+    }]));
   }
   dispose(): void {
     for (const p of this.#params.values()) {

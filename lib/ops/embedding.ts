@@ -9,7 +9,7 @@ const back = op<[dtable: Handle, dposition: Handle, dy: Handle, ids: Handle, R: 
 /**
  * Token embeddings plus learned positions: `table[ids[b, l]] + position[l]`.
  * @param ids (B, L) i32; an id outside the table rejects the next read() or synchronize(), naming it
- * @param table (V, D) f32
+ * @param table (V, D) f32; on the CPU also bf16, for models that are not trained
  * @param position (L, D) f32
  * @param dtype type of the result
  * @returns (B·L, D)

@@ -9,9 +9,9 @@ const back = op<[dweight: Handle, dbias: Handle, dposition: Handle, dy: Handle, 
   W: number, P: number, D: number, flat: boolean]>('patch_embed_backward');
 
 /**
- * Patches of uint8 images, scaled to [−1, 1], projected, plus bias and learned position (SigLIP 2 §2.1). Pixels right
+ * Patches of images with values in [0, 255], scaled to [−1, 1], projected, plus bias and learned position (SigLIP 2 §2.1). Pixels right
  * of and below the last whole patch are left out, as a VALID convolution does.
- * @param images (B, H, W, 3) u8
+ * @param images (B, H, W, 3) u8; on the CPU also f32
  * @param weight (D, 3, P, P), or (D, P·P·3) as in NaFlex checkpoints; its bf16 copy is used for bf16 results
  * @param bias (D)
  * @param position (N, D), N = floor(H/P)·floor(W/P), row-major: a parameter, or computed and then differentiable
@@ -21,7 +21,7 @@ const back = op<[dweight: Handle, dbias: Handle, dposition: Handle, dy: Handle, 
 export function patchEmbed(images: Tensor, weight: Tensor, bias: Tensor, position: Tensor,
   options: { patch: number; dtype?: 'f32' | 'bf16' }): Tensor {
   checkRank('patchEmbed', 'images', images, 4);
-  checkDType('patchEmbed', 'images', images, 'u8');
+  checkDType('patchEmbed', 'images', images, ...(images.device === 'cpu' ? ['u8', 'f32'] as const : ['u8'] as const));
   const [B, H, W] = images.shape as [number, number, number], P = options.patch, D = weight.shape[0] ?? 0;
   const flat = weight.shape.length === 2, dtype = options.dtype ?? 'f32';
   checkShape('patchEmbed', 'images', images, [B, H, W, 3]);

@@ -2,6 +2,7 @@
 // computes. Kernels use the OpenMP team of that thread, which oneDNN shares. The thread is niced: on a machine whose
 // cores are all computing, timers and the data loader still get their turn at once (docs/architecture.md).
 #include <omp.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -31,9 +32,18 @@ int thread_count() {
 
 namespace {
 
+constexpr size_t kHugePage = 2u << 20;
+
+// Blocks of many megabytes, parameters above all, lie on huge pages where the system has them to give: a model is then
+// loaded with a five-hundredth of the page faults.
 void* allocate_aligned(size_t bytes) {
+  const bool huge = bytes >= 8 * kHugePage;
   void* p = nullptr;
-  return posix_memalign(&p, bytes >= (2u << 20) ? 4096 : 64, bytes ? bytes : 64) ? nullptr : p;
+  if (posix_memalign(&p, huge ? kHugePage : bytes >= kHugePage ? 4096 : 64, bytes ? bytes : 64)) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (huge) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return p;
 }
 
 // Workspace of the running kernel: exact-size reuse, so a training step allocates nothing after the first.

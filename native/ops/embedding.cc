@@ -27,15 +27,20 @@ void embedding_forward(Stream&, Tensor y, Tensor ids, Tensor table, Tensor posit
                        int64_t D) {
   const auto* id = ids.as<const int32_t>(R);
   check_ids(id, R, V);
-  const auto *rows = table.as<const float>(V * D), *places = position.as<const float>(L * D);
+  const auto* places = position.as<const float>(L * D);
   dispatch_float(y.dtype, [&](auto t) {
     using T = decltype(t);
     T* out = y.as<T>(R * D);
-    parallel_ranges(R, 1 + 16384 / D, [&](int64_t r0, int64_t r1) {
-      for (int64_t r = r0; r < r1; ++r) {
-        const float *a = rows + id[r] * D, *b = places + r % L * D;
-        for (int64_t d = 0; d < D; ++d) out[r * D + d] = a[d] + b[d];
-      }
+    dispatch_float(table.dtype, [&](auto u) {
+      using U = decltype(u);
+      const U* rows = table.as<const U>(V * D);
+      parallel_ranges(R, 1 + 16384 / D, [&](int64_t r0, int64_t r1) {
+        for (int64_t r = r0; r < r1; ++r) {
+          const U* a = rows + id[r] * D;
+          const float* b = places + r % L * D;
+          for (int64_t d = 0; d < D; ++d) out[r * D + d] = static_cast<float>(a[d]) + b[d];
+        }
+      });
     });
   });
 }

@@ -6,7 +6,7 @@
 KERNEL(embedding_forward,
        Tensor y,         // (R, D) f32 or bf16
        Tensor ids,       // (R) i32 in [0, V)
-       Tensor table,     // (V, D) f32
+       Tensor table,     // (V, D) f32, on the CPU also bf16
        Tensor position,  // (L, D) f32
        int64_t R, int64_t V, int64_t L, int64_t D)
 

@@ -24,20 +24,28 @@ struct Shape {
 };
 
 // rows (n·N, P·P·3) of normalised patches of n images.
-template <class T>
-void gather(T* rows, const uint8_t* images, int64_t n, const Shape& s) {
+template <class T, class Pixel>
+void gather(T* rows, const Pixel* images, int64_t n, const Shape& s) {
   const int64_t N = s.patches(), run = 3 * s.P;
   parallel_ranges(n * N, 1 + 16384 / s.values(), [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
       const int64_t b = r / N, py = r % N / s.columns(), px = r % N % s.columns();
-      const uint8_t* corner = images + ((b * s.H + py * s.P) * s.W + px * s.P) * 3;
+      const Pixel* corner = images + ((b * s.H + py * s.P) * s.W + px * s.P) * 3;
       for (int64_t y = 0; y < s.P; ++y) {
-        const uint8_t* line = corner + y * s.W * 3;
+        const Pixel* line = corner + y * s.W * 3;
         T* out = rows + r * s.values() + y * run;
         for (int64_t i = 0; i < run; ++i) out[i] = static_cast<float>(line[i]) * (1.0f / 127.5f) - 1.0f;
       }
     }
   });
+}
+
+// The same for `n` images from the `first` on, whichever type their pixels have.
+template <class T>
+void gather_images(T* rows, const Tensor& images, int64_t first, int64_t n, const Shape& s) {
+  const int64_t image = s.H * s.W * 3, all = s.B * image;
+  if (images.dtype == DType::f32) gather(rows, images.as<const float>(all) + first * image, n, s);
+  else gather(rows, images.as<const uint8_t>(all) + first * image, n, s);
 }
 
 // Column of the convolution layout (channel, row, column) for each column in byte order.
@@ -54,7 +62,6 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
   const Shape s{B, H, W, P, D, flat};
   check_images(s);
   const int64_t N = s.patches(), K = s.values();
-  const auto* pixels = images.as<const uint8_t>(B * H * W * 3);
   const auto *b = bias.as<const float>(D), *pos = position.as<const float>(N * D);
   dispatch_float(y.dtype, [&](auto t) {
     using T = decltype(t);
@@ -75,7 +82,7 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
       T* part = out + first * N * D;
-      gather(rows.data(), pixels + first * H * W * 3, n, s);
+      gather_images(rows.data(), images, first, n, s);
       matmul(stream, n * N, D, K, 1.0f, {rows.data(), y.dtype, K}, {w, y.dtype, K, true}, 0.0f, part, y.dtype, D);
       parallel_ranges(n * N, 1 + 16384 / D, [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
@@ -92,7 +99,6 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
   const Shape s{B, H, W, P, D, flat};
   check_images(s);
   const int64_t N = s.patches(), K = s.values();
-  const auto* pixels = images.as<const uint8_t>(B * H * W * 3);
   dispatch_float(dy.dtype, [&](auto t) {
     using T = decltype(t);
     const T* g = dy.as<const T>(B * N * D);
@@ -122,7 +128,7 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
     Scratch<T> rows(stream, most * N * K);
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
-      gather(rows.data(), pixels + first * H * W * 3, n, s);
+      gather_images(rows.data(), images, first, n, s);
       matmul(stream, D, K, n * N, 1.0f, {g + first * N * D, dy.dtype, D, true}, {rows.data(), dy.dtype, K}, 1.0f, sum,
              DType::f32, K);
     }

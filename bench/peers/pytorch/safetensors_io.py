@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-DTYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8, "I32": np.int32, "I64": np.int64}
+DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "U8": np.uint8, "I32": np.int32, "I64": np.int64}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -23,13 +23,13 @@ def read(path):
     return tensors
 
 
-def write(path, tensors):
-    """Writes {name: array}; array dtypes must be among DTYPES."""
+def write(path, tensors, dtype=None):
+    """Writes {name: array}; array dtypes must be among DTYPES, or `dtype` says what all hold."""
     header, blocks, at = {}, [], 0
     for name, values in tensors.items():
         # ascontiguousarray makes scalars one-dimensional, so the shape is taken before.
         shape, values = list(np.shape(values)), np.ascontiguousarray(values)
-        header[name] = {"dtype": NAMES[values.dtype], "shape": shape,
+        header[name] = {"dtype": dtype or NAMES[values.dtype], "shape": shape,
                         "data_offsets": [at, at + values.nbytes]}
         blocks.append(values.tobytes())
         at += values.nbytes

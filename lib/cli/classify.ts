@@ -1,0 +1,38 @@
+/** `siglip2 classify`: probabilities that labels belong to images. */
+import { parseArgs } from 'node:util';
+import type { LabelScore } from '../encoder/scores.js';
+import { ConfigError } from '../errors.js';
+import { listImages } from './images.js';
+import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
+import type { Command } from './main.js';
+
+export const command: Command = {
+  usage: 'classify --model FOLDER --labels a,b,c IMAGE… [--language en] [--template "a photo of {label}."]… [--top N] [--json]',
+  summary: 'the probability of each label for each image (sigmoid: labels are judged one by one and need not sum to 1)',
+  async run(args) {
+    const { values, positionals } = parseArgs({
+      args, allowPositionals: true, options: {
+        ...MODEL_OPTIONS, labels: { type: 'string' }, language: { type: 'string', default: 'en' },
+        template: { type: 'string', multiple: true }, top: { type: 'string' }, json: { type: 'boolean', default: false },
+      },
+    });
+    const labels = (values.labels ?? '').split(',').map((l) => l.trim()).filter((l) => l !== '');
+    if (labels.length === 0) throw new ConfigError('classify needs --labels, separated by commas');
+    const images = await listImages(positionals);
+    const top = values.top ? wholeNumber('top', values.top) : labels.length;
+    using model = await openModel('classify', values);
+    const results = await model.zeroShot(images.map((i) => i.open()), labels, {
+      language: values.language, ...(values.template ? { templates: values.template } : {}),
+      ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
+    });
+    results.forEach((scores, i) => {
+      const best = scores.slice(0, top), image = images[i]!.name;
+      if (values.json) console.log(JSON.stringify({ image, labels: best }));
+      else {
+        const line = (s: LabelScore): string => `  ${(100 * s.probability).toFixed(2).padStart(6)} %  ${s.label}  (logit ${s.logit.toFixed(2)})`;
+        console.log([image, ...best.map(line)].join('\n'));
+      }
+    });
+    return 0;
+  },
+};

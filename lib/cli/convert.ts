@@ -1,0 +1,26 @@
+/** `siglip2 convert`: a checkpoint from one public layout to another. */
+import { parseArgs } from 'node:util';
+import { ConfigError } from '../errors.js';
+import { convertCheckpoint, type ConvertOptions } from '../io/convert.js';
+import type { Command } from './main.js';
+
+const DTYPES = ['f32', 'f16', 'bf16'] as const;
+
+/** The dtype option of a command. @throws ConfigError */
+export function dtypeOption(text: string | undefined): ConvertOptions['dtype'] {
+  if (text === undefined || (DTYPES as readonly string[]).includes(text)) return text as ConvertOptions['dtype'];
+  throw new ConfigError(`--dtype must be one of ${DTYPES.join(', ')} but is ${text}`);
+}
+
+export const command: Command = {
+  usage: 'convert SOURCE TARGET [--dtype f32|f16|bf16]',
+  summary: 'a checkpoint (folder, big_vision .npz, hub id) to a Hugging Face folder, or to .npz when TARGET ends in it',
+  async run(args) {
+    const { values, positionals } = parseArgs({ args, allowPositionals: true, options: { dtype: { type: 'string' } } });
+    const [source, target, ...more] = positionals;
+    if (source === undefined || target === undefined || more.length > 0) throw new ConfigError('convert needs a source and a target');
+    await convertCheckpoint(source, target, { format: target.endsWith('.npz') ? 'npz' : 'hf', dtype: dtypeOption(values.dtype) });
+    console.log(`wrote ${target}`);
+    return 0;
+  },
+};

@@ -1,0 +1,106 @@
+/** `siglip2 embed`: one unit-length f32 row per image or text, in input order, as .npy, .safetensors or .parquet. */
+import { extname } from 'node:path';
+import { parseArgs } from 'node:util';
+import { lines } from '../data/paths.js';
+import type { ProcessorName } from '../data/processor.js';
+import { load, type EncodeOptions, type Encoder } from '../encoder.js';
+import { ConfigError } from '../errors.js';
+import { writeFileAtomic } from '../io/files.js';
+import { writeNpy } from '../io/npy.js';
+import { writeParquet } from '../io/parquet.js';
+import { writeSafetensors } from '../io/safetensors.js';
+import type { DeviceName } from '../tensor.js';
+import { listImages, type NamedImage } from './images.js';
+import type { Command } from './main.js';
+import { Progress } from './progress.js';
+
+/** Options that every command with a model has. */
+export const MODEL_OPTIONS = {
+  model: { type: 'string' }, dtype: { type: 'string', default: 'f32' }, device: { type: 'string', default: 'cpu' },
+  processor: { type: 'string' }, batch: { type: 'string' },
+} as const;
+
+/** Loads the model that the options name. */
+export function openModel(command: string,
+  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined }): Promise<Encoder> {
+  if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
+  return load(values.model, {
+    dtype: values.dtype as 'f32', device: values.device as DeviceName,
+    ...(values.processor ? { processor: values.processor as ProcessorName } : {}),
+  });
+}
+
+/** A number from the command line. */
+export function wholeNumber(name: string, text: string): number {
+  const n = Number(text);
+  if (!(Number.isInteger(n) && n > 0))
+    throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
+  return n;
+}
+
+async function readLines(file: string): Promise<string[]> {
+  const out: string[] = [];
+  for await (const { data } of lines(file)) out.push(data.toString('utf8'));
+  return out;
+}
+
+function* opened(images: readonly NamedImage[]): Generator<ReturnType<NamedImage['open']>> {
+  for (const image of images) yield image.open();
+}
+
+const FORMATS = ['.npy', '.safetensors', '.parquet'];
+
+export const command: Command = {
+  usage: 'embed --model FOLDER (--images GLOB|FOLDER|TAR… | --texts FILE) --out FILE.{npy,safetensors,parquet} [--dtype f32|bf16] ' +
+    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--batch N] [--skip-bad]',
+  summary: 'one unit-length f32 row per image (patterns and folders sorted) or line of text, in input order; ' +
+    'a bad image is an error, or with --skip-bad a row of NaN and a line in FILE.skipped.txt',
+  async run(args) {
+    const { values, positionals } = parseArgs({
+      args, allowPositionals: true, options: {
+        ...MODEL_OPTIONS, images: { type: 'string', multiple: true }, texts: { type: 'string' }, out: { type: 'string' },
+        'skip-bad': { type: 'boolean', default: false },
+      },
+    });
+    const { out } = values, format = extname(out ?? '');
+    if (out === undefined || !FORMATS.includes(format))
+      throw new ConfigError(`embed needs --out, a file that ends in ${FORMATS.join(', ')}`);
+    if ((values.images === undefined) === (values.texts === undefined))
+      throw new ConfigError('embed needs either --images or --texts');
+    // A pattern that the shell expanded leaves all files but the first as positionals.
+    const images = values.images ? await listImages([...values.images, ...positionals]) : [];
+    const texts = values.texts === undefined ? [] : await readLines(values.texts);
+    const names = values.texts === undefined ? images.map((i) => i.name) : texts;
+    using model = await openModel('embed', values);
+    const progress = new Progress('embed'), skipped: string[] = [];
+    let shown = 0;
+    const options: EncodeOptions = {
+      ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
+      onProgress: (done) => {
+        if (done < names.length && performance.now() - shown < 1000) return;
+        shown = performance.now();
+        progress.update(done, names.length, skipped.length ? { skipped: skipped.length } : {});
+      },
+      ...(values['skip-bad'] ? { onBadImage: (error: Error, i: number) => skipped.push(`${i}\t${names[i]}\t${error.message}`) } : {}),
+    };
+    const rows = (values.texts === undefined ? model.streamImages(opened(images), options)
+      : model.streamTexts(texts, options)) as AsyncIterable<Float32Array>;
+    if (format === '.npy') await writeNpy(out, names.length, model.dim, rows);
+    else {
+      const all: Float32Array[] = [];
+      for await (const row of rows) all.push(row);
+      if (format === '.parquet') await writeParquet(out, names, all);
+      else {
+        const data = new Float32Array(all.length * model.dim);
+        all.forEach((row, i) => data.set(row, i * model.dim));
+        await writeSafetensors(out, [{ name: 'embeddings', dtype: 'F32', shape: [all.length, model.dim], data }]);
+      }
+    }
+    progress.end();
+    if (skipped.length) {
+      await writeFileAtomic(`${out}.skipped.txt`, `${skipped.sort((a, b) => parseInt(a) - parseInt(b)).join('\n')}\n`);
+      console.error(`siglip2: ${skipped.length} of ${names.length} images are bad; their rows are NaN, ${out}.skipped.txt lists them`);
+    }
+    return 0;
+  },
+};

@@ -1,0 +1,327 @@
+/**
+ * A checkpoint as an encoder: images and texts in, unit-length embeddings, scores and dense features out. What tends to
+ * go wrong with SigLIP 2 elsewhere is not the caller's business here: resizing, lower-casing, padding to exactly the
+ * trained length, no text mask (there is no way to pass one), last-token pooling, sigmoid and not softmax.
+ *
+ * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
+ */
+import { decodeInput, type ImageInput } from './data/input.js';
+import type { Processor, ProcessorName } from './data/processor.js';
+import type { GemmaTokenizer, LowerMode } from './data/tokenizer.js';
+import { abortable, inBatches } from './encoder/batching.js';
+import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
+import { promptTemplates } from './encoder/prompts.js';
+import { makeVisionInput, type Prepared, type VisionInput } from './encoder/vision_input.js';
+import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
+import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
+import { tokenizerOf } from './eval/zero_shot.js';
+import { loadModel, type LoadedModel } from './model/files.js';
+import { noGrad } from './tape.js';
+import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from './tensor.js';
+
+export interface LoadOptions {
+  /** Default `cpu`. */
+  device?: DeviceName;
+  /** Type of activations and matrix inputs. Default `f32`; `bf16` is about twice as fast where the device multiplies it. */
+  dtype?: 'f32' | 'bf16';
+  /** How images become pixels. Default `hf`, with the checkpoint's own filter. */
+  processor?: ProcessorName;
+  /** Transparency: forgotten, as the published preprocessors do, or laid on white. Default `drop`. */
+  alpha?: 'drop' | 'white';
+  /**
+   * Lower-casing of texts before the tokenizer: `ascii` (A–Z only, what the training pipeline's `tf.strings.lower` does),
+   * `unicode` (what transformers' Siglip2Tokenizer does) or `none`. They differ for capitals beyond A–Z only. Default: as
+   * the checkpoint says, else `ascii`.
+   */
+  lowercase?: LowerMode;
+  /** Images with more pixels are refused. Default 178,956,970. */
+  maxPixels?: number;
+  /** NaFlex models: most patches of an image, 256 by default; trained from 128 to 1,024. Others have a fixed number. */
+  maxPatches?: number;
+  signal?: AbortSignal;
+}
+
+export interface EncodeOptions {
+  /** Number format of the rows. Default `f32`. */
+  output?: OutputType;
+  /** Inputs per pass through the model; it decides speed and memory, never the result. Default 8 images, 32 texts. */
+  batchSize?: number;
+  /** Rejects with the signal's reason at once; the model stays usable. */
+  signal?: AbortSignal;
+  /** Called after every batch. `total` is undefined for streams. */
+  onProgress?: (done: number, total: number | undefined) => void;
+  /** Images that cannot be read or decoded: called with the error, and their rows are NaN. Default: the call rejects. */
+  onBadImage?: (error: Error, index: number) => void;
+}
+
+export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
+  /** Language of the built-in templates. Default `en`. */
+  language?: string;
+  /** Own templates, each with `{label}`; `['{label}']` takes the labels as they are. */
+  templates?: readonly string[];
+}
+
+/** Dense features of an image: one vector per patch, after the last LayerNorm and before pooling. Not normalised. */
+export interface DenseFeatures {
+  /** (rows, columns, dim) */
+  data: Float32Array;
+  /** The grid of patches; of a NaFlex model it follows the image's aspect ratio. */
+  rows: number;
+  columns: number;
+  dim: number;
+}
+
+const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
+const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'maxPatches', 'signal'];
+
+function checkOptions(call: string, options: object, keys: readonly string[]): void {
+  const unknown = Object.keys(options).find((k) => !keys.includes(k));
+  if (unknown === undefined) return;
+  throw new ConfigError(`${call}: unknown option "${unknown}"${/mask/i.test(unknown)
+    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : `; the options are ${keys.join(', ')}`}`);
+}
+
+/**
+ * Loads a checkpoint. The tokenizer is loaded with the first text.
+ * @param source a checkpoint's folder (ours or a released one), a big_vision .npz, or a hub id like `owner/name`
+ * @throws CheckpointError, IoError, ConfigError; DeviceError when there is no such device; the signal's reason, at once
+ * @example
+ * using model = await load('models/siglip2-base-patch16-256');
+ * const { data, dim } = await model.encodeImages(['cat.jpg', 'dog.jpg']); // (2, dim)
+ */
+export async function load(source: string, options: LoadOptions = {}): Promise<Encoder> {
+  checkOptions('load', options, LOAD_KEYS);
+  const { device = 'cpu', dtype = 'f32', signal } = options;
+  if (!['f32', 'bf16'].includes(dtype))
+    throw new ConfigError(`load: dtype must be f32 or bf16 but is ${JSON.stringify(dtype)}`);
+  signal?.throwIfAborted();
+  deviceName(device);
+  const opening = open(source, device, dtype, options);
+  return abortable(opening, signal).catch((e: unknown) => {
+    opening.then((late) => late.dispose(), () => undefined);  // what an abort leaves behind is freed when it arrives
+    throw e;
+  });
+}
+
+async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
+  const loaded = await loadModel(source, { device, dtype, ...(options.signal ? { signal: options.signal } : {}) });
+  try {
+    const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);
+    return new Encoder(source, loaded, Math.exp(logScale), bias, options);
+  } catch (e) {
+    loaded.model.dispose();
+    throw e;
+  }
+}
+
+/** A loaded model. `dispose()` it, or declare it with `using`. Made by `load`. */
+export class Encoder {
+  #loaded: LoadedModel | undefined;
+  #tokenizer: Promise<GemmaTokenizer> | undefined;
+  readonly #vision: VisionInput;
+  /** Values of an embedding, E. */
+  readonly dim: number;
+  /** Side of the model's square input, in pixels; null for NaFlex models, which keep the aspect ratio. */
+  readonly imageSize: number | null;
+  /** Token ids of a text, padding included. */
+  readonly textLength: number;
+
+  /**
+   * @param source where it came from
+   * @param scale t, not its logarithm
+   */
+  constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number,
+    private readonly options: LoadOptions = {}) {
+    this.#loaded = loaded;
+    const { embed, vision, text, naflex } = loaded.model.config;
+    [this.dim, this.imageSize, this.textLength] = [embed, naflex ? null : vision.imageSize, text.length];
+    this.#vision = makeVisionInput(loaded, options.processor, options.maxPatches);
+  }
+
+  /** How images become pixels. */
+  get processor(): Processor { return this.#vision.processor; }
+
+  get device(): DeviceName { return this.#model.params.device; }
+  get dtype(): 'f32' | 'bf16' { return this.#model.options.dtype; }
+  get disposed(): boolean { return this.#loaded === undefined; }
+
+  /**
+   * Embeddings of images.
+   * @param images one or several: path, URL, file bytes or raw pixels
+   * @returns one unit row per image, in order
+   * @throws DataError naming the image; the signal's reason
+   */
+  async encodeImages(images: ImageInput | readonly ImageInput[], options: EncodeOptions = {}): Promise<Embeddings> {
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    return this.#collect(this.#images(list, options, list.length), options);
+  }
+
+  /**
+   * Embeddings of texts.
+   * @returns one unit row per text, in order
+   */
+  async encodeTexts(texts: string | readonly string[], options: EncodeOptions = {}): Promise<Embeddings> {
+    const list = typeof texts === 'string' ? [texts] : texts;
+    return this.#collect(this.#texts(list, options, list.length), options);
+  }
+
+  /**
+   * Rows for a stream of images, in its order. At most a few batches are taken from the source ahead of what was
+   * consumed. An error ends the stream; a consumer that stops early closes the source.
+   */
+  async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+  }
+
+  /** Rows for a stream of texts; as `streamImages`. */
+  async *streamTexts(source: Iterable<string> | AsyncIterable<string>,
+    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+  }
+
+  /** Every image against every text. */
+  similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
+    for (const x of [images, texts])
+      if (x.dim !== this.dim)
+        throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
+    return similarity(images, texts, this.scale, this.bias, this.device);
+  }
+
+  /**
+   * Which labels fit each image: probabilities that image and label belong together, each label judged by itself.
+   * @returns for every image all labels, most probable first
+   */
+  async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[],
+    options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
+    if (labels.length === 0) throw new ConfigError('zeroShot: there are no labels');
+    const { language = 'en', templates, ...rest } = options;
+    const texts = await this.encodeLabels(labels, options);
+    const rows = await this.encodeImages(images, rest);
+    const scores = await this.similarity(rows, texts);
+    return Array.from({ length: rows.rows }, (_, i) => ranked(scores, i, labels));
+  }
+
+  /** One unit row per label: the mean of its prompts' embeddings. */
+  async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings> {
+    const { language = 'en', templates, onProgress: _, ...rest } = options;
+    const prompts = promptTemplates(language, templates);
+    const all = await this.encodeTexts(labels.flatMap((label) => prompts.map((p) => p.replaceAll('{label}', label))), rest);
+    return new Embeddings(meanRows(all.toFloat32(), this.dim, prompts.length), labels.length, this.dim, 'f32');
+  }
+
+  /** Dense features of images, each with the grid it lies on. */
+  async tokens(images: ImageInput | readonly ImageInput[],
+    options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
+    checkOptions('tokens', options, ['batchSize', 'signal', 'onProgress']);
+    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    const dim = this.#model.config.vision.width;
+    const grids: [rows: number, columns: number][] = [];
+    const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
+      for (const item of batch) grids.push(this.#vision.grid(item));
+      return this.#vision.tokens(this.#model, batch);
+    }, (item) => this.#vision.grid(item).reduce((a, b) => a * b, dim), 8, options, list.length);
+    const features: DenseFeatures[] = [];
+    for await (const data of rows) {
+      const [down, across] = grids[features.length]!;
+      features.push({ data: data.slice(), rows: down, columns: across, dim });
+    }
+    return features;
+  }
+
+  /** Frees the model's memory. Calls that are still running reject. Safe to call twice. */
+  dispose(): void {
+    this.#loaded?.model.dispose();
+    this.#loaded = undefined;
+  }
+  [Symbol.dispose](): void { this.dispose(); }
+
+  get #open(): LoadedModel {
+    if (!this.#loaded) throw new DeviceError('the encoder was used after it was disposed', 'ERR_DISPOSED');
+    return this.#loaded;
+  }
+  get #model(): LoadedModel['model'] { return this.#open.model; }
+
+  async #collect(rows: AsyncIterable<Float32Array>, options: EncodeOptions): Promise<Embeddings> {
+    const all: Float32Array[] = [];
+    for await (const row of rows) all.push(row);
+    return Embeddings.from(all, this.dim, options.output);
+  }
+
+  #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions,
+    total: number | undefined): AsyncGenerator<Float32Array> {
+    checkOptions('encodeImages', options, ENCODE_KEYS);
+    return this.#stream(source, (image, i) => this.#pixels(image, i, options),
+      (batch) => () => this.#vision.encode(this.#model, batch), () => this.dim, 8, options, total);
+  }
+
+  #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions,
+    total: number | undefined): AsyncGenerator<Float32Array> {
+    checkOptions('encodeTexts', options, ENCODE_KEYS);
+    return this.#stream(source, async (text) => {
+      if (typeof text !== 'string')
+        throw new DataError(`a text must be a string but is ${text === null ? 'null' : typeof text}`);
+      return text;
+    }, async (batch) => {
+      const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
+      return () => this.#model.encodeTexts(tensor(ids, [batch.length, this.textLength], this.device));
+    }, () => this.dim, 32, options, total);
+  }
+
+  /**
+   * Prepare, batch, compute, read: one f32 row of `width(item)` values per input, NaN where prepare gave null. `ready` gives
+   * what enqueues a batch.
+   */
+  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>,
+    ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
+    usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
+    const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
+    if (!(Number.isInteger(size) && size >= 1 && size <= 65536))
+      throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
+    if (!OUTPUT_TYPES.includes(output))
+      throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
+    const device = this.device;
+    let done = 0;
+    const run = async (batch: U[]): Promise<Float32Array[]> => {
+      const encode = await ready(batch);
+      const rows = scope(() => noGrad(() => batchInvariant(device, encode)));
+      let data: Float32Array;
+      try {
+        data = await rows.read() as Float32Array;
+      } finally {
+        rows.dispose();
+      }
+      done += batch.length;
+      onProgress?.(done, total);
+      let at = 0;
+      return batch.map((item) => {
+        const row = data.subarray(at, at += width(item));
+        return item === null ? row.fill(NaN) : row;
+      });
+    };
+    return inBatches(source, { size, ahead: 2 * size, prepare, run, signal });
+  }
+
+  /** An input's pixels; null when it is bad and the caller wants to know and go on. */
+  async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Prepared | null> {
+    const { alpha, maxPixels } = this.options;
+    try {
+      const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
+      return await this.#vision.prepare(image);
+    } catch (e) {
+      if (!onBadImage || signal?.aborted || !(e instanceof DataError || e instanceof IoError)) throw e;
+      onBadImage(e, index);
+      return null;
+    }
+  }
+
+  #tokenizerReady(): Promise<GemmaTokenizer> {
+    const { lowercase } = this.options, loaded = this.#open;
+    // A failed load may be tried again, after an install say.
+    this.#tokenizer ??= tokenizerOf(lowercase ? { ...loaded, lowercase } : loaded).catch((e: unknown) => {
+      this.#tokenizer = undefined;
+      throw e;
+    });
+    return this.#tokenizer;
+  }
+}

@@ -1,0 +1,76 @@
+/** Embeddings as callers get them: rows in one typed array, in the number format they asked for. */
+import { ConfigError } from '../errors.js';
+import { f16ToF32, f32ToF16 } from '../io/half.js';
+
+/**
+ * `f32`; `f16`, the bits of IEEE half floats; `int8`, every row scaled to ±127 by its largest value. Cosine similarity
+ * does not care about a row's scale, so int8 rows can go into a vector index as they are.
+ */
+export type OutputType = 'f32' | 'f16' | 'int8';
+export const OUTPUT_TYPES: readonly OutputType[] = ['f32', 'f16', 'int8'];
+/** One row. */
+export type Row = Float32Array | Uint16Array | Int8Array;
+
+/** A matrix of embeddings, one unit-length row per input, in input order. */
+export class Embeddings {
+  constructor(
+    /** (rows, dim), row by row. */
+    readonly data: Row,
+    readonly rows: number,
+    /** Values of one embedding. */
+    readonly dim: number,
+    readonly type: OutputType,
+    /** (rows): row i is `scales[i] * data`, for int8; null otherwise. */
+    readonly scales: Float32Array | null = null,
+  ) {}
+
+  /** Row `i`, a view. */
+  row(i: number): Row {
+    if (!(Number.isInteger(i) && i >= 0 && i < this.rows))
+      throw new ConfigError(`row must be in [0, ${this.rows}) but is ${i}`);
+    return this.data.subarray(i * this.dim, (i + 1) * this.dim);
+  }
+
+  /** The rows as f32, whatever their type; the data itself when it is f32. */
+  toFloat32(): Float32Array {
+    if (this.type === 'f32') return this.data as Float32Array;
+    if (this.type === 'f16') return f16ToF32(this.data as Uint16Array);
+    return Float32Array.from(this.data, (v, i) => v * this.scales![Math.floor(i / this.dim)]!);
+  }
+
+  /** Row `i` as text that pgvector and others read: `[0.1,-0.2,…]`. */
+  toText(i: number): string {
+    return `[${Array.from(this.slice(i, i + 1).toFloat32()).join(',')}]`;
+  }
+
+  /** Rows `from` to `to` as a matrix of their own; shares memory. */
+  slice(from: number, to: number): Embeddings {
+    return new Embeddings(this.data.subarray(from * this.dim, to * this.dim), to - from, this.dim, this.type,
+      this.scales?.subarray(from, to) ?? null);
+  }
+
+  /** One matrix from f32 rows. */
+  static from(rows: readonly Float32Array[], dim: number, type: OutputType = 'f32'): Embeddings {
+    const all = new Float32Array(rows.length * dim);
+    rows.forEach((row, i) => all.set(row, i * dim));
+    if (type === 'f32') return new Embeddings(all, rows.length, dim, type);
+    if (type === 'f16') return new Embeddings(f32ToF16(all), rows.length, dim, type);
+    const scales = new Float32Array(rows.length), data = new Int8Array(all.length);
+    rows.forEach((row, i) => { scales[i] = toInt8(row, data.subarray(i * dim, (i + 1) * dim)); });
+    return new Embeddings(data, rows.length, dim, type, scales);
+  }
+}
+
+/** Quantises a row symmetrically; returns its scale. A row of zeros has scale 0, one with NaN becomes zeros with scale NaN. */
+function toInt8(row: Float32Array, out: Int8Array): number {
+  let most = 0;
+  for (const v of row) most = Math.max(most, Math.abs(v));
+  if (!(most > 0)) return most;
+  for (let i = 0; i < row.length; i++) out[i] = Math.round(row[i]! * 127 / most);
+  return most / 127;
+}
+
+/** One row in another type. */
+export function convertRow(row: Float32Array, type: OutputType): Row {
+  return type === 'f32' ? row : Embeddings.from([row], row.length, type).data;
+}

@@ -1,0 +1,30 @@
+/** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
+import { existsSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { CheckpointError } from '../errors.js';
+import { openBigVision } from './big_vision.js';
+import { loadHfFolder } from './hf.js';
+import type { HfFolder } from './hf.js';
+import { hubFolder, isHubId } from './hub.js';
+import { defaultProcessor } from './processor.js';
+
+/** A checkpoint whose header was read and checked; weights come from `reader`, by Hugging Face name. */
+export type Checkpoint = HfFolder;
+
+/**
+ * Opens a checkpoint by path or hub id. What exists on the disk wins over a hub id of the same spelling.
+ * @throws CheckpointError naming the file and key or tensor; IoError when the disk or the network says no
+ */
+export async function openCheckpoint(source: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Checkpoint> {
+  if (source.endsWith('.npz')) {
+    const { config, reader } = await openBigVision(source);
+    return { ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii', tokenizer: undefined };
+  }
+  if (existsSync(source)) {
+    if ((await stat(source)).isDirectory()) return loadHfFolder(source);
+    throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
+  }
+  if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);
+  return loadHfFolder(await hubFolder(source, options));
+}

@@ -1,0 +1,204 @@
+/**
+ * The kernels as plain functions over typed arrays, for other pipelines and for micro-benchmarks: `siglip2/kernels`.
+ * Every call uploads its inputs, runs one op on the device and reads the result back; nothing stays behind. In a model,
+ * where results stay on the device, use the tensors of `siglip2` instead.
+ *
+ * @example
+ * import { layerNorm, sigmoidLoss } from 'siglip2/kernels';
+ * const y = await layerNorm({ data: Float32Array.of(1, 2, 3, 6), shape: [1, 4] });
+ * console.log(y.shape, y.data.map((v) => Math.round(v * 100) / 100));
+ * // [ 1, 4 ] Float32Array(4) [ -1.07, -0.53, 0, 1.6 ]
+ */
+import { ShapeError } from './errors.js';
+import * as attentions from './ops/attention.js';
+import { cast } from './ops/elementwise.js';
+import { embedding as embeddingOp } from './ops/embedding.js';
+import { l2Normalize as l2NormalizeOp } from './ops/l2_normalize.js';
+import { layerNorm as layerNormOp } from './ops/layer_norm.js';
+import { linear as linearOp } from './ops/linear.js';
+import { patchEmbed as patchEmbedOp } from './ops/patch_embed.js';
+import { resizeBilinear as resizeBilinearOp } from './ops/resize_bilinear.js';
+import { sigmoidLoss as sigmoidLossOp } from './ops/sigmoid_loss.js';
+import { backward, noGrad, requireGrad } from './tape.js';
+import { scope, sizeOf, tensor, type DeviceName, type Tensor } from './tensor.js';
+
+/** A dense row-major array of `shape`. */
+export interface NdArray<T extends Float32Array | Uint8Array | Int32Array = Float32Array> {
+  data: T;
+  shape: readonly number[];
+}
+
+/** Where and in which precision a kernel runs. */
+export interface KernelOptions {
+  /** Default `cpu`. */
+  device?: DeviceName;
+  /** Type of activations and weight matrices on the device; results come back as f32 either way. Default `f32`. */
+  dtype?: 'f32' | 'bf16';
+}
+
+function upload(name: string, { data, shape }: NdArray<Float32Array | Uint8Array | Int32Array>, o: KernelOptions): Tensor {
+  if (data.length !== sizeOf(shape))
+    throw new ShapeError(`${name} has ${data.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
+  return tensor(data, shape, o.device);
+}
+/** An activation or weight matrix, in the precision asked for. */
+const active = (name: string, x: NdArray, o: KernelOptions): Tensor => cast(upload(name, x, o), o.dtype ?? 'f32');
+
+/** Runs `fn` without a tape and reads back what it returns. */
+async function run<T extends Float32Array | Uint8Array = Float32Array>(fn: () => Tensor): Promise<NdArray<T>> {
+  const y = scope(() => noGrad(() => {
+    const result = fn();
+    return result.dtype === 'bf16' ? cast(result, 'f32') : result;
+  }));
+  try {
+    return { data: await y.read() as T, shape: y.shape };
+  } finally {
+    y.dispose();
+  }
+}
+
+/** A vector of ones or zeros, for a scale or bias that was left out. */
+const constant = (n: number, value: number): NdArray => ({ data: new Float32Array(n).fill(value), shape: [n] });
+
+/**
+ * LayerNorm over the last axis.
+ * @param x (…, C)
+ * @param options.weight (C), ones by default
+ * @param options.bias (C), zeros by default
+ * @param options.eps default 1e-6
+ */
+export function layerNorm(x: NdArray, options: KernelOptions & { weight?: NdArray; bias?: NdArray; eps?: number } = {}): Promise<NdArray> {
+  const C = x.shape.at(-1) ?? 0, { weight = constant(C, 1), bias = constant(C, 0), eps } = options;
+  return run(() => layerNormOp(active('x', x, options), upload('weight', weight, options), upload('bias', bias, options), eps));
+}
+
+/**
+ * x·Wᵀ + b, optionally through GELU in its tanh form.
+ * @param x (…, K)
+ * @param weight (N, K)
+ * @param options.bias (N)
+ * @returns (…, N)
+ */
+export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { bias?: NdArray; gelu?: boolean } = {}): Promise<NdArray> {
+  return run(() => linearOp(active('x', x, options), active('weight', weight, options),
+    options.bias ? upload('bias', options.bias, options) : null, { gelu: options.gelu ?? false }));
+}
+
+/**
+ * Multi-head self-attention over the output of a fused projection.
+ * @param qkv (B, N, 3·C): q, k and v of all heads, one after the other
+ * @param options.heads each has C / heads columns
+ * @param options.keyLengths (B), only the first so many keys of each sample
+ * @param options.causal only keys at or before the query
+ * @returns (B, N, C)
+ */
+export function attention(qkv: NdArray,
+  options: KernelOptions & { heads: number; keyLengths?: Int32Array; causal?: boolean }): Promise<NdArray> {
+  const { heads, keyLengths, causal = false } = options;
+  return run(() => attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths(keyLengths, options) }));
+}
+
+/**
+ * Multi-head attention of queries over another sequence.
+ * @param q (B, Nq, C), or (1, Nq, C) for queries shared by the batch
+ * @param kv (B, Nk, 2·C): k and v of all heads, one after the other
+ * @returns (B, Nq, C)
+ */
+export function crossAttention(q: NdArray, kv: NdArray,
+  options: KernelOptions & { heads: number; keyLengths?: Int32Array }): Promise<NdArray> {
+  return run(() => attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads,
+    lengths(options.keyLengths, options)));
+}
+
+function lengths(keyLengths: Int32Array | undefined, o: KernelOptions): { keyLengths?: Tensor } {
+  return keyLengths ? { keyLengths: upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o) } : {};
+}
+
+/**
+ * Patches of uint8 images, scaled to [−1, 1] and projected, plus bias and position, in one pass from bytes.
+ * @param images (B, H, W, 3)
+ * @param weight (D, 3, P, P), or (D, P·P·3) with channels last
+ * @param options.bias (D), zeros by default
+ * @param options.position (N, D) for the N = floor(H/P)·floor(W/P) patches, zeros by default
+ * @returns (B, N, D)
+ */
+export function patchEmbed(images: NdArray<Uint8Array>, weight: NdArray,
+  options: KernelOptions & { patch: number; bias?: NdArray; position?: NdArray }): Promise<NdArray> {
+  const D = weight.shape[0] ?? 0, { patch, dtype = 'f32' } = options;
+  const N = Math.floor((images.shape[1] ?? 0) / patch) * Math.floor((images.shape[2] ?? 0) / patch);
+  const bias = options.bias ?? constant(D, 0), position = options.position ?? { data: new Float32Array(N * D), shape: [N, D] };
+  return run(() => patchEmbedOp(upload('images', images, options), active('weight', weight, options), upload('bias', bias, options),
+    upload('position', position, options), { patch, dtype }));
+}
+
+/**
+ * Token embeddings plus learned positions.
+ * @param ids (B, L)
+ * @param table (V, D)
+ * @param position (L, D)
+ * @returns (B·L, D)
+ */
+export function embedding(ids: NdArray<Int32Array>, table: NdArray, position: NdArray, options: KernelOptions = {}): Promise<NdArray> {
+  return run(() => embeddingOp(upload('ids', ids, options), upload('table', table, options), upload('position', position, options),
+    options.dtype));
+}
+
+/** Rows of unit length. @param x (…, C) */
+export function l2Normalize(x: NdArray, options: KernelOptions = {}): Promise<NdArray> {
+  return run(() => l2NormalizeOp(active('x', x, options)));
+}
+
+/**
+ * Antialiased bilinear resizing with half-pixel centres; uint8 is bit-identical to PIL's BILINEAR.
+ * @param x (B, H, W, C), uint8 or f32
+ * @param size [height, width] of the result
+ */
+export function resizeBilinear<T extends Float32Array | Uint8Array>(x: NdArray<T>, size: readonly [number, number],
+  options: Pick<KernelOptions, 'device'> = {}): Promise<NdArray<T>> {
+  return run<T>(() => resizeBilinearOp(upload('x', x, options), size));
+}
+
+/** What `sigmoidLoss` gives: the loss and its gradients, all made in one pass. */
+export interface SigmoidLoss {
+  loss: number;
+  /** (B, E) */
+  dx: NdArray;
+  /** (B, E) */
+  dy: NdArray;
+  dlogScale: number;
+  dbias: number;
+}
+
+/**
+ * Pairwise sigmoid loss of SigLIP and its gradients, fused: the B×B matrix is never in memory.
+ * `L = 1/B · Σ_ij softplus(−z_ij (exp(logScale)·x_i·y_j + bias))`, z = +1 on the diagonal and −1 elsewhere.
+ * @param x (B, E) unit rows
+ * @param y (B, E) unit rows
+ * @param options.logScale default log 10
+ * @param options.bias default −10
+ * @example
+ * const x = { data: Float32Array.of(1, 0, 0, 1), shape: [2, 2] };
+ * console.log((await sigmoidLoss(x, x)).loss.toFixed(4)); // 0.6932
+ */
+export async function sigmoidLoss(x: NdArray, y: NdArray,
+  options: KernelOptions & { logScale?: number; bias?: number } = {}): Promise<SigmoidLoss> {
+  const { logScale = Math.log(10), bias = -10 } = options;
+  const made = scope(() => {
+    const one = (value: number): Tensor => requireGrad(upload('scalar', { data: Float32Array.of(value), shape: [1] }, options));
+    const tx = requireGrad(active('x', x, options)), ty = requireGrad(active('y', y, options));
+    const scale = one(logScale), b = one(bias);
+    const loss = sigmoidLossOp(tx, ty, scale, b), grads = backward(loss);
+    const f32 = (t: Tensor): Tensor => cast(grads.get(t)!, 'f32');
+    return { loss, dx: f32(tx), dy: f32(ty), dlogScale: f32(scale), dbias: f32(b) };
+  });
+  try {
+    const [loss, dx, dy, dlogScale, dbias] = await Promise.all(
+      [made.loss, made.dx, made.dy, made.dlogScale, made.dbias].map((t) => t.read())) as [Float32Array, Float32Array, Float32Array, Float32Array, Float32Array];
+    return {
+      loss: loss[0]!, dlogScale: dlogScale[0]!, dbias: dbias[0]!,
+      dx: { data: dx as Float32Array, shape: made.dx.shape }, dy: { data: dy as Float32Array, shape: made.dy.shape },
+    };
+  } finally {
+    for (const t of Object.values(made)) t.dispose();
+  }
+}
