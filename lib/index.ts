@@ -8,6 +8,7 @@ export { Siglip2Error, type ErrorCode } from './errors.js';
 export { modelConfig, parameterCounts, parameterShapes, type ModelConfig } from './model/config.js';
 export { Siglip2Model, type ModelOptions } from './model/siglip2.js';
 export { loadModel, type LoadedModel } from './model/files.js';
+export { convertCheckpoint, type ConvertOptions } from './io/convert.js';
 export { adaptModel, adaptTensors } from './model/adapt.js';
 export { naflexGrid, naflexImage, packNaflex, type NaflexBatch, type NaflexImage } from './data/naflex.js';
 export { decodeImage } from './data/image.js';

@@ -97,13 +97,16 @@ export class GemmaTokenizer {
   /**
    * The ids of each caption without padding, EOS last: 1 .. length of them, in the trimmed
    * vocabulary if there is one. The arrays are shared with the cache: do not write to them.
+   * @throws DataError when the tokenizer's vocabulary is damaged
    */
   async idsOf(captions: readonly string[]): Promise<Int32Array[]> {
     const out = captions.map((caption) => this.cache.get(caption));
     const missing = [...new Set(captions.filter((_, i) => out[i] === undefined))];
     if (missing.length > 0) {
       // One call for all: a call by itself costs four times what tokenising a caption does.
-      const encoded = await this.encode(missing.map((caption) => this.lowerCase(caption)));
+      const encoded = await this.encode(missing.map((caption) => this.lowerCase(caption))).catch((cause: unknown) => {
+        throw new DataError(`the tokenizer cannot encode a text (${(cause as Error).message}); its tokenizer.json is damaged`, { cause });
+      });
       const found = new Map(
         missing.map((caption, i) => [caption, this.finish(encoded[i] as ArrayLike<number>)]),
       );

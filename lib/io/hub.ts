@@ -55,7 +55,7 @@ export async function hubFolder(id: string, options: HubOptions = {}): Promise<s
     });
   } catch (cause) {
     options.signal?.throwIfAborted();
-    throw new IoError(`${id}: cannot be downloaded from ${endpoint ?? 'the hub'} (${(cause as Error).message}); check the id, ` +
+    throw new IoError(`${id}: is no local path and cannot be downloaded from ${endpoint ?? 'the hub'} (${(cause as Error).message}); check the path or id, ` +
       'the network and HF_TOKEN', { cause });
   }
 }
