@@ -288,8 +288,10 @@ TEST(attention_two_passes) {
 // A GPU cannot say that starts are wrong; it must stay inside the tensors and do the others.
 TEST(attention_leaves_bad_starts_out) {
   constexpr int T = 8, D = 64;
-  for (const Lengths& list : {Lengths{0, 3, 2, 8}, Lengths{0, 3, 2147483647, 8}, Lengths{-2147483647, 3, 8, 8},
-                              Lengths{0, 8, 8, 9}, Lengths{3, -1, 2, 8}}) {
+  std::vector<Lengths> lists = {{0, 2, 1, 8}, {0, 3, 2147483647, 8}, {-2147483647, 3, 8, 8}, {0, 8, 8, 9}, {3, -1, 2, 8}};
+  // Two samples that claim one row: two blocks write it, which is a race and stays inside the tensors.
+  if (!test::under_tsan) lists.push_back({0, 3, 2, 8});
+  for (const Lengths& list : lists) {
     test::HostStream stream;
     Random random(1);
     const Buffer<int32_t> starts(4);
