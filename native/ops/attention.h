@@ -11,7 +11,8 @@
 // independently of each other; packed keys have no key_lengths. With q_shared the queries are dense and one set of them,
 // (Nq, q_row), serves the whole batch; dq is its gradient summed over the samples in their order.
 // Starts that do not rise from 0 to T by at most N are an error on the CPU. On CUDA, where they cannot be told before the
-// kernel runs, such a sample is left out: its rows of the outputs stay as they were.
+// kernel runs, such a sample is left out: its rows of the outputs stay as they were. Rows that two samples claim hold
+// either's result; nothing outside the tensors is touched.
 //
 // q, k, v, o and their gradients share one float type; everything in between is f32. The gradients are set, not added
 // to, and only inside the H·D columns that belong to them; they may not overlap the inputs.
