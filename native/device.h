@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <vector>
+#include "fault.h"
 
 namespace siglip2 {
 
@@ -17,6 +18,7 @@ class Stream {
   virtual void* native() { return nullptr; }           // cudaStream_t on CUDA
   virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
   virtual void scratch_release(void* p, size_t bytes) = 0;
+  virtual Faults* faults() { return nullptr; }         // where kernels that cannot throw leave bad values; CUDA only
 };
 
 // Kernel workspace as a local variable; given back in stream order.

@@ -31,7 +31,11 @@ class HostDevice final : public Device, private Stream {
   void fill(void* dst, uint8_t byte, size_t bytes) override {
     if (error_.empty() && bytes) std::memset(dst, byte, bytes);
   }
-  void notify(Done done) override { done(std::exchange(error_, {})); }
+  void notify(Done done) override {
+    const std::string fault = faults_.take();
+    std::string error = std::exchange(error_, {});
+    done(error.empty() ? fault : error);
+  }
   void synchronize() override {}
   size_t scratch_peak() const override { return scratch_peak_; }
   void reset_scratch_peak() override { scratch_peak_ = scratch_used_; }
@@ -54,7 +58,10 @@ class HostDevice final : public Device, private Stream {
     scratch_used_ -= bytes;
   }
 
+  Faults* faults() override { return &faults_; }
+
   std::string error_;
+  Faults faults_;
   size_t scratch_used_ = 0, scratch_peak_ = 0;
 };
 
