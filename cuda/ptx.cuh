@@ -81,6 +81,16 @@ __device__ __forceinline__ void cp_async_16(void* dst, const void* src, bool val
                : "memory");
 #endif
 }
+// The same for a source of 0 to 16 bytes; the rest of the 16 is zeros.
+__device__ __forceinline__ void cp_async_16_of(void* dst, const void* src, int bytes) {
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::cp_async(dst, src, 16, bytes);
+#else
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src),
+               "r"(bytes)
+               : "memory");
+#endif
+}
 __device__ __forceinline__ void cp_async_commit() {
 #ifdef SIGLIP2_CUDA_HOST
   cuda_host::cp_async_commit();
