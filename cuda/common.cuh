@@ -8,6 +8,7 @@
 #include <type_traits>
 #include "../native/device.h"
 #include "../native/tensor.h"
+#include "errors.h"
 #include "ptx.cuh"
 
 #ifdef SIGLIP2_CUDA_HOST
@@ -32,12 +33,13 @@ template <class T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (
 #ifdef SIGLIP2_CUDA_HOST
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream&, A&&... arguments) {
+  if (cuda_host::dry()) return;
   cuda_host::run_kernel(kernel, grid, block, smem, std::forward<A>(arguments)...);
 }
 #else
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
+    throw std::runtime_error(std::string(call) + ": " + explain(status, cudaGetErrorString(status)));
 }
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream& s, A&&... arguments) {

@@ -5,7 +5,7 @@
  */
 import { CheckpointError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
-import { adamwStep, sumOfSquares } from '../ops/adamw.js';
+import { adamwRates, adamwStep, sumOfSquares } from '../ops/adamw.js';
 import { empty, tensor, zeros, type Tensor } from '../tensor.js';
 
 export interface AdamWOptions {
@@ -32,6 +32,8 @@ export class AdamW {
   readonly norm2: Tensor;
   /** Updates done so far. */
   step = 0;
+  /** Learning rate, decay and bias corrections of the present step. */
+  readonly #rates: Tensor;
   readonly #segments: Tensor;
   readonly #lrScale: Tensor;
 
@@ -50,29 +52,41 @@ export class AdamW {
     this.v = zeros([size], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();
     this.norm2 = empty([1], 'f32', device).detach();
+    this.#rates = zeros([4], 'f32', device).detach();
   }
 
   /** Starts the moving average at the present weights; call once they are there. */
   resetEma(): void {
     if (!this.ema) return;
     // A step with learning rate and decay 0 and an EMA decay of 0 copies the weights.
-    this.#run(0, 0, 1);
+    this.#run(null, 0);
     this.m.zero();
     this.v.zero();
   }
 
   /** One update from `params.grads`; `schedule` in [0, 1] multiplies the learning rate and the decay. */
   update(schedule: number): void {
+    this.advance(schedule);
+    this.apply();
+  }
+  /** The half of update() that differs from step to step: counts it and sends its rates to the device. */
+  advance(schedule: number): void {
+    const { lr, weightDecay, beta1, beta2 } = this.options;
+    this.#rates.write(adamwRates(++this.step, lr * schedule, weightDecay * schedule, beta1, beta2));
+  }
+  /** The half that a recorded step may hold: every number of it that changes is on the device. */
+  apply(): void {
     sumOfSquares(this.norm2, this.params.grads!);
-    this.#run(schedule, this.options.ema ?? 0, ++this.step);
+    this.#run(this.#rates, this.options.ema ?? 0);
   }
 
-  #run(schedule: number, ema: number, step: number): void {
-    const { lr, weightDecay, beta1, beta2, eps, clip } = this.options;
+  /** Without rates: a step whose learning rate and decay are 0. */
+  #run(rates: Tensor | null, ema: number): void {
+    const { beta1, beta2, eps, clip } = this.options;
     adamwStep({
       param: this.params.values, m: this.m, v: this.v, ema: this.ema, copy: this.params.copy, grad: this.params.grads!,
       norm2: this.norm2, segments: this.#segments, lrScale: this.#lrScale,
-      step, lr: lr * schedule, beta1, beta2, eps, decay: weightDecay * schedule, clip, emaDecay: ema,
+      ...(rates ? { rates } : {}), step: 1, lr: 0, beta1, beta2, eps, decay: 0, clip, emaDecay: ema,
     });
   }
 
@@ -98,6 +112,6 @@ export class AdamW {
     this.step = step;
   }
   dispose(): void {
-    for (const t of [this.m, this.v, this.ema, this.norm2, this.#segments, this.#lrScale]) t?.dispose();
+    for (const t of [this.m, this.v, this.ema, this.norm2, this.#rates, this.#segments, this.#lrScale]) t?.dispose();
   }
 }
