@@ -1,4 +1,4 @@
-// Launching the products of gemm.cuh and gemm_f32.cuh: which tile, how many splits of K, and the
+// Launching the products of gemm.cuh, gemm_sm90.cuh and gemm_f32.cuh: which of them, which tile, how many splits of K, and the
 // epilogues that several kernels use. Include it where operands or an epilogue are of your own;
 // everything else calls gemm() of gemm.h.
 #pragma once
@@ -6,6 +6,7 @@
 #include "activation.cuh"
 #include "gemm.cuh"
 #include "gemm_f32.cuh"
+#include "gemm_sm90.cuh"
 
 namespace siglip2::cuda {
 
@@ -126,9 +127,9 @@ struct Splits {
 inline Splits splits_of(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kLeastDepth = 512, kMost = 32, kMostFloats = 16 << 20;
   const int64_t tiles = ceil_div<int64_t>(M, LargeTile::kM) * ceil_div<int64_t>(N, LargeTile::kN);
-  int64_t count = ceil_div(2 * kTargetTiles, tiles);
-  count = std::min({count, K / kLeastDepth, kMost, kMostFloats / (M * N)});
-  if (count < 2) return {1, K};
+  const int64_t count =
+      std::min({2 * kTargetTiles / tiles, K / kLeastDepth, kMost, kMostFloats / (M * N)});
+  if (tiles >= kTargetTiles || count < 2) return {1, K};
   const int64_t depth = ceil_div<int64_t>(ceil_div(K, count), 64) * 64;
   return {ceil_div(K, depth), depth};
 }
@@ -147,36 +148,55 @@ inline void check_extent(int64_t M, int64_t N, int64_t K) {
                                 "), but a side of it can have 2^30 elements at most");
 }
 
+// Returns the number of parts that the epilogue's finish() sees of each split.
 template <class Tile, class A, class B, class E>
-void launch_tiles(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
-                  const Splits& splits, const E& epilogue) {
-  const dim3 grid(static_cast<unsigned>(tiles_of<Tile>(M, N)), 1,
-                  static_cast<unsigned>(splits.count));
+int64_t launch_tiles(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
+                     const Splits& splits, const E& epilogue) {
+  const int64_t tiles = tiles_of<Tile>(M, N);
+  const dim3 grid(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(splits.count));
   const int m = static_cast<int>(M), n = static_cast<int>(N), k = static_cast<int>(K);
   const int depth = static_cast<int>(splits.depth);
-  if constexpr (std::is_same_v<Tile, LargeTile> || std::is_same_v<Tile, SmallTile>)
+  if constexpr (std::is_same_v<Tile, HopperTile>)
+    launch_sm90(s, a, b, m, n, k, depth, static_cast<int>(splits.count), epilogue);
+  else if constexpr (std::is_same_v<Tile, LargeTile> || std::is_same_v<Tile, SmallTile>)
     launch(gemm_kernel<Tile, A, B, E>, grid, Tile::kThreads, Tile::kSmem, s, a, b, m, n, k, depth,
            epilogue);
   else
     launch(gemm_f32_kernel<Tile, A, B, E>, grid, Tile::kThreads, Tile::kSmem, s, a, b, m, n, k,
            depth, epilogue);
+  return tiles * Tile::kWarps;
+}
+// No product of (M, N) outputs has more parts than this.
+inline int64_t most_gemm_parts(int64_t M, int64_t N) {
+  return std::max(tiles_of<LargeTile>(M, N), 4 * kTargetTiles) * LargeTile::kWarps;
 }
 
-// bf16 operands.
+// bf16 operands of any kind.
 template <class A, class B, class E>
-void launch_gemm(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
-                 const E& epilogue, const Splits& splits) {
-  check_extent(M, N, K);
-  if (wants_large_tile(M, N, splits)) launch_tiles<LargeTile>(s, a, b, M, N, K, splits, epilogue);
-  else launch_tiles<SmallTile>(s, a, b, M, N, K, splits, epilogue);
-}
-template <bool kA, bool kB, class E>
-void launch_gemm(Stream& s, const FloatOperand<kA>& a, const FloatOperand<kB>& b, int64_t M,
-                 int64_t N, int64_t K, const E& epilogue, const Splits& splits) {
+int64_t launch_gemm(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
+                    const E& epilogue, const Splits& splits) {
   check_extent(M, N, K);
   if (wants_large_tile(M, N, splits))
-    launch_tiles<LargeFloatTile>(s, a, b, M, N, K, splits, epilogue);
-  else launch_tiles<SmallFloatTile>(s, a, b, M, N, K, splits, epilogue);
+    return launch_tiles<LargeTile>(s, a, b, M, N, K, splits, epilogue);
+  return launch_tiles<SmallTile>(s, a, b, M, N, K, splits, epilogue);
+}
+// Plain bf16 matrices, which TMA can read where their lines are aligned.
+template <bool kA, bool kB, class E>
+int64_t launch_gemm(Stream& s, const MatrixOperand<kA>& a, const MatrixOperand<kB>& b, int64_t M,
+                    int64_t N, int64_t K, const E& epilogue, const Splits& splits) {
+  check_extent(M, N, K);
+  const bool fills = 2 * tiles_of<HopperTile>(M, N) * splits.count >= kTargetTiles;
+  if (fills && K > 0 && a.aligned && b.aligned && hopper_multiprocessors() > 0)
+    return launch_tiles<HopperTile>(s, a, b, M, N, K, splits, epilogue);
+  return launch_gemm<MatrixOperand<kA>, MatrixOperand<kB>, E>(s, a, b, M, N, K, epilogue, splits);
+}
+template <bool kA, bool kB, class E>
+int64_t launch_gemm(Stream& s, const FloatOperand<kA>& a, const FloatOperand<kB>& b, int64_t M,
+                    int64_t N, int64_t K, const E& epilogue, const Splits& splits) {
+  check_extent(M, N, K);
+  if (wants_large_tile(M, N, splits))
+    return launch_tiles<LargeFloatTile>(s, a, b, M, N, K, splits, epilogue);
+  return launch_tiles<SmallFloatTile>(s, a, b, M, N, K, splits, epilogue);
 }
 
 // c (M, N) = or += the sum of the splits' products, in their order. Defined in gemm.cu.
@@ -188,9 +208,10 @@ template <class A, class B>
 void launch_gemm_to_float(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
                           float* c, int64_t stride, bool accumulate) {
   const Splits splits = splits_of(M, N, K);
-  if (splits.count == 1)
-    return launch_gemm(s, a, b, M, N, K, StoreEpilogue<float>(c, nullptr, N, stride, accumulate),
-                       splits);
+  if (splits.count == 1) {
+    launch_gemm(s, a, b, M, N, K, StoreEpilogue<float>(c, nullptr, N, stride, accumulate), splits);
+    return;
+  }
   const int64_t row = ceil_div<int64_t>(N, 8) * 8;
   Scratch<float> parts(s, splits.count * M * row);
   launch_gemm(s, a, b, M, N, K,

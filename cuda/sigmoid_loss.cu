@@ -1,188 +1,110 @@
 // Pairwise sigmoid loss of SigLIP with all its gradients (formula in native/ops/sigmoid_loss.h).
 // Bound by arithmetic: three products of M·N·D, for the logits, for dx and for dy. The pair matrix
-// is cut into chunks that stay in the L2 cache; for each chunk
-//   1. pairs: l = exp(log_scale)·x·yᵀ + bias, its loss, and G = weight·(σ(l) − [positive]),
-//   2. dx += exp(log_scale)·G·y,
-//   3. dy += exp(log_scale)·Gᵀ·x,
-// and at the end one small kernel adds up loss, dlog_scale and dbias. Every sum has one owner and a
-// fixed order, so results do not vary from run to run. Operands are widened to float on their way
-// into shared memory and everything after that is float; all three products share one 64 × 64 tile
-// with 4 × 4 outputs for each thread.
+// is cut into chunks whose gradients G fit the L2 cache; for each chunk
+//   1. x·yᵀ by the GEMM core, with an epilogue that turns a tile of float logits, in registers, into
+//      its share of loss, dlog_scale and dbias, and into G = exp(log_scale)·weight·(σ(l) − [positive]),
+//   2. dx += G·y and 3. dy += Gᵀ·x, plain products; G is transposed on its way into registers.
+// Logits, losses and sums are float whatever the operands are. G is stored in the operands' type: bf16
+// has the range of float, and its relative error of 2⁻⁹ is that of the other operand. Every sum has
+// one owner and a fixed order, so results do not vary from run to run.
 #include "../native/ops/sigmoid_loss.h"
-#include "common.cuh"
+#include "gemm.h"
+#include "gemm_launch.cuh"
 
 namespace siglip2::cuda {
 
 namespace {
 
-constexpr int kTile = 64, kDepth = 16;
-constexpr int kTileThreads = 256;  // 16 × 16 threads of 4 × 4 outputs
-constexpr int kPitch = kTile + 4;  // keeps rows 16-byte aligned and moves them to other banks
-constexpr size_t kTileSmem = 2 * kDepth * kPitch * sizeof(float);
-constexpr int64_t kChunkRows = 2048, kChunkColumns = 4096;  // G of a chunk: 32 MiB
-constexpr int kSums = 3;                                    // loss, dlog_scale, dbias
+// Of the pair matrix: G of a chunk is 32 MiB, workspace is the same for any batch.
+constexpr int64_t kChunkColumns = 4096;
+template <class T> constexpr int64_t kChunkRows = (32 << 20) / kChunkColumns / int64_t{sizeof(T)};
+constexpr int kSums = 3;  // loss, dlog_scale, dbias
 
-constexpr int64_t padded(int64_t n) { return ceil_div<int64_t>(n, kTile) * kTile; }
+// log(1 + e) for e in [0, 1], relative error 2.3e-7; also where e is tiny.
+__device__ __forceinline__ float log1p_of(float e) {
+  float p = 0.0051261024f;
+  p = p * e - 0.029074065f;
+  p = p * e + 0.077516086f;
+  p = p * e - 0.13602248f;
+  p = p * e + 0.19076881f;
+  p = p * e - 0.24835399f;
+  p = p * e + 0.3331812f;
+  p = p * e - 0.49999446f;
+  p = p * e + 0.99999994f;
+  return p * e;
+}
 
-// A (rows, depth) operand as it lies in memory; outside of it are zeros.
-template <class T> struct Operand {
-  const T* data;
-  int64_t rows, depth;  // what exists
-  int64_t row_step, depth_step;  // one of them is 1: neighbouring threads walk along that one
+template <class T> struct PairsEpilogue : Epilogue {
+  T* g;                    // (M, stride) or null
+  float* sums;             // (3, sums_stride)
+  const float* log_scale;  // (1)
+  const float* bias;       // (1)
+  int64_t sums_stride, stride, diagonal;  // column − row of a positive pair
+  int N;
+  float weight;
+  // of a thread
+  float scale = 0, shift = 0, loss = 0, dlog_scale = 0, dbias = 0;
 
-  // Puts rows [row0, row0 + 64), depth [k0, k0 + 16) to shared memory as (depth, row).
-  __device__ __forceinline__ void load(float* tile, int64_t row0, int64_t k0) const {
-    const int t = static_cast<int>(threadIdx.x);
+  __device__ __forceinline__ void begin(int) {
+    scale = expf(*log_scale);
+    shift = *bias;
+    loss = dlog_scale = dbias = 0;
+  }
+  template <int kWidth>
+  __device__ __forceinline__ void operator()(int row, int column, const float (&dot)[kWidth]) {
+    const int count = N - column;
+    float out[kWidth];
 #pragma unroll
-    for (int part = 0; part < kTile * kDepth / kTileThreads; ++part) {
-      const int i = part * kTileThreads + t;
-      const int k = depth_step == 1 ? i % kDepth : i / kTile;
-      const int r = depth_step == 1 ? i / kDepth : i % kTile;
-      const bool inside = row0 + r < rows && k0 + k < depth;
-      tile[k * kPitch + r] =
-          inside ? static_cast<float>(data[(row0 + r) * row_step + (k0 + k) * depth_step]) : 0.0f;
+    for (int i = 0; i < kWidth; ++i) {
+      const float scaled = scale * dot[i], logit = scaled + shift;
+      const bool positive = column + i - static_cast<int64_t>(row) == diagonal;
+      // With l negated for a positive pair: loss = log(1 + eˡ), slope = σ(l), both from e^−|l|, so a
+      // confident pair keeps its small loss and gradient.
+      const float l = positive ? -logit : logit;
+      const float e = ex2(-1.4426950408889634f * fabsf(l));
+      const float sigmoid = (l >= 0 ? 1.0f : e) * __fdividef(1.0f, 1.0f + e);
+      const bool inside = i < count;
+      const float slope = inside ? weight * (positive ? -sigmoid : sigmoid) : 0.0f;
+      loss += inside ? fmaxf(l, 0.0f) + log1p_of(e) : 0.0f;
+      dlog_scale += slope * scaled;
+      dbias += slope;
+      out[i] = scale * slope;
     }
+    if (g) store_columns(g + row * stride + column, out, count, true);
+  }
+  __device__ __forceinline__ void finish(int part, int lane) {
+    const float totals[kSums] = {warp_sum(loss * weight), warp_sum(dlog_scale), warp_sum(dbias)};
+#pragma unroll
+    for (int k = 0; k < kSums; ++k)
+      if (lane == k) sums[k * sums_stride + part] = totals[k];
   }
 };
 
-// c (64, 64) = a (64, depth) · b (64, depth)ᵀ; thread t has the 4 rows from 4 (t / 16) and the 4
-// columns from 4 (t % 16).
-template <class A, class B>
-__device__ __forceinline__ void multiply_tile(float (&c)[4][4], const Operand<A>& a, int64_t row0,
-                                              const Operand<B>& b, int64_t column0, float* smem) {
-  float* const a_tile = smem;
-  float* const b_tile = smem + kDepth * kPitch;
-  const int row = static_cast<int>(threadIdx.x) / 16 * 4,
-            column = static_cast<int>(threadIdx.x) % 16 * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) c[i][j] = 0;
-  for (int64_t k0 = 0; k0 < a.depth; k0 += kDepth) {
-    a.load(a_tile, row0, k0);
-    b.load(b_tile, column0, k0);
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      float u[4], v[4];
-      Pack<float>::load(a_tile + k * kPitch + row).unpack(u);
-      Pack<float>::load(b_tile + k * kPitch + column).unpack(v);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) c[i][j] += u[i] * v[j];
-    }
-    __syncthreads();
-  }
-}
-
-// log(1 + e^a) without overflow, and without losing small values to the 1.
-__device__ __forceinline__ float softplus(float a) {
-  return fmaxf(a, 0.0f) + log1pf(expf(-fabsf(a)));
-}
-__device__ __forceinline__ float sigmoid(float a) {
-  const float e = expf(-fabsf(a));
-  return (a >= 0 ? 1.0f : e) / (1.0f + e);
-}
-
-// ---- pairs --------------------------------------------------------------------------------------
-
-// One tile of the chunk for each block. Rows and columns count from the start of the chunk.
-template <class T>
-__global__ void __launch_bounds__(kTileThreads)
-    sigmoid_loss_pairs_kernel(float* g,      // (padded rows, ld) or null; zero in the padding
-                              float* sums,   // (3, all tiles) of this call
-                              Operand<T> x,  // (rows, D)
-                              Operand<T> y,  // (columns, D)
-                              const float* log_scale,        // (1)
-                              const float* bias,             // (1)
-                              int64_t ld, int64_t diagonal,  // column − row of a positive pair
-                              int64_t first_tile, int64_t tiles_across, int64_t all_tiles,
-                              float weight) {
-  DYN_SMEM(smem);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kTile,
-                column0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  float c[4][4];
-  multiply_tile(c, x, row0, y, column0, reinterpret_cast<float*>(smem));
-  const float scale = expf(*log_scale), b = *bias;
-  const int64_t row = row0 + threadIdx.x / 16 * 4, column = column0 + threadIdx.x % 16 * 4;
-  float loss = 0, dlog_scale = 0, dbias = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float out[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float scaled = scale * c[i][j], logit = scaled + b;
-      const bool inside = row + i < x.rows && column + j < y.rows;
-      const bool positive = column + j - (row + i) == diagonal;
-      // σ(l) − 1 = −σ(−l), so a confident positive keeps its small gradient.
-      const float slope = positive ? -sigmoid(-logit) : sigmoid(logit);
-      out[j] = inside ? weight * slope : 0.0f;
-      loss += inside ? softplus(positive ? -logit : logit) : 0.0f;
-      dlog_scale += out[j] * scaled;
-      dbias += out[j];
-    }
-    if (g) Pack<float>::from(out).store(g + (row + i) * ld + column);
-  }
-  float* const shared = reinterpret_cast<float*>(smem);
-  const float totals[kSums] = {block_sum(loss * weight, shared),
-                               block_sum(dlog_scale, shared + kWarp),
-                               block_sum(dbias, shared + 2 * kWarp)};
-  if (threadIdx.x != 0) return;
-  const int64_t tile = first_tile + blockIdx.y * tiles_across + blockIdx.x;
-#pragma unroll
-  for (int k = 0; k < kSums; ++k) sums[k * all_tiles + tile] = totals[k];
-}
-
-// One block for each of loss, dlog_scale, dbias.
-__global__ void __launch_bounds__(kTileThreads)
-    sigmoid_loss_finish_kernel(float* loss,        // (1)
-                               float* dlog_scale,  // (1) or null
-                               float* dbias,       // (1) or null
-                               const float* sums,  // (3, tiles)
-                               int64_t tiles) {
+// One block for each of loss, dlog_scale, dbias: totals = or += the sums of a chunk; after the last
+// chunk they are added to the outputs.
+constexpr unsigned kSumThreads = 256;
+__global__ void __launch_bounds__(kSumThreads)
+    sigmoid_loss_sum_kernel(double* totals,     // (3)
+                            float* loss,        // (1)
+                            float* dlog_scale,  // (1) or null
+                            float* dbias,       // (1) or null
+                            const float* sums,  // (3, stride), `parts` of each row in use
+                            int64_t stride, int64_t parts, bool first, bool last) {
   DYN_SMEM(smem);
   double total = 0;
-  for (int64_t i = threadIdx.x; i < tiles; i += kTileThreads) total += sums[blockIdx.x * tiles + i];
-  const double sum = block_sum(total, reinterpret_cast<double*>(smem));
+  for (int64_t i = threadIdx.x; i < parts; i += kSumThreads) total += sums[blockIdx.x * stride + i];
+  total = block_sum(total, reinterpret_cast<double*>(smem));
+  if (threadIdx.x != 0) return;
+  if (!first) total += totals[blockIdx.x];
+  totals[blockIdx.x] = total;
   float* const out = blockIdx.x == 0 ? loss : blockIdx.x == 1 ? dlog_scale : dbias;
-  if (threadIdx.x == 0 && out) *out += static_cast<float>(sum);
+  if (last && out) *out += static_cast<float>(total);
 }
 
-// ---- gradients ----------------------------------------------------------------------------------
-
-// out (rows, D) += exp(log_scale) · g (rows, depth) · other (depth, D); for dy, g is transposed.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
-    sigmoid_loss_gradient_kernel(float* out,        // (rows, D)
-                                 Operand<float> g,  // (rows, depth)
-                                 Operand<T> other,  // (D, depth): the transposed view of (depth, D)
-                                 const float* log_scale) {
-  DYN_SMEM(smem);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kTile,
-                column0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  float c[4][4];
-  multiply_tile(c, g, row0, other, column0, reinterpret_cast<float*>(smem));
-  const float scale = expf(*log_scale);
-  const int64_t D = other.rows;
-  const int64_t row = row0 + threadIdx.x / 16 * 4, column = column0 + threadIdx.x % 16 * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (row + i < g.rows && column + j < D) out[(row + i) * D + column + j] += scale * c[i][j];
-}
-
-dim3 tile_grid(int64_t rows, int64_t columns) {
-  return {static_cast<unsigned>(ceil_div<int64_t>(columns, kTile)),
-          static_cast<unsigned>(ceil_div<int64_t>(rows, kTile))};
-}
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+using RowsOf = std::conditional_t<std::is_same_v<T, float>, FloatOperand<true>, MatrixOperand<true>>;
 
 }  // namespace
-
-// ---- launcher -----------------------------------------------------------------------------------
 
 void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy, Tensor dlog_scale,
                                    Tensor dbias, Tensor x, Tensor y, Tensor log_scale, Tensor bias,
@@ -191,39 +113,44 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
   if (M == 0 || N == 0) return;
   dispatch_element(x.dtype, [&](auto t) {
     using T = decltype(t);
-    const T* const xs = x.as<T>(M * D);
-    const T* const ys = y.as<T>(N * D);
+    const T* const xs = x.as<const T>(M * D);
+    const T* const ys = y.as<const T>(N * D);
     float* const dxs = dx.as_or_null<float>(M * D);
     float* const dys = dy.as_or_null<float>(N * D);
-    const float* const ls = log_scale.as<float>(1);
-    const float* const b = bias.as<float>(1);
-    const int64_t chunk_rows = least(padded(M), kChunkRows), ld = least(padded(N), kChunkColumns);
-    const int64_t all_tiles = padded(M) / kTile * (padded(N) / kTile);
-    Scratch<float> g(s, dxs || dys ? chunk_rows * ld : 0);
-    Scratch<float> sums(s, kSums * all_tiles);
+    const int64_t most_rows = std::min(M, kChunkRows<T>), most_columns = std::min(N, kChunkColumns);
+    const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8;
+    Scratch<T> g(s, dxs || dys ? most_rows * ld : 0);
+    const int64_t most_parts = most_gemm_parts(most_rows, most_columns);
+    Scratch<float> sums(s, kSums * most_parts);
+    Scratch<double> totals(s, kSums);
 
-    int64_t first_tile = 0;
-    for (int64_t i = 0; i < M; i += kChunkRows)
+    for (int64_t i = 0; i < M; i += kChunkRows<T>)
       for (int64_t j = 0; j < N; j += kChunkColumns) {
-        const int64_t rows = least(M - i, kChunkRows), columns = least(N - j, kChunkColumns);
-        const dim3 grid = tile_grid(rows, columns);
-        launch(sigmoid_loss_pairs_kernel<T>, grid, kTileThreads, kTileSmem, s, g.data(),
-               sums.data(), Operand<T>{xs + i * D, rows, D, D, 1},
-               Operand<T>{ys + j * D, columns, D, D, 1}, ls, b, ld, (row0 + i) - (col0 + j),
-               first_tile, static_cast<int64_t>(grid.x), all_tiles, weight);
-        first_tile += static_cast<int64_t>(grid.x) * grid.y;
+        const int64_t rows = std::min(M - i, kChunkRows<T>), columns = std::min(N - j, kChunkColumns);
+        PairsEpilogue<T> pairs{};
+        pairs.g = g.data();
+        pairs.sums = sums.data();
+        pairs.log_scale = log_scale.as<const float>(1);
+        pairs.bias = bias.as<const float>(1);
+        pairs.sums_stride = most_parts;
+        pairs.stride = ld;
+        pairs.diagonal = row0 + i - (col0 + j);
+        pairs.N = static_cast<int>(columns);
+        pairs.weight = weight;
+        const int64_t parts =
+            launch_gemm(s, RowsOf<T>(xs + i * D, rows, D, D), RowsOf<T>(ys + j * D, columns, D, D),
+                        rows, columns, D, pairs, {1, D});
+        launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s,
+               totals.data(), loss.as<float>(1), dlog_scale.as_or_null<float>(1),
+               dbias.as_or_null<float>(1), sums.data(), most_parts, parts, i + j == 0,
+               i + rows == M && j + columns == N);
         if (dxs)
-          launch(sigmoid_loss_gradient_kernel<T>, tile_grid(rows, D), kTileThreads, kTileSmem, s,
-                 dxs + i * D, Operand<float>{g.data(), rows, columns, ld, 1},
-                 Operand<T>{ys + j * D, D, columns, 1, D}, ls);
+          gemm(s, {rows, D, columns, x.dtype, {g.data(), ld}, {ys + j * D, D}, dxs + i * D,
+                   DType::f32, D, true});
         if (dys)
-          launch(sigmoid_loss_gradient_kernel<T>, tile_grid(columns, D), kTileThreads, kTileSmem, s,
-                 dys + j * D, Operand<float>{g.data(), columns, rows, 1, ld},
-                 Operand<T>{xs + i * D, D, rows, 1, D}, ls);
+          gemm(s, {columns, D, rows, x.dtype, {g.data(), ld, true}, {xs + i * D, D}, dys + j * D,
+                   DType::f32, D, true});
       }
-    launch(sigmoid_loss_finish_kernel, kSums, kTileThreads, kTileThreads / kWarp * sizeof(double),
-           s, loss.as<float>(1), dlog_scale.as_or_null<float>(1), dbias.as_or_null<float>(1),
-           sums.data(), all_tiles);
   });
 }
 

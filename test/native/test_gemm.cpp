@@ -135,7 +135,7 @@ TEST(gemm_splits_of_the_depth) {
 
 // The tile for large products, which the small shapes of a test would not choose.
 template <class Tile, class A, class B> void run_tile(int64_t M, int64_t N, int64_t K) {
-  using T = std::conditional_t<std::is_same_v<Tile, LargeTile>, bf16, float>;
+  using T = std::conditional_t<std::is_same_v<Tile, LargeFloatTile>, float, bf16>;
   const Case k{M, N, K, !A::kDepthInLine, B::kDepthInLine};
   test::HostStream stream;
   Random random(7);
@@ -158,6 +158,28 @@ TEST(gemm_large_tiles) {
   run_tile<LargeTile, MatrixOperand<false>, MatrixOperand<true>>(128, 30, 33);
   run_tile<LargeFloatTile, FloatOperand<true>, FloatOperand<true>>(130, 131, 20);
   run_tile<LargeFloatTile, FloatOperand<false>, FloatOperand<false>>(128, 140, 17);
+}
+
+// wgmma and TMA: all layouts, ragged edges, several tiles for a block, and more steps than stages.
+TEST(gemm_sm90) {
+  run_tile<HopperTile, MatrixOperand<true>, MatrixOperand<true>>(72, 264, 328);
+  if (test::small) return;
+  run_tile<HopperTile, MatrixOperand<false>, MatrixOperand<false>>(136, 256, 70);
+  run_tile<HopperTile, MatrixOperand<true>, MatrixOperand<false>>(128, 72, 136);
+  run_tile<HopperTile, MatrixOperand<false>, MatrixOperand<true>>(264, 300, 64);
+}
+TEST(gemm_sm90_splits) {
+  const int64_t M = 24, N = 40, K = 200;
+  test::HostStream stream;
+  Random random(9);
+  const Case k{M, N, K, false, true};
+  const Matrix<bf16> a(random, M, K, false, k), b(random, K, N, true, k);
+  const Buffer<float> parts(2 * M * N), c(M * N);
+  launch_tiles<HopperTile>(stream, MatrixOperand<true>(a.memory.data(), M, K, K),
+                           MatrixOperand<true>(b.memory.data(), N, K, K), M, N, K, Splits{2, 128},
+                           StoreEpilogue<float>(parts.data(), nullptr, N, N, false, M * N));
+  sum_splits(stream, c.data(), parts.data(), M, N, N, 2, false);
+  CHECK_CLOSE(c, exact_product(a, b, k), 1e-11, "splits");
 }
 
 // Every tile is computed by one block, whatever the numbers of tiles.

@@ -1,5 +1,6 @@
 // sigmoid_loss.cu against double precision: ragged tiles, several chunks, blocks of a larger pair
 // matrix.
+#include "../../cuda/gemm.cu"
 #include "../../cuda/sigmoid_loss.cu"
 #include "check.h"
 
@@ -7,6 +8,7 @@ namespace {
 
 using test::Buffer;
 using test::Random;
+using bf16 = __nv_bfloat16;
 
 struct Case {
   int64_t M, N, D, row0 = 0, col0 = 0;
@@ -75,8 +77,10 @@ template <class T> void run(const Case& k, bool gradients = true) {
                                                weight);
   CHECK_CLOSE(loss, want_loss, 1e-9, what + " loss");
   if (!gradients) return;
-  CHECK_CLOSE(dx, want_dx, 1e-9, what + " dx");
-  CHECK_CLOSE(dy, want_dy, 1e-9, what + " dy");
+  // G is stored in the operands' type.
+  const double most = sizeof(T) == 2 ? test::tolerance<bf16> : 1e-9;
+  CHECK_CLOSE(dx, want_dx, most, what + " dx");
+  CHECK_CLOSE(dy, want_dy, most, what + " dy");
   CHECK_CLOSE(dlog_scale, want_dls, 1e-9, what + " dlog_scale");
   CHECK_CLOSE(dbias, want_db, 1e-9, what + " dbias");
 }
@@ -98,8 +102,72 @@ TEST(sigmoid_loss_f32) { run_all<float>(); }
 TEST(sigmoid_loss_bf16) { run_all<__nv_bfloat16>(); }
 TEST(sigmoid_loss_chunks) {
   if (test::small) return;
-  run<float>({siglip2::cuda::kChunkRows + 2, 3, 1});
+  run<float>({siglip2::cuda::kChunkRows<float> + 2, 3, 1});
   run<float>({3, siglip2::cuda::kChunkColumns + 5, 1, siglip2::cuda::kChunkColumns, 0});
+}
+
+double rounded(double v) { return static_cast<double>(static_cast<float>(bf16(static_cast<float>(v)))); }
+
+// At the largest scale that training reaches: what bf16 operands and float accumulation do to the
+// logits, and that the gradients are no worse than twice those of a loss computed in bf16 throughout.
+TEST(sigmoid_loss_accuracy_at_scale_112) {
+  if (test::small) return;
+  const int64_t B = 48, D = 768;
+  const double scale = 112, bias = -16.5;
+  test::HostStream stream;
+  Random random(11);
+  const auto x32 = unit_rows<float>(random, B, D), y32 = unit_rows<float>(random, B, D);
+  // Texts resemble their images, as after training: cosine about 0.3 where a pair belongs together.
+  for (int64_t i = 0; i < B * D; ++i) y32[i] = 0.3f * x32[i] + 0.954f * y32[i];
+  const Buffer<bf16> x(B * D), y(B * D);
+  for (int64_t i = 0; i < B * D; ++i) {
+    x[i] = bf16(x32[i]);
+    y[i] = bf16(y32[i]);
+  }
+  const Buffer<float> dots(B * B);
+  siglip2::cuda::gemm(stream, {B, B, D, siglip2::DType::bf16, {x.data(), D}, {y.data(), D, true},
+                               dots.data(), siglip2::DType::f32, B});
+  double summed = 0, operands = 0, all_bf16 = 0;  // largest errors of a logit
+  std::vector<double> want(static_cast<size_t>(B * D)), naive(want);
+  for (int64_t i = 0; i < B; ++i)
+    for (int64_t j = 0; j < B; ++j) {
+      double exact = 0, of_rounded = 0;
+      for (int64_t d = 0; d < D; ++d) {
+        exact += x32.at(i * D + d) * y32.at(j * D + d);
+        of_rounded += x.at(i * D + d) * y.at(j * D + d);
+      }
+      const double logit = rounded(rounded(scale * rounded(of_rounded)) + bias);
+      summed = std::max(summed, scale * std::fabs(dots.at(i * B + j) - of_rounded));
+      operands = std::max(operands, scale * std::fabs(dots.at(i * B + j) - exact));
+      all_bf16 = std::max(all_bf16, std::fabs(logit - scale * exact - bias));
+      const double z = i == j ? 1 : -1, l = scale * of_rounded + bias;
+      const double g = -z / (1 + std::exp(z * l)), g_naive = rounded(-z / (1 + std::exp(z * logit)));
+      for (int64_t d = 0; d < D; ++d) {
+        want[static_cast<size_t>(i * D + d)] += g * scale * y.at(j * D + d) / B;
+        naive[static_cast<size_t>(i * D + d)] += rounded(g_naive * scale / B) * y.at(j * D + d);
+      }
+    }
+  std::printf("logit error at scale 112, D 768: %.2g by float sums, %.2g with bf16 operands, %.2g in "
+              "bf16 throughout\n", summed, operands, all_bf16);
+  CHECK(summed < 1e-4);
+  CHECK(operands < 0.05);
+  CHECK(all_bf16 > operands);
+
+  const auto log_scale = random.buffer<float>(1, 0, static_cast<float>(std::log(scale))),
+             shift = random.buffer<float>(1, 0, static_cast<float>(bias));
+  const auto loss = random.buffer<float>(1, 0), dx = random.buffer<float>(B * D, 0);
+  const siglip2::Tensor none;
+  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, none, none, none, x, y, log_scale,
+                                               shift, B, B, D, 0, 0, 1.0f / static_cast<float>(B));
+  double ours = 0, theirs = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    ours += std::pow(dx.at(static_cast<int64_t>(i)) - want[i], 2);
+    theirs += std::pow(naive[i] - want[i], 2);
+    norm += want[i] * want[i];
+  }
+  std::printf("relative error of dx: %.2g, in bf16 throughout %.2g\n", std::sqrt(ours / norm),
+              std::sqrt(theirs / norm));
+  CHECK(std::sqrt(ours) <= 2 * std::sqrt(theirs));
 }
 
 // Blocks of the pair matrix, one call each, add up to the whole, as the steps of a ring do.
