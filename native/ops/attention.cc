@@ -1,278 +1,67 @@
 // CPU attention (attention.h). Bound by multiply-adds: 4·Nq·Nk·D forward and 10·Nq·Nk·D backward per head, beside one
 // exponential per score, so everything runs through tile_gemm.h on f32 copies of one head's rows, packed once per task.
 // A task owns a (sample, head): K and V of a head stay in the L2 cache, the sums over queries and keys need no atomics
-// and their order is fixed. Tiles are kRows queries by kKeys keys: the scores of one tile fit the L1 cache, and softmax
-// is online over key tiles, so memory grows with N and never with N². A single query (MAP pooling) is bound by reading
-// K and V once and takes a path of its own, without packing.
+// and their order is fixed.
 #include "attention.h"
-#include <limits>
+#include <numeric>
+#include <vector>
+#include "../cpu/attention_head.h"
 #include "../cpu/threads.h"
-#include "../cpu/tile_gemm.h"
 
 namespace siglip2::cpu::ISA {
 
 namespace {
 
-constexpr int64_t kRows = 48, kKeys = 128;
-constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-struct Shape {
-  int64_t B, H, Nq, Nk, D;
-  bool causal;
-  float scale;
-  const int32_t* lengths;
-
-  int64_t keys(int64_t b) const {  // that any query of the sample sees
-    const int64_t n = lengths ? std::clamp<int64_t>(lengths[b], 0, Nk) : Nk;
-    return causal ? std::min(n, Nq) : n;
+void check_starts(const char* name, const int32_t* starts, int64_t B, int64_t N, int64_t T) {
+  const auto fail = [&](const std::string& what) {
+    throw std::invalid_argument(std::string("attention: packed ") + name + " must begin at row 0 and end at row " +
+                                std::to_string(T) + ", each with 0 to " + std::to_string(N) + " rows, but " + what);
+  };
+  if (starts[0] != 0) fail("the first begins at row " + std::to_string(starts[0]));
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t n = static_cast<int64_t>(starts[b + 1]) - starts[b];
+    if (n < 0 || n > N) fail("number " + std::to_string(b) + " has " + std::to_string(n));
   }
-  int64_t columns() const { return round_up(D, kLanes); }
-  int64_t ld() const { return leading(D); }                          // row of a packed Q, K, V, O
-  int64_t ldt() const { return leading(std::min(Nk, kKeys)); }       // row of a tile of scores, Kᵀ or Vᵀ
-};
+  if (starts[B] != T) fail("the last ends at row " + std::to_string(starts[B]));
+}
 
-// One of q, k, v, o and their gradients: (B, N, H, D) with D and H dense.
+Shape checked_shape(Tensor key_lengths, Tensor q_starts, Tensor k_starts, int64_t B, int64_t H, int64_t Nq, int64_t Nk,
+                    int64_t Tq, int64_t Tk, int64_t D, bool q_shared, bool causal, float scale) {
+  const Shape s{B, H, Nq, Nk, Tq, Tk, D, q_shared, causal, scale, key_lengths.as_or_null<const int32_t>(B),
+                q_starts.as_or_null<const int32_t>(B + 1), k_starts.as_or_null<const int32_t>(B + 1)};
+  if ((q_shared && s.q_starts) || (s.lengths && s.k_starts))
+    throw std::invalid_argument("attention: packed rows exclude shared queries and key lengths");
+  if ((!s.q_starts && Tq != B * Nq) || (!s.k_starts && Tk != B * Nk))
+    throw std::invalid_argument("attention: rows are not samples times positions");
+  if (s.q_starts) check_starts("queries", s.q_starts, B, Nq, Tq);
+  if (s.k_starts && s.k_starts != s.q_starts) check_starts("keys", s.k_starts, B, Nk, Tk);
+  return s;
+}
+
+// One of q, k, v, o and their gradients: rows of H heads of D columns.
 template <class T> struct View {
   T* data;
-  int64_t batch, row;
-  T* head(int64_t b, int64_t h, int64_t D) const { return data + b * batch + h * D; }
+  int64_t row;
+  T* at(int64_t t, int64_t column) const { return data ? data + t * row + column : nullptr; }
 };
-template <class T>
-View<T> view(const Tensor& t, int64_t samples, int64_t N, int64_t offset, int64_t row, int64_t width, bool shared = false) {
-  using U = std::remove_const_t<T>;
-  if (!t) return {nullptr, 0, 0};
+template <class T> View<T> view(const Tensor& t, int64_t rows, int64_t offset, int64_t row, int64_t width) {
+  if (!t) return {nullptr, 0};
   if (offset < 0 || row < width || offset + width > row)
     throw std::invalid_argument("attention: heads do not fit into a row");
-  T* p = t.as<T>(samples * N * row);
-  static_assert(sizeof(U) <= 4);
-  return {p + offset, shared ? 0 : N * row, row};
+  return {t.as<T>(rows * row) + offset, row};
 }
 
-template <class T> void zero_rows(T* out, int64_t row, int64_t n, int64_t D) {
-  for (int64_t r = 0; r < n; ++r)
-    for (int64_t d = 0; d < D; ++d) out[r * row + d] = 0.0f;
-}
-
-// One row of a tile in the online softmax: scores become probabilities relative to the new maximum, and what was
-// summed before, l and o, is rescaled to it. Only the first `valid` of the n scores count; the others become 0.
-void softmax_row(float* score, int64_t n, int64_t valid, float* m, float* l, float* o, int64_t D) {
-  if (valid > 0) {
-    const int64_t whole = round_up(valid, kLanes);
-    for (int64_t j = valid; j < whole; ++j) score[j] = std::numeric_limits<float>::lowest();
-    Vec most = load(score);
-    for (int64_t j = kLanes; j < whole; j += kLanes) most = larger(load(score + j), most);
-    const float top = std::max(*m, max_of(most));
-    Vec sum{};
-    for (int64_t j = 0; j < whole; j += kLanes) {
-      const Vec p = exp2_of(load(score + j) - top);
-      store(score + j, p);
-      sum += p;
-    }
-    if (top != *m && *m != -kInfinity) {
-      const float shrink = exp2_of(splat(*m - top))[0];
-      *l *= shrink;
-      for (int64_t d = 0; d < D; d += kLanes) store(o + d, load(o + d) * shrink);
-    }
-    *l += sum_of(sum);
-    *m = top;
-  }
-  for (int64_t j = std::max<int64_t>(0, valid); j < n; ++j) score[j] = 0;
-}
-
-// The same row in backward: score → p = 2^(score − lse), dp → ds = p·(dp − δ).
-void gradient_row(float* score, float* dp, int64_t n, int64_t valid, float lse, float delta) {
-  for (int64_t j = 0; j < valid; j += kLanes) {
-    const Vec p = exp2_of(load(score + j) - lse);
-    store(score + j, p);
-    store(dp + j, p * (load(dp + j) - delta));
-  }
-  for (int64_t j = std::max<int64_t>(0, valid); j < n; ++j) score[j] = dp[j] = 0;
-}
-
-int64_t forward_floats(const Shape& s) {
-  const int64_t tiles = (s.Nk + kKeys - 1) / kKeys;
-  return tiles * s.columns() * s.ldt() + (s.Nk + kLanes + 2 * kRows) * s.ld() + kRows * s.ldt();
-}
-
-// Query rows begin … end of one head.
-template <class T>
-void forward_head(const Shape& s, int64_t b, int64_t begin, int64_t end, T* o, int64_t o_row, float* lse, const T* q,
-                  int64_t q_row, const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
-  const int64_t ld = s.ld(), ldt = s.ldt(), nk = s.causal ? std::min(s.keys(b), end) : s.keys(b);
-  if (nk == 0) {
-    zero_rows(o + begin * o_row, o_row, end - begin, s.D);
-    std::fill(lse + begin, lse + end, -kInfinity);
-    return;
-  }
-  const auto take = [&](int64_t n) { return std::exchange(space, space + n); };
-  float* some = take(kLanes * ld);
-  float* vs = take(s.Nk * ld);
-  float* qs = take(kRows * ld);
-  float* os = take(kRows * ld);
-  float* scores = take(kRows * ldt);
-  float* kt = take(0);
-  const int64_t kt_tile = s.columns() * ldt;
-  for (int64_t j = 0; j < nk; j += kKeys)
-    pack_transposed(kt + j / kKeys * kt_tile, ldt, some, ld, k + j * k_row, k_row, std::min(kKeys, nk - j), s.D);
-  pack_rows(vs, ld, v, v_row, nk, s.D, 1.0f);
-  for (int64_t i = begin; i < end; i += kRows) {
-    const int64_t rows = std::min(kRows, end - i), seen = s.causal ? std::min(nk, i + rows) : nk;
-    float m[kRows], l[kRows];
-    std::fill(m, m + kRows, -kInfinity);
-    std::fill(l, l + kRows, 0.0f);
-    pack_rows(qs, ld, q + i * q_row, q_row, rows, s.D, s.scale * kLog2e);
-    for (int64_t j = 0; j < seen; j += kKeys) {
-      const int64_t n = std::min(kKeys, seen - j);
-      tile_gemm<false>(rows, n, s.D, qs, ld, kt + j / kKeys * kt_tile, ldt, scores, ldt, false);
-      for (int64_t r = 0; r < rows; ++r)
-        softmax_row(scores + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, m + r, l + r, os + r * ld,
-                    s.D);
-      tile_gemm<false>(rows, s.D, n, scores, ldt, vs + j * ld, ld, os, ld, j > 0);
-    }
-    for (int64_t r = 0; r < kRows; r += kLanes) {  // rows beyond the block hold anything
-      store(m + r, (load(m + r) + log2_of(load(l + r))) * kLn2);
-      store(l + r, 1.0f / load(l + r));
-    }
-    std::copy_n(m, rows, lse + i);
-    copy_rows(o + i * o_row, o_row, os, ld, rows, s.D, [&](int64_t r) { return l[r]; });
-  }
-}
-
-int64_t backward_floats(const Shape& s) {
-  return 2 * s.columns() * s.ldt() + (kLanes + 3 * s.Nq + 3 * kKeys) * s.ld() + 2 * kRows * s.ldt() + round_up(s.Nq, 16);
-}
-
-// One head; G is float where dq is a partial sum. Null outputs are not computed.
-template <class T, class G>
-void backward_head(const Shape& s, int64_t b, G* dq, int64_t dq_row, T* dk, T* dv, const T* d_o, const T* o,
-                   int64_t o_row, const float* lse, const T* q, int64_t q_row, const T* k, int64_t k_row, const T* v,
-                   int64_t v_row, float* space) {
-  const int64_t ld = s.ld(), ldt = s.ldt(), nk = s.keys(b);
-  if (dk) zero_rows(dk + nk * k_row, k_row, s.Nk - nk, s.D);
-  if (dv) zero_rows(dv + nk * v_row, v_row, s.Nk - nk, s.D);
-  if (nk == 0) {
-    if (dq) zero_rows(dq, dq_row, s.Nq, s.D);
-    return;
-  }
-  const auto take = [&](int64_t n) { return std::exchange(space, space + n); };
-  float* some = take(kLanes * ld);
-  float* qs = take(s.Nq * ld);
-  float* dos = take(s.Nq * ld);
-  float* dqs = take(s.Nq * ld);
-  float* ks = take(kKeys * ld);
-  float* dks = take(kKeys * ld);
-  float* dvs = take(kKeys * ld);
-  float* scores = take(kRows * ldt);
-  float* dps = take(kRows * ldt);
-  float* kt = take(s.columns() * ldt);
-  float* vt = take(s.columns() * ldt);
-  float* delta = take(s.Nq);
-  pack_rows(qs, ld, q, q_row, s.Nq, s.D, s.scale * kLog2e);
-  pack_rows(dos, ld, d_o, o_row, s.Nq, s.D, 1.0f);
-  for (int64_t i = 0; i < s.Nq; ++i) {  // δ = Σ dO∘O = Σ P∘dP
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < s.D; ++d) sum += dos[i * ld + d] * static_cast<float>(o[i * o_row + d]);
-    delta[i] = sum;
-  }
-  for (int64_t j = 0; j < nk; j += kKeys) {
-    const int64_t keys = std::min(kKeys, nk - j);
-    pack_transposed(kt, ldt, some, ld, k + j * k_row, k_row, keys, s.D);
-    pack_transposed(vt, ldt, some, ld, v + j * v_row, v_row, keys, s.D);
-    pack_rows(ks, ld, k + j * k_row, k_row, keys, s.D, 1.0f);
-    std::fill(dks, dks + keys * ld, 0.0f);
-    std::fill(dvs, dvs + keys * ld, 0.0f);
-    for (int64_t i = s.causal ? j / kRows * kRows : 0; i < s.Nq; i += kRows) {
-      const int64_t rows = std::min(kRows, s.Nq - i), n = s.causal ? std::min(keys, i + rows - j) : keys;
-      tile_gemm<false>(rows, n, s.D, qs + i * ld, ld, kt, ldt, scores, ldt, false);
-      tile_gemm<false>(rows, n, s.D, dos + i * ld, ld, vt, ldt, dps, ldt, false);
-      for (int64_t r = 0; r < rows; ++r)
-        gradient_row(scores + r * ldt, dps + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, lse[i + r] * kLog2e,
-                     delta[i + r]);
-      if (dk) {
-        tile_gemm<true>(n, s.D, rows, scores, ldt, dos + i * ld, ld, dvs, ld, true);
-        tile_gemm<true>(n, s.D, rows, dps, ldt, qs + i * ld, ld, dks, ld, true);
-      }
-      if (dq) tile_gemm<false>(rows, s.D, n, dps, ldt, ks, ld, dqs + i * ld, ld, j > 0);
-    }
-    if (dk) {
-      copy_rows(dk + j * k_row, k_row, dks, ld, keys, s.D, [](int64_t) { return kLn2; });  // scale came with Q
-      copy_rows(dv + j * v_row, v_row, dvs, ld, keys, s.D, [](int64_t) { return 1.0f; });
-    }
-  }
-  if (dq) copy_rows(dq, dq_row, dqs, ld, s.Nq, s.D, [&](int64_t) { return s.scale; });
-}
-
-template <class T> float dot(const float* a, const T* b, int64_t D) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < D; ++d) sum += a[d] * static_cast<float>(b[d]);
-  return sum;
-}
-
-int64_t single_floats(const Shape& s) { return 3 * s.ld() + 2 * kKeys; }
-
-// One query: K and V are read where they lie, kKeys of them at a time.
-template <class T>
-void forward_single(const Shape& s, int64_t b, T* o, float* lse, const T* q, const T* k, int64_t k_row, const T* v,
-                    int64_t v_row, float* space) {
-  const int64_t D = s.D, nk = s.keys(b);
-  float *qs = space, *os = qs + s.ld(), *scores = os + s.ld();
-  for (int64_t d = 0; d < D; ++d) qs[d] = s.scale * kLog2e * static_cast<float>(q[d]);
-  std::fill(os, os + s.ld(), 0.0f);
-  float m = -kInfinity, l = 0;
-  for (int64_t j = 0; j < nk; j += kKeys) {
-    const int64_t n = std::min(kKeys, nk - j);
-    for (int64_t i = 0; i < n; ++i) scores[i] = dot(qs, k + (j + i) * k_row, D);
-    softmax_row(scores, n, n, &m, &l, os, D);
-    const T* vj = v + j * v_row;
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-      const T *v0 = vj + i * v_row, *v1 = v0 + v_row, *v2 = v1 + v_row, *v3 = v2 + v_row;
-      const float p0 = scores[i], p1 = scores[i + 1], p2 = scores[i + 2], p3 = scores[i + 3];
-      for (int64_t d = 0; d < D; ++d)
-        os[d] += (p0 * static_cast<float>(v0[d]) + p1 * static_cast<float>(v1[d])) +
-                 (p2 * static_cast<float>(v2[d]) + p3 * static_cast<float>(v3[d]));
-    }
-    for (; i < n; ++i)
-      for (int64_t d = 0; d < D; ++d) os[d] += scores[i] * static_cast<float>(vj[i * v_row + d]);
-  }
-  for (int64_t d = 0; d < D; ++d) o[d] = nk ? os[d] / l : 0.0f;
-  *lse = nk ? (m + log2_of(splat(l))[0]) * kLn2 : -kInfinity;
-}
-
-template <class T, class G>
-void backward_single(const Shape& s, int64_t b, G* dq, T* dk, T* dv, const T* d_o, const T* o, float lse, const T* q,
-                     const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
-  const int64_t D = s.D, nk = s.keys(b);
-  float *qs = space, *dos = qs + s.ld(), *dqs = dos + s.ld(), *scores = dqs + s.ld(), *dps = scores + kKeys;
-  pack_rows(qs, 0, q, 0, 1, D, s.scale);
-  pack_rows(dos, 0, d_o, 0, 1, D, 1.0f);
-  std::fill(dqs, dqs + D, 0.0f);
-  const float delta = dot(dos, o, D);
-  for (int64_t j = 0; j < nk; j += kKeys) {
-    const int64_t n = std::min(kKeys, nk - j);
-    for (int64_t i = 0; i < n; ++i) {
-      scores[i] = kLog2e * dot(qs, k + (j + i) * k_row, D);
-      dps[i] = dot(dos, v + (j + i) * v_row, D);
-    }
-    gradient_row(scores, dps, n, n, lse * kLog2e, delta);
-    for (int64_t i = 0; i < n; ++i) {
-      const T* ki = k + (j + i) * k_row;
-      const float p = scores[i], ds = dps[i];
-      for (int64_t d = 0; d < D; ++d) dqs[d] += ds * static_cast<float>(ki[d]);
-      if (!dk) continue;
-      T *dki = dk + (j + i) * k_row, *dvi = dv + (j + i) * v_row;
-      for (int64_t d = 0; d < D; ++d) dki[d] = ds * qs[d];
-      for (int64_t d = 0; d < D; ++d) dvi[d] = p * dos[d];
-    }
-  }
-  if (dk) {
-    zero_rows(dk + nk * k_row, k_row, s.Nk - nk, D);
-    zero_rows(dv + nk * v_row, v_row, s.Nk - nk, D);
-  }
-  for (int64_t d = 0; dq && d < D; ++d) dq[d] = s.scale * dqs[d];
+// The samples, those with most work first: packed ones differ much, and a long one that comes last keeps a thread busy
+// alone. Dense ones keep their order.
+std::vector<int64_t> longest_first(const Shape& s) {
+  std::vector<int64_t> order(s.B);
+  std::iota(order.begin(), order.end(), 0);
+  if (s.q_starts || s.k_starts || s.lengths)
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      const Sample x(s, a), y(s, b);
+      return x.Nq * x.keys > y.Nq * y.keys;
+    });
+  return order;
 }
 
 // f(task, this thread's workspace) for every task.
@@ -284,65 +73,75 @@ template <class F> void each_task(Stream& stream, int64_t tasks, int64_t floats,
 
 }  // namespace
 
-void attention_forward(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor key_lengths, int64_t B,
-                       int64_t H, int64_t Nq, int64_t Nk, int64_t D, int64_t q_offset, int64_t q_row, int64_t k_offset,
-                       int64_t k_row, int64_t v_offset, int64_t v_row, bool q_shared, bool causal, float scale) {
-  const Shape s{B, H, Nq, Nk, D, causal, scale, key_lengths.as_or_null<const int32_t>(B)};
-  float* stats = lse.as<float>(B * H * Nq);
+void attention_forward(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor key_lengths,
+                       Tensor q_starts, Tensor k_starts, int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t Tq,
+                       int64_t Tk, int64_t D, int64_t q_offset, int64_t q_row, int64_t k_offset, int64_t k_row,
+                       int64_t v_offset, int64_t v_row, bool q_shared, bool causal, float scale) {
+  const Shape s = checked_shape(key_lengths, q_starts, k_starts, B, H, Nq, Nk, Tq, Tk, D, q_shared, causal, scale);
+  float* stats = lse.as<float>(Tq * H);
+  const std::vector<int64_t> order = longest_first(s);
   dispatch_float(o.dtype, [&](auto t) {
     using T = decltype(t);
     const int64_t C = H * D;
-    const auto out = view<T>(o, B, Nq, 0, C, C);
-    const auto qv = view<const T>(q, q_shared ? 1 : B, Nq, q_offset, q_row, C, q_shared);
-    const auto kv = view<const T>(k, B, Nk, k_offset, k_row, C), vv = view<const T>(v, B, Nk, v_offset, v_row, C);
+    const auto out = view<T>(o, Tq, 0, C, C);
+    const auto qv = view<const T>(q, q_shared ? Nq : Tq, q_offset, q_row, C);
+    const auto kv = view<const T>(k, Tk, k_offset, k_row, C), vv = view<const T>(v, Tk, v_offset, v_row, C);
     // With few heads, several tasks share one: rows of the result do not depend on how queries are grouped.
-    const int64_t blocks = (Nq + kRows - 1) / kRows, threads = omp_get_max_threads();
-    const int64_t pieces = std::clamp<int64_t>(4 * threads / std::max<int64_t>(1, B * H), 1, std::max<int64_t>(1, blocks));
-    each_task(stream, B * H * pieces, Nq == 1 ? single_floats(s) : forward_floats(s), [&](int64_t task, float* space) {
-      const int64_t bh = task / pieces, piece = task % pieces, b = bh / H, h = bh % H;
-      if (Nq == 1)
-        return forward_single<T>(s, b, out.head(b, h, D), stats + bh, qv.head(b, h, D), kv.head(b, h, D), k_row,
-                                 vv.head(b, h, D), v_row, space);
-      forward_head<T>(s, b, blocks * piece / pieces * kRows, std::min(Nq, blocks * (piece + 1) / pieces * kRows),
-                      out.head(b, h, D), C, stats + bh * Nq, qv.head(b, h, D), q_row, kv.head(b, h, D), k_row,
-                      vv.head(b, h, D), v_row, space);
+    const int64_t most = (Nq + kRows - 1) / kRows, threads = omp_get_max_threads();
+    const int64_t pieces = std::clamp<int64_t>(4 * threads / std::max<int64_t>(1, B * H), 1, std::max<int64_t>(1, most));
+    each_task(stream, B * H * pieces, std::max(single_floats(s), forward_floats(s)), [&](int64_t task, float* space) {
+      const int64_t b = order[task / (H * pieces)], h = task / pieces % H, piece = task % pieces;
+      const Sample sample(s, b);
+      T* oh = out.at(sample.q_begin, h * D);
+      float* stats_h = stats + sample.q_begin * H + h * sample.Nq;
+      const T *qh = qv.at(sample.q_rows, h * D), *kh = kv.at(sample.k_begin, h * D), *vh = vv.at(sample.k_begin, h * D);
+      if (sample.Nq == 1) {
+        if (piece == 0) forward_single<T>(s, sample, oh, stats_h, qh, kh, k_row, vh, v_row, space);
+        return;
+      }
+      const int64_t blocks = (sample.Nq + kRows - 1) / kRows, begin = blocks * piece / pieces * kRows;
+      const int64_t end = std::min(sample.Nq, blocks * (piece + 1) / pieces * kRows);
+      if (begin < end) forward_head<T>(s, sample, begin, end, oh, C, stats_h, qh, q_row, kh, k_row, vh, v_row, space);
     });
   });
 }
 
 void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o,
-                        Tensor lse, Tensor key_lengths, int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t D,
-                        int64_t q_offset, int64_t q_row, int64_t k_offset, int64_t k_row, int64_t v_offset,
-                        int64_t v_row, bool q_shared, bool causal, float scale) {
-  const Shape s{B, H, Nq, Nk, D, causal, scale, key_lengths.as_or_null<const int32_t>(B)};
-  const float* stats = lse.as<const float>(B * H * Nq);
+                        Tensor lse, Tensor key_lengths, Tensor q_starts, Tensor k_starts, int64_t B, int64_t H,
+                        int64_t Nq, int64_t Nk, int64_t Tq, int64_t Tk, int64_t D, int64_t q_offset, int64_t q_row,
+                        int64_t k_offset, int64_t k_row, int64_t v_offset, int64_t v_row, bool q_shared, bool causal,
+                        float scale) {
+  const Shape s = checked_shape(key_lengths, q_starts, k_starts, B, H, Nq, Nk, Tq, Tk, D, q_shared, causal, scale);
+  const float* stats = lse.as<const float>(Tq * H);
   if (!dk != !dv) throw std::invalid_argument("attention_backward: dk and dv come together or not at all");
+  const std::vector<int64_t> order = longest_first(s);
   dispatch_float(o.dtype, [&](auto t) {
     using T = decltype(t);
-    const int64_t C = H * D;
-    const auto out = view<const T>(o, B, Nq, 0, C, C), dout = view<const T>(d_o, B, Nq, 0, C, C);
-    const auto qv = view<const T>(q, q_shared ? 1 : B, Nq, q_offset, q_row, C, q_shared);
-    const auto kv = view<const T>(k, B, Nk, k_offset, k_row, C), vv = view<const T>(v, B, Nk, v_offset, v_row, C);
-    const auto dqv = view<T>(dq, q_shared ? 1 : B, Nq, q_offset, q_row, C, q_shared);
-    const auto dkv = view<T>(dk, B, Nk, k_offset, k_row, C), dvv = view<T>(dv, B, Nk, v_offset, v_row, C);
-    const auto run = [&](auto* dq_data, int64_t dq_batch, int64_t dq_row) {
-      using G = std::remove_pointer_t<decltype(dq_data)>;
-      each_task(stream, B * H, Nq == 1 ? single_floats(s) : backward_floats(s), [&](int64_t bh, float* space) {
-        const int64_t b = bh / H, h = bh % H;
-        G* dq_head = dq_data ? dq_data + b * dq_batch + h * D : nullptr;
-        T *dk_head = dk ? dkv.head(b, h, D) : nullptr, *dv_head = dv ? dvv.head(b, h, D) : nullptr;
-        if (Nq == 1)
-          return backward_single<T, G>(s, b, dq_head, dk_head, dv_head, dout.head(b, h, D), out.head(b, h, D), stats[bh],
-                                       qv.head(b, h, D), kv.head(b, h, D), k_row, vv.head(b, h, D), v_row, space);
-        backward_head<T, G>(s, b, dq_head, dq_row, dk_head, dv_head, dout.head(b, h, D), out.head(b, h, D), C,
-                            stats + bh * Nq, qv.head(b, h, D), q_row, kv.head(b, h, D), k_row, vv.head(b, h, D), v_row,
-                            space);
+    const int64_t C = H * D, q_total = q_shared ? Nq : Tq;
+    const auto out = view<const T>(o, Tq, 0, C, C), dout = view<const T>(d_o, Tq, 0, C, C);
+    const auto qv = view<const T>(q, q_total, q_offset, q_row, C);
+    const auto kv = view<const T>(k, Tk, k_offset, k_row, C), vv = view<const T>(v, Tk, v_offset, v_row, C);
+    const auto dqv = view<T>(dq, q_total, q_offset, q_row, C);
+    const auto dkv = view<T>(dk, Tk, k_offset, k_row, C), dvv = view<T>(dv, Tk, v_offset, v_row, C);
+    const auto run = [&]<class G>(const View<G>& to) {  // every sample's dq to a place of its own
+      each_task(stream, B * H, std::max(single_floats(s), backward_floats(s)), [&](int64_t task, float* space) {
+        const int64_t h = task % H, column = h * D;
+        const Sample sample(s, order[task / H]);
+        G* dqh = to.at(sample.q_begin, column);
+        T *dkh = dkv.at(sample.k_begin, column), *dvh = dvv.at(sample.k_begin, column);
+        const T *doh = dout.at(sample.q_begin, column), *oh = out.at(sample.q_begin, column);
+        const T *qh = qv.at(sample.q_rows, column), *kh = kv.at(sample.k_begin, column), *vh = vv.at(sample.k_begin, column);
+        const float* stats_h = stats + sample.q_begin * H + h * sample.Nq;
+        if (sample.Nq == 1)
+          backward_single<T, G>(s, sample, dqh, dkh, dvh, doh, oh, *stats_h, qh, kh, k_row, vh, v_row, space);
+        else
+          backward_head<T, G>(s, sample, dqh, to.row, dkh, dvh, doh, oh, C, stats_h, qh, q_row, kh, k_row, vh, v_row, space);
       });
     };
-    if (!dq || !q_shared) return run(dqv.data, dqv.batch, dqv.row);
-    Scratch<float> partial(stream, B * Nq * C);
-    run(partial.data(), Nq * C, C);
-    parallel_ranges(Nq, 1 + 16384 / (B * C), [&](int64_t i0, int64_t i1) {
+    if (!dq || !q_shared) return run(dqv);
+    Scratch<float> partial(stream, Tq * C);
+    run(View<float>{partial.data(), C});
+    parallel_ranges(Nq, 1 + 16384 / std::max<int64_t>(1, B * C), [&](int64_t i0, int64_t i1) {
       for (int64_t i = i0; i < i1; ++i)
         for (int64_t c = 0; c < C; ++c) {
           float sum = 0;

@@ -1,4 +1,5 @@
-import { attention, crossAttention } from '../../lib/ops/attention.js';
+import { attention, crossAttention, type Packed } from '../../lib/ops/attention.js';
+import type { Tensor } from '../../lib/tensor.js';
 import { input, type OpCase } from '../harness.js';
 
 export const kernels = ['attention_forward', 'attention_backward'];
@@ -86,6 +87,69 @@ function cross(B: number, H: number, Nq: number, Nk: number, D: number, { shared
   };
 }
 
+/** The layout of packed sequences as test inputs, and as options from them. */
+const offsetsOf = (lengths: number[]): OpCase['inputs'] => {
+  const offsets = Int32Array.from({ length: lengths.length + 1 }, (_, s) => lengths.slice(0, s).reduce((a, b) => a + b, 0));
+  return { offsets: { data: offsets, shape: [offsets.length], kind: 'data' } };
+};
+const packedOf = (lengths: number[], offsets: Tensor): Packed => ({ offsets, longest: Math.max(...lengths) });
+
+/** The rows of sample s alone, and the sizes of that sample. */
+const eachSample = (lengths: number[], f: (s: number, start: number, n: number) => Float64Array): Float64Array => {
+  let start = 0;
+  return Float64Array.from(lengths.flatMap((n, s) => {
+    const rows = [...f(s, start, n)];
+    start += n;
+    return rows;
+  }));
+};
+const packedCosts = (shapes: Shape[], causal: boolean, shared = false) => {
+  const all = shapes.map((s, i) => costs({ ...s, Nq: shared && i ? 0 : s.Nq }, causal));
+  const sum = (f: (c: typeof all[0]) => number) => all.reduce((a, c) => a + f(c), 0);
+  const p = shapes.reduce((n, s) => n + pairs(s, causal) * s.H * s.D, 0);
+  return {
+    bytes: { forward: sum((c) => c.bytes.forward), backward: sum((c) => c.bytes.backward) },
+    flops: { forward: 4 * p, backward: 10 * p },
+  };
+};
+
+/** Self-attention over packed sequences. */
+function selfPacked(H: number, lengths: number[], D: number, { causal = false }: Mask = {}): OpCase {
+  const T = lengths.reduce((a, b) => a + b, 0), width = 3 * H * D;
+  return {
+    name: `packed ${lengths} H${H} D${D}${causal ? ' causal' : ''}`,
+    inputs: { qkv: input([T, width], 7 * T + D, 1.5), ...offsetsOf(lengths) },
+    run: (t) => ({ o: attention(t['qkv']!, H, { causal, packed: packedOf(lengths, t['offsets']!) }) }),
+    reference: ({ qkv }) => ({
+      o: eachSample(lengths, (_, start, n) => {
+        const s = { B: 1, H, Nq: n, Nk: n, D }, x = qkv!.subarray(start * width, (start + n) * width);
+        return reference(s, part(x, s, n, 3, 0), part(x, s, n, 3, 1), part(x, s, n, 3, 2), causal);
+      }),
+    }),
+    dtypes: ['f32', 'bf16'],
+    ...packedCosts(lengths.map((n) => ({ B: 1, H, Nq: n, Nk: n, D })), causal),
+  };
+}
+
+/** Dense queries over packed keys. */
+function crossPacked(H: number, Nq: number, lengths: number[], D: number, { shared = false }: { shared?: boolean } = {}): OpCase {
+  const B = lengths.length, C = H * D, T = lengths.reduce((a, b) => a + b, 0);
+  return {
+    name: `packed keys ${lengths} H${H} Nq${Nq} D${D}${shared ? ' shared' : ''}`,
+    inputs: { q: input([shared ? 1 : B, Nq, C], 11 * Nq + D, 1.5), kv: input([T, 2 * C], 13 * T + D, 1.5), ...offsetsOf(lengths) },
+    run: (t) => ({ o: crossAttention(t['q']!, t['kv']!, H, { packedKeys: packedOf(lengths, t['offsets']!) }) }),
+    reference: ({ q, kv }) => ({
+      o: eachSample(lengths, (b, start, n) => {
+        const s = { B: 1, H, Nq, Nk: n, D }, x = kv!.subarray(start * 2 * C, (start + n) * 2 * C);
+        const qb = shared ? q! : q!.subarray(b * Nq * C, (b + 1) * Nq * C);
+        return reference(s, part(qb, s, Nq, 1, 0), part(x, s, n, 2, 0), part(x, s, n, 2, 1), false);
+      }),
+    }),
+    dtypes: ['f32', 'bf16'],
+    ...packedCosts(lengths.map((n) => ({ B: 1, H, Nq, Nk: n, D })), false, shared),
+  };
+}
+
 /** Too many numbers for finite differences of the reference; a smaller twin has its gradients checked. */
 const forwardOnly = (c: OpCase): OpCase => ({
   ...c, gradients: false, large: true, dtypes: ['f32'],
@@ -105,11 +169,16 @@ export const cases: OpCase[] = [
   cross(3, 2, 3, 20, 32, { shared: true }), cross(3, 1, 3, 20, 96, { shared: true, lengths: [1, 0, 20] }),
   cross(3, 2, 1, 16, 32, { shared: true }), cross(2, 1, 1, 197, 72, { shared: true }), cross(2, 3, 1, 130, 30),
   cross(4, 2, 1, 40, 64, { shared: true, lengths: [0, 1, 40, 33] }), forwardOnly(cross(4, 12, 1, 256, 64, { shared: true })),
+  selfPacked(1, [0, 1, 63, 64, 65, 130], 8), selfPacked(2, [7, 0, 0, 50, 1], 72), selfPacked(1, [65, 2, 70], 30, { causal: true }),
+  selfPacked(2, [0, 0], 16), forwardOnly(selfPacked(2, [197, 30, 260], 64)),
+  crossPacked(2, 5, [20, 0, 1, 33], 32), crossPacked(1, 50, [65, 3, 130], 64), crossPacked(2, 3, [9, 0, 40], 72, { shared: true }),
+  crossPacked(2, 1, [64, 1, 0, 130, 63, 65], 32, { shared: true }), crossPacked(3, 1, [5, 2], 30),
 ];
 
 /** Vision towers, the MAP head, text, the caption decoder; then the quickstart model's sizes. */
 export const bench = () => [
   self(8, 12, 256, 64), self(1, 16, 729, 72), self(8, 12, 64, 64), self(8, 12, 64, 64, { causal: true }),
   cross(8, 12, 1, 256, 64, { shared: true }), cross(8, 12, 64, 256, 64),
+  selfPacked(12, [64, 1024, 576, 128, 256, 784], 64), crossPacked(12, 1, [64, 1024, 576, 128, 256, 784], 64, { shared: true }),
   self(64, 4, 16, 32), self(64, 4, 64, 32), cross(64, 4, 1, 16, 32, { shared: true }),
 ];
