@@ -15,7 +15,7 @@ import type { ModelConfig } from '../../../lib/model/config.js';
 const FOLDER = fileURLToPath(new URL('../../../../bench/peers/pytorch/', import.meta.url));
 
 /** Path of one of the peer's Python files. */
-export function script(name: 'grads.py' | 'step.py'): string {
+export function script(name: 'grads.py' | 'step.py' | 'cuda.py'): string {
   return join(FOLDER, name);
 }
 
