@@ -1,5 +1,8 @@
 // gemm(): chooses who computes a product, and our own kernels for plain ones (gemm.h).
 #include "gemm.h"
+#include <cstdlib>
+#include "cublaslt.h"
+#include "flavour.h"
 #include "gemm_launch.cuh"
 
 namespace siglip2::cuda {
@@ -52,6 +55,115 @@ template <template <bool> class Operand> void multiply_as(Stream& s, const GemmD
   else with_b(Operand<true>(d.a.data, d.M, d.K, d.a.stride));
 }
 
+// ---- cuBLASLt -----------------------------------------------------------------------------------
+
+// What a library left to do: c = pre + bias, or pre += bias and c = GELU(pre).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_product_kernel(T* c,               // (M, N)
+                          T* pre,             // (M, N) or null
+                          const float* bias,  // (N) or null
+                          int64_t M, int N, int64_t stride) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * N; i += step) {
+    const int64_t at = i / N * stride + i % N;
+    T* const from = pre ? pre : c;
+    const T v = static_cast<T>(static_cast<float>(from[at]) + (bias ? bias[i % N] : 0.0f));
+    from[at] = v;
+    if (pre) c[at] = static_cast<T>(gelu(static_cast<float>(v)));
+  }
+}
+
+// The values of a diagonal matrix that tell the two forms of GELU apart (they differ by up to 5e-4).
+constexpr int kProbe = 64;
+__device__ __forceinline__ float probe_value(int i) { return static_cast<float>(i - kProbe / 2) / 8; }
+__global__ void __launch_bounds__(kProbe) fill_probe_kernel(float* a, float* identity) {
+  for (int i = 0; i < kProbe; ++i) {
+    const int row = static_cast<int>(threadIdx.x);
+    a[row * kProbe + i] = i == row ? probe_value(i) : 0.0f;
+    identity[row * kProbe + i] = i == row ? 1.0f : 0.0f;
+  }
+}
+__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (!(fabsf(c[i * kProbe + i] - gelu(probe_value(i))) < 1e-4f)) atomicAdd(wrong, 1);
+}
+
+int read_back(Stream& s, const int* device) {
+#ifdef SIGLIP2_CUDA_HOST
+  static_cast<void>(s);
+  return *device;
+#else
+  int value = 0;
+  const auto stream = static_cast<cudaStream_t>(s.native());
+  check(cudaMemcpyAsync(&value, device, sizeof value, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  return value;
+#endif
+}
+__global__ void clear_kernel(int* value) { *value = 0; }
+
+// Which GELU the library has is not written anywhere, so it is asked once.
+bool has_tanh_gelu(Stream& s, CublasLt& library) {
+  constexpr int64_t size = kProbe * kProbe;
+  const Scratch<float> a(s, size), identity(s, size), c(s, size), pre(s, size);
+  const Scratch<int> wrong(s, 1);
+  launch(clear_kernel, 1, 1, 0, s, wrong.data());
+  launch(fill_probe_kernel, 1, kProbe, 0, s, a.data(), identity.data());
+  GemmDesc d{kProbe, kProbe, kProbe, DType::f32, {a.data(), kProbe}, {identity.data(), kProbe, true},
+             c.data(), DType::f32, kProbe};
+  d.pre = pre.data();
+  if (!library.multiply(s, d)) return false;
+  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()));
+  return read_back(s, wrong.data()) == 0;
+}
+
+struct Choice {
+  CublasLt* library = nullptr;  // null: our own kernels
+  std::string reason;
+};
+const Choice& choice() {
+  static const Choice made = [] {
+    const char* const variable = std::getenv("SIGLIP2_GEMM");
+    const std::string wish = variable ? variable : "";
+    if (!wish.empty() && wish != "own" && wish != "cublaslt")
+      throw std::invalid_argument("SIGLIP2_GEMM is " + wish + " but must be own or cublaslt");
+    if (wish == "own") return Choice{nullptr, "SIGLIP2_GEMM=own"};
+    if (wish.empty() && is_host_runtime())
+      return Choice{nullptr, "kernels run on the CPU, where no GPU library can"};
+    auto* const library = new CublasLt(CublasLt::usual_names());  // as long as the process
+    if (library->loaded()) return Choice{library, ""};
+    const std::string why = library->why_not();
+    delete library;
+    if (wish == "cublaslt") throw std::runtime_error("SIGLIP2_GEMM=cublaslt, but " + why);
+    return Choice{nullptr, why};
+  }();
+  return made;
+}
+
+bool multiply_by_library(Stream& s, const GemmDesc& d) {
+  CublasLt* const library = choice().library;
+  if (!library || d.K == 0) return false;
+  const auto gelu_fits = [&] {
+    static const bool tanh_form = has_tanh_gelu(s, *library);
+    return tanh_form;
+  };
+  if ((!d.pre || gelu_fits()) && library->multiply(s, d)) return true;
+  if ((!d.bias && !d.pre) || d.accumulate) return false;
+  GemmDesc plain = d;  // the library's product, and bias and GELU in a pass of our own
+  plain.bias = nullptr;
+  plain.pre = nullptr;
+  if (d.pre) plain.c = d.pre;
+  if (!library->multiply(s, plain)) return false;
+  const int64_t blocks = std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
+  dispatch_element(d.c_dtype, [&](auto t) {
+    using T = decltype(t);
+    launch(finish_product_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, s,
+           static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N), d.c_stride);
+  });
+  return true;
+}
+
 }  // namespace
 
 void sum_splits(Stream& s, float* c, const float* parts, int64_t M, int64_t N, int64_t stride,
@@ -71,8 +183,16 @@ void gemm(Stream& s, const GemmDesc& d) {
     throw std::invalid_argument("gemm: a result is f32, or of the operands' type and not added to");
   if (d.pre && (d.c_dtype != d.dtype || d.accumulate || d.a.transposed || !d.b.transposed))
     throw std::invalid_argument("gemm: GELU is for x·Wᵀ as both lie in memory, in their type");
+  check_extent(d.M, d.N, d.K);
+  if (multiply_by_library(s, d)) return;
   if (d.dtype == DType::f32) multiply_as<FloatOperand>(s, d);
   else multiply_as<MatrixOperand>(s, d);
+}
+
+std::string gemm_library() {
+  const Choice& c = choice();
+  if (c.library) return "matrix products by cuBLASLt " + c.library->version() + " (" + c.library->name() + ")";
+  return "matrix products by kernels of our own: " + c.reason;
 }
 
 }  // namespace siglip2::cuda

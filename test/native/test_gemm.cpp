@@ -1,5 +1,6 @@
 // gemm.cuh, gemm_f32.cuh and gemm() against double precision: every layout, ragged shapes, addresses
 // that forbid 16-byte reads, splits of K, epilogues; and linear.cu, which is made of them.
+#include "../../cuda/cublaslt.cu"
 #include "../../cuda/gemm.cu"
 #include "../../cuda/linear.cu"
 #include "check.h"

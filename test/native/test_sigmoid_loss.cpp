@@ -1,5 +1,6 @@
 // sigmoid_loss.cu against double precision: ragged tiles, several chunks, blocks of a larger pair
 // matrix.
+#include "../../cuda/cublaslt.cu"
 #include "../../cuda/gemm.cu"
 #include "../../cuda/sigmoid_loss.cu"
 #include "check.h"
