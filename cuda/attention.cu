@@ -107,7 +107,7 @@ void attention_backward(Stream& s, Tensor dq, Tensor dk, Tensor dv, Tensor d_o, 
                         int64_t k_row, int64_t v_offset, int64_t v_row, bool q_shared, bool causal,
                         float scale) {
   require(!dk == !dv, "dk and dv come together or not at all");
-  if (H == 0 || (Tq == 0 && Tk == 0)) return;
+  if (H == 0) return;
   dispatch_element(o.dtype, [&](auto t) {
     using T = decltype(t);
     Problem<T> p = problem_of<T>({o, lse, q, k, v, key_lengths, q_starts, k_starts, B, H, Nq, Nk,
@@ -118,10 +118,10 @@ void attention_backward(Stream& s, Tensor dq, Tensor dk, Tensor dv, Tensor d_o, 
     p.dq = rows_of<T>(dq, q_shared ? Nq : Tq, q_offset, q_row, C);
     p.dk = rows_of<T>(dk, Tk, k_offset, k_row, C);
     p.dv = rows_of<T>(dv, Tk, v_offset, v_row, C);
-    const bool partial = p.dq && q_shared;
+    const bool partial = p.dq && q_shared;  // of no sample: the sum is 0
     Scratch<float> dq_partial(s, partial ? Tq * C : 0);
     p.dq_partial = dq_partial.data();
-    backward(s, p);
+    if (B > 0) backward(s, p);
     if (partial) attention::sum_shared_dq(s, p);
   });
 }

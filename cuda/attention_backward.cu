@@ -34,6 +34,11 @@ __host__ __device__ constexpr BackwardTile keys_tile(int kD) {
   if (kD <= 96) return {1, 8};
   return {1, 4};  // 128 keys of 128 columns would need more shared memory than sm_86 has
 }
+// Queries of a tile that a warp works on at a time. All 32 read each fragment of K and V once a tile;
+// where they would spill beside dK and dV of 32 keys, it is twice 16.
+__host__ __device__ constexpr int part_queries(int kD, int kM, int kWarps, bool kWhole) {
+  return kM == 1 || (kD == 64 && kWhole && kWarps >= 4) ? kTileQueries : 16;
+}
 constexpr int kQueriesWarps = 4;
 __host__ __device__ constexpr int queries_row_tiles(int kD) { return kD <= 72 ? 2 : 1; }
 
@@ -79,7 +84,7 @@ __device__ void whole_stats(const Problem<bf16>& p, const Head<bf16>& head, floa
 // The same of one tile, from memory.
 __device__ __forceinline__ void tile_stats(const Problem<bf16>& p, const Head<bf16>& head, int first,
                                            float* lse, float* delta) {
-  const int t = static_cast<int>(threadIdx.x), i = first + t;
+  const int t = opaque(static_cast<int>(threadIdx.x)), i = first + t;
   if (t >= kTileQueries) return;
   lse[t] = i < head.sample.Nq ? p.lse[head.lse_at + i] * kLog2e : INFINITY;
   delta[t] = i < head.sample.Nq ? p.delta[head.lse_at + i] : 0;
@@ -92,7 +97,8 @@ __device__ __forceinline__ void whole_dq(const Problem<bf16>& p, const Head<bf16
                                          const bf16* ds, const bf16* k) {
   constexpr int kPairs = (kWidth<kD> + 1) / 2, kGroups = kWarps / 2;
   constexpr int kMine = (kPairs + kGroups - 1) / kGroups;
-  const int lane = lane_id(), m = warp_id() % 2, group = warp_id() / 2;
+  const int thread = opaque(static_cast<int>(threadIdx.x)), lane = thread % 32;
+  const int m = thread / 32 % 2, group = thread / 64;
   float dq[kMine][2][4] = {};
   for (int j = 0; j < head.sample.keys; j += 16) {
     uint32_t a[4];
@@ -129,7 +135,8 @@ __device__ __forceinline__ void whole_dq(const Problem<bf16>& p, const Head<bf16
 template <int kD, int kM, int kWarps, bool kWhole>
 __global__ void __launch_bounds__(kWarps * 32, 1)
     mma_backward_keys_kernel(const Problem<bf16> p, int tiles) {
-  constexpr int kThreads = kWarps * 32, kKeys = kWarps * 16 * kM, kN = kTileQueries / 8;
+  constexpr int kThreads = kWarps * 32, kKeys = kWarps * 16 * kM;
+  constexpr int kPart = part_queries(kD, kM, kWarps, kWhole), kN = kPart / 8;
   constexpr int kTile = kTileQueries * kRow<kD>;
   DYN_SMEM(smem);
   bf16* const k = reinterpret_cast<bf16*>(smem);  // (kKeys, kRow)
@@ -176,49 +183,60 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
     __syncthreads();
     const float* const lse_tile = lse + (kWhole ? i : stage * kTileQueries);
     const float* const delta_tile = delta + (kWhole ? i : stage * kTileQueries);
-    Fragments<kM, kN> pt, dst;  // Sᵀ, then Pᵀ; dPᵀ, then dSᵀ
-    pt.zero();
-    multiply_transposed<kD>(pt, q + stage * kTile, [&](uint32_t (&a)[4], int step, int m) {
-      load_a<kD>(a, k, warp * 16 * kM + m * 16, step);
-    });
     const bool all = mine + 16 * kM <= s.keys && (!p.causal || mine + 16 * kM - 1 <= i);
+#pragma unroll 1
+    for (int part = 0; part < kTileQueries; part += kPart) {
+      const bf16* const q_part = q + stage * kTile + part * kRow<kD>;
+      const bf16* const d_o_part = d_o + stage * kTile + part * kRow<kD>;
+      Fragments<kM, kN> st, dst;  // Sᵀ, then Pᵀ; dPᵀ, then dSᵀ
+      st.zero();
+      multiply_transposed<kD>(st, q_part, [&](uint32_t (&a)[4], int step, int m) {
+        load_a<kD>(a, k, warp * 16 * kM + m * 16, step);
+      });
 #pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const float2 l = *reinterpret_cast<const float2*>(lse_tile + n * 8 + lane % 4 * 2);
+      for (int n = 0; n < kN; ++n) {
+        const float2 l = *reinterpret_cast<const float2*>(lse_tile + part + n * 8 + lane % 4 * 2);
 #pragma unroll
-      for (int m = 0; m < kM; ++m)
+        for (int m = 0; m < kM; ++m)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int key = mine + m * 16 + e / 2 * 8 + lane / 4, query = i + n * 8 + lane % 4 * 2 + e % 2;
-          const bool seen = all || (key < s.keys && (!p.causal || key <= query));
-          pt.x[m][n][e] = seen ? ex2(pt.x[m][n][e] * scale - (e % 2 ? l.y : l.x)) : 0;
-        }
+          for (int e = 0; e < 4; ++e) {
+            const int key = mine + m * 16 + e / 2 * 8 + lane / 4, query = i + part + n * 8 + lane % 4 * 2 + e % 2;
+            const bool seen = all || (key < s.keys && (!p.causal || key <= query));
+            st.x[m][n][e] = seen ? ex2(st.x[m][n][e] * scale - (e % 2 ? l.y : l.x)) : 0;
+          }
+      }
+      // From here on Pᵀ is kept as bf16, in half the registers.
+      const Operands<kM, kN> pt(st);
+      multiply<kD>(dv, pt, d_o_part);
+      dst.zero();
+      multiply_transposed<kD>(dst, d_o_part, [&](uint32_t (&a)[4], int step, int m) {
+        load_a<kD>(a, v, warp * 16 * kM + m * 16, step);
+      });
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        const float2 d = *reinterpret_cast<const float2*>(delta_tile + part + n * 8 + lane % 4 * 2);
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            dst.x[m][n][e] = pt.at(m, n, e) * (dst.x[m][n][e] - (e % 2 ? d.y : d.x));
+      }
+      const Operands<kM, kN> ds_operands(dst);
+      multiply<kD>(dk, ds_operands, q_part);
+      if (kWhole && p.wants_dq()) {
+        const int thread = opaque(static_cast<int>(threadIdx.x));
+        bf16* const to = ds + (thread / 32 * 16 * kM + thread % 32 / 4) * kDsRow + part + thread % 4 * 2;
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              *reinterpret_cast<uint32_t*>(to + (m * 16 + half * 8) * kDsRow + n * 8) =
+                  ds_operands.x[m][n / 2][n % 2 * 2 + half];
+      }
     }
-    multiply<kD>(dv, pt, d_o + stage * kTile);
-    dst.zero();
-    multiply_transposed<kD>(dst, d_o + stage * kTile, [&](uint32_t (&a)[4], int step, int m) {
-      load_a<kD>(a, v, warp * 16 * kM + m * 16, step);
-    });
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const float2 d = *reinterpret_cast<const float2*>(delta_tile + n * 8 + lane % 4 * 2);
-#pragma unroll
-      for (int m = 0; m < kM; ++m)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          dst.x[m][n][e] = pt.x[m][n][e] * (dst.x[m][n][e] - (e % 2 ? d.y : d.x));
-    }
-    multiply<kD>(dk, dst, q + stage * kTile);
     if (kWhole && p.wants_dq()) {
-      bf16* const to = ds + (warp * 16 * kM + lane / 4) * kDsRow + lane % 4 * 2;
-#pragma unroll
-      for (int m = 0; m < kM; ++m)
-#pragma unroll
-        for (int n = 0; n < kN; ++n)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            *reinterpret_cast<uint32_t*>(to + (m * 16 + half * 8) * kDsRow + n * 8) =
-                pack_bf16(dst.x[m][n][2 * half], dst.x[m][n][2 * half + 1]);
       __syncthreads();
       whole_dq<kD, kWarps>(p, head, i, ds, k);
     }
@@ -227,10 +245,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
   cp_async_wait<0>();
   __syncthreads();  // all copies of K and V have landed: their rows become staging
   if (!p.dk) return;
+  const Head<bf16> to = head_of(p, opaque(work.b), opaque(work.h));
   bf16* const staging = k + warp * 16 * kM * kRow<kD>;
-  store_rows<kD>(p.dk + head.k_at + mine * p.k_row, p.k_row, s.Nk - mine, p.D, dk, staging,
+  store_rows<kD>(p.dk + to.k_at + mine * p.k_row, p.k_row, s.Nk - mine, p.D, dk, staging,
                  [&](int, int) { return p.scale; });
-  store_rows<kD>(p.dv + head.v_at + mine * p.v_row, p.v_row, s.Nk - mine, p.D, dv, staging,
+  store_rows<kD>(p.dv + to.v_at + mine * p.v_row, p.v_row, s.Nk - mine, p.D, dv, staging,
                  [](int, int) { return 1.0f; });
 }
 
@@ -303,7 +322,7 @@ __global__ void __launch_bounds__(kQueriesWarps * 32)
           const float weight = seen ? ex2(scores.x[m][n][e] * scale - lse[m][e / 2]) : 0;
           ds.x[m][n][e] = weight * (ds.x[m][n][e] - delta[m][e / 2]);
         }
-    multiply<kD>(dq, ds, k + stage * kTile);
+    multiply<kD>(dq, Operands<kM, kN>(ds), k + stage * kTile);
     __syncthreads();  // the stage is free
   }
   cp_async_wait<0>();

@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kForwardThreads) mma_forward_kernel(const Prob
           o.x[m][n][2 * i + 1] *= shrink;
         }
       }
-    multiply<kD>(o, scores, v + stage * kKeys * kRow<kD>);
+    multiply<kD>(o, Operands<kM, kN>(scores), v + stage * kKeys * kRow<kD>);
     __syncthreads();  // the stage is free
   }
   cp_async_wait<0>();

@@ -28,12 +28,25 @@ template <int kM, int kN> struct Fragments {
 #pragma unroll
         for (int e = 0; e < 4; ++e) x[m][n][e] = 0;
   }
-  // The columns 16·k … 16·k + 15 of row tile m as an A operand.
-  __device__ __forceinline__ void operand(uint32_t (&a)[4], int m, int k) const {
-    a[0] = pack_bf16(x[m][2 * k][0], x[m][2 * k][1]);
-    a[1] = pack_bf16(x[m][2 * k][2], x[m][2 * k][3]);
-    a[2] = pack_bf16(x[m][2 * k + 1][0], x[m][2 * k + 1][1]);
-    a[3] = pack_bf16(x[m][2 * k + 1][2], x[m][2 * k + 1][3]);
+};
+
+// The same rounded to bf16: word w of x[m][k] holds rows (w % 2)·8, columns 16·k + w / 2 · 8 of the
+// 16 x 16 tile, which is how a product's result becomes the A operand of the next one.
+template <int kM, int kN> struct Operands {
+  uint32_t x[kM][kN / 2][4];
+  __device__ __forceinline__ explicit Operands(const Fragments<kM, kN>& f) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          x[m][n / 2][n % 2 * 2 + half] = pack_bf16(f.x[m][n][2 * half], f.x[m][n][2 * half + 1]);
+  }
+  // Element e of tile (m, n), counted as in Fragments.
+  __device__ __forceinline__ float at(int m, int n, int e) const {
+    const uint32_t pair = x[m][n / 2][n % 2 * 2 + e / 2];
+    return __uint_as_float(e % 2 ? pair & 0xffff0000u : pair << 16);
   }
 };
 
@@ -46,9 +59,10 @@ template <int kRows, int kD, int kThreads>
 __device__ __forceinline__ void copy_rows(bf16* tile, const bf16* from, int64_t row, int begin,
                                           int end, int D) {
   constexpr int kPacks = kDepth<kD> / 8;
+  const int thread = opaque(static_cast<int>(threadIdx.x));
 #pragma unroll
   for (int i0 = 0; i0 < kRows * kPacks; i0 += kThreads) {
-    const int i = i0 + static_cast<int>(threadIdx.x), r = i / kPacks, c = i % kPacks * 8;
+    const int i = i0 + thread, r = i / kPacks, c = i % kPacks * 8;
     if (kRows * kPacks % kThreads != 0 && i >= kRows * kPacks) break;
     const bool there = begin + r < end && c < D;
     cp_async_16(tile + r * kRow<kD> + c, there ? from + (begin + r) * row + c : from, there);
@@ -85,25 +99,23 @@ __device__ __forceinline__ void multiply_transposed(Fragments<kM, kN>& s, const 
   }
 }
 
-// o (16·kM, kD) += p (16·kM, 8·kN) · tile (8·kN, kD), p rounded to bf16.
+// o (16·kM, kD) += p (16·kM, 8·kN) · tile (8·kN, kD).
 template <int kD, int kM, int kN>
-__device__ __forceinline__ void multiply(Fragments<kM, kWidth<kD>>& o, const Fragments<kM, kN>& p,
+__device__ __forceinline__ void multiply(Fragments<kM, kWidth<kD>>& o, const Operands<kM, kN>& p,
                                          const bf16* tile) {
   const int lane = lane_id();
   const bf16* const row = tile + lane % 16 * kRow<kD> + lane / 16 * 8;
 #pragma unroll
   for (int k = 0; k < kN / 2; ++k) {
-    uint32_t a[kM][4];
-#pragma unroll
-    for (int m = 0; m < kM; ++m) p.operand(a[m], m, k);
 #pragma unroll
     for (int n = 0; n < kWidth<kD>; n += 2) {  // the second half of the last pair may not exist
       uint32_t b[4];
       ldmatrix_x4_transposed(b, row + k * 16 * kRow<kD> + n * 8);
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
-        mma_m16n8k16(o.x[m][n], a[m], b[0], b[1]);
-        if (n + 1 < kWidth<kD>) mma_m16n8k16(o.x[m][n + 1 < kWidth<kD> ? n + 1 : 0], a[m], b[2], b[3]);
+        constexpr int kLast = kWidth<kD> - 1;
+        mma_m16n8k16(o.x[m][n], p.x[m][k], b[0], b[1]);
+        if (n < kLast) mma_m16n8k16(o.x[m][n < kLast ? n + 1 : 0], p.x[m][k], b[2], b[3]);
       }
     }
   }

@@ -228,8 +228,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_dkv_kernel(const Problem<
 
 template <class T>
 __global__ void __launch_bounds__(kPlainThreads) sum_shared_dq_kernel(const Problem<T> p) {
-  const int C = p.H * p.D;
-  const int at = static_cast<int>(blockIdx.x * kPlainThreads + threadIdx.x);
+  const int64_t C = static_cast<int64_t>(p.H) * p.D;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kPlainThreads + threadIdx.x;
   if (at >= p.Nq * C) return;
   float sum = 0;
   for (int b = 0; b < p.B; ++b) sum += p.dq_partial[static_cast<int64_t>(b) * p.Nq * C + at];
@@ -261,7 +261,8 @@ template <class T> void plain_backward(Stream& s, const Problem<T>& p) {
 }
 
 template <class T> void sum_shared_dq(Stream& s, const Problem<T>& p) {
-  const unsigned blocks = static_cast<unsigned>(ceil_div(p.Nq * p.H * p.D, kPlainThreads));
+  const int64_t elements = static_cast<int64_t>(p.Nq) * p.H * p.D;
+  const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(elements, kPlainThreads));
   if (blocks > 0) launch(sum_shared_dq_kernel<T>, blocks, kPlainThreads, 0, s, p);
 }
 

@@ -42,6 +42,15 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
+// The same number, but what is computed from it is computed here: it is not kept in registers over
+// a loop around this.
+__device__ __forceinline__ int opaque(int x) {
+#ifndef SIGLIP2_CUDA_HOST
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // ---- shared memory, barriers --------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {

@@ -156,8 +156,9 @@ template <class T> std::string name_of(const Case& c) {
 
 template <class T> void run(Case c) {
   constexpr bool kHalf = std::is_same_v<T, __nv_bfloat16>;
-  if (!c.q_packed.empty()) c.B = static_cast<int>(c.q_packed.size()), c.Nq = *std::max_element(c.q_packed.begin(), c.q_packed.end());
-  if (!c.k_packed.empty()) c.B = static_cast<int>(c.k_packed.size()), c.Nk = *std::max_element(c.k_packed.begin(), c.k_packed.end());
+  const auto longest = [](const Lengths& list) { return *std::max_element(list.begin(), list.end()); };
+  if (!c.q_packed.empty()) c.B = static_cast<int>(c.q_packed.size()), c.Nq = longest(c.q_packed);
+  if (!c.k_packed.empty()) c.B = static_cast<int>(c.k_packed.size()), c.Nk = longest(c.k_packed);
   const std::string what = name_of<T>(c);
   const int64_t C = static_cast<int64_t>(c.H) * c.D, odd = c.unaligned ? 1 : 0;
   const int64_t Tq = c.q_packed.empty() ? c.B * c.Nq : total(c.q_packed);
@@ -168,9 +169,11 @@ template <class T> void run(Case c) {
   // Three tensors, or one that holds all three side by side.
   const int64_t row = c.fused ? 3 * C + odd : C + odd;
   const auto d_o = random.buffer<T>(Tq * C), q = random.buffer<T>(q_total * row);
-  const auto k = c.fused ? Buffer<T>() : random.buffer<T>(Tk * row), v = c.fused ? Buffer<T>() : random.buffer<T>(Tk * row);
-  const Buffer<T> dq(q_total * row), dk = c.fused ? Buffer<T>() : Buffer<T>(Tk * row), dv = c.fused ? Buffer<T>() : Buffer<T>(Tk * row);
-  const Inputs<T> in{q, c.fused ? q : k, c.fused ? q : v, d_o, {0, row}, {c.fused ? C : 0, row}, {c.fused ? 2 * C : odd, row}};
+  const int64_t apart = c.fused ? 0 : Tk * row;
+  const auto k = random.buffer<T>(apart), v = random.buffer<T>(apart);
+  const Buffer<T> dq(q_total * row), dk(apart), dv(apart);
+  const Inputs<T> in{q, c.fused ? q : k, c.fused ? q : v, d_o,
+                     {0, row}, {c.fused ? C : 0, row}, {c.fused ? 2 * C : odd, row}};
   const Buffer<T>&dk_in = c.fused ? dq : dk, &dv_in = c.fused ? dq : dv;
   Buffer<int32_t> lengths;
   if (!c.key_lengths.empty()) {
@@ -181,9 +184,9 @@ template <class T> void run(Case c) {
   const Buffer<T> o(Tq * C);
   const Buffer<float> lse(Tq * c.H);
   const float scale = 1 / std::sqrt(static_cast<float>(c.D));
-  siglip2::cuda::attention_forward(stream, o, lse, in.q, in.k, in.v, lengths, q_starts, k_starts, c.B, c.H, c.Nq, c.Nk, Tq,
-                                   Tk, c.D, 0, row, in.k_rows.offset, row, in.v_rows.offset, row, c.shared, c.causal,
-                                   scale);
+  siglip2::cuda::attention_forward(stream, o, lse, in.q, in.k, in.v, lengths, q_starts, k_starts, c.B, c.H,
+                                   c.Nq, c.Nk, Tq, Tk, c.D, 0, row, in.k_rows.offset, row, in.v_rows.offset,
+                                   row, c.shared, c.causal, scale);
   const siglip2::Tensor none{}, dq_out = c.want_dq ? siglip2::Tensor(dq) : none,
                         dk_out = c.want_dkv ? siglip2::Tensor(dk_in) : none,
                         dv_out = c.want_dkv ? siglip2::Tensor(dv_in) : none;
@@ -294,10 +297,10 @@ TEST(attention_leaves_bad_starts_out) {
     const auto qkv = random.buffer<half>(T * 3 * D), d_o = random.buffer<half>(T * D);
     const Buffer<half> o(T * D), dqkv(T * 3 * D);
     const Buffer<float> lse(T);
-    siglip2::cuda::attention_forward(stream, o, lse, qkv, qkv, qkv, {}, starts, starts, 3, 1, 6, 6, T, T, D, 0, 3 * D, D, 3 * D,
-                                     2 * D, 3 * D, false, false, 0.125f);
-    siglip2::cuda::attention_backward(stream, dqkv, dqkv, dqkv, d_o, qkv, qkv, qkv, o, lse, {}, starts, starts, 3, 1, 6, 6, T,
-                                      T, D, 0, 3 * D, D, 3 * D, 2 * D, 3 * D, false, false, 0.125f);
+    siglip2::cuda::attention_forward(stream, o, lse, qkv, qkv, qkv, {}, starts, starts, 3, 1, 6, 6, T, T, D, 0,
+                                     3 * D, D, 3 * D, 2 * D, 3 * D, false, false, 0.125f);
+    siglip2::cuda::attention_backward(stream, dqkv, dqkv, dqkv, d_o, qkv, qkv, qkv, o, lse, {}, starts, starts,
+                                      3, 1, 6, 6, T, T, D, 0, 3 * D, D, 3 * D, 2 * D, 3 * D, false, false, 0.125f);
     for (int b = 0; b < 3; ++b) {
       const int64_t first = list[static_cast<size_t>(b)], last = list[static_cast<size_t>(b) + 1];
       if (first < 0 || last > T || first >= last || last - first > 6) continue;
@@ -306,15 +309,27 @@ TEST(attention_leaves_bad_starts_out) {
   }
 }
 
+// Packed keys of no sample: the shared query still gets its gradient, which is 0.
+TEST(attention_of_no_sample) {
+  test::HostStream stream;
+  Buffer<int32_t> starts(1);
+  starts[0] = 0;
+  const Buffer<half> q(64), none(0), dq(64);
+  const Buffer<float> lse(0);
+  siglip2::cuda::attention_backward(stream, dq, none, none, none, q, none, none, none, lse, {}, {}, starts, 0, 1, 1, 0, 0,
+                                    0, 64, 0, 64, 0, 128, 64, 128, true, false, 1);
+  for (int i = 0; i < 64; ++i) CHECK(dq.at(i) == 0);
+}
+
 TEST(attention_rejects_what_does_not_fit) {
   test::HostStream stream;
   const Buffer<float> x(6 * 24), o(6 * 8), lse(6);
   const Buffer<int32_t> starts(3);
   int thrown = 0;
-  const auto attempt = [&](int64_t Nq, int64_t D, int64_t v_offset, bool shared, const siglip2::Tensor& packed_starts) {
+  const auto attempt = [&](int64_t Nq, int64_t D, int64_t v_offset, bool shared, siglip2::Tensor sums) {
     try {
-      siglip2::cuda::attention_forward(stream, o, lse, x, x, x, {}, packed_starts, packed_starts, 2, 1, Nq, Nq, 6, 6, D, 0, 24,
-                                       8, 24, v_offset, 24, shared, false, 1);
+      siglip2::cuda::attention_forward(stream, o, lse, x, x, x, {}, sums, sums, 2, 1, Nq, Nq, 6, 6, D, 0, 24, 8,
+                                       24, v_offset, 24, shared, false, 1);
     } catch (const std::invalid_argument&) {
       ++thrown;
     }
