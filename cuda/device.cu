@@ -32,7 +32,8 @@ using cuda::check;
 
 constexpr size_t kStagingBytes = 4 << 20;  // of one staging buffer
 constexpr size_t kStagingBuffers = 8;      // so reads of up to 32 MiB never block the caller
-constexpr size_t kLargeUpload = 1 << 20;   // from here on a copy is worth two events and a landing place
+// Uploads between these are worth an event and a landing place; above them are whole sets of weights.
+constexpr size_t kLeastLanding = 1 << 20, kMostLanding = size_t{1} << 30;
 
 class Event {
  public:
@@ -177,6 +178,7 @@ class CudaDevice final : public Device, private Stream {
     void* p = nullptr;
     if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
     cudaGetLastError();  // being full is not an error of the stream
+    if (recording_) return nullptr;  // which must not be waited for
     cudaStreamSynchronize(stream_);
     cudaMemPoolTrimTo(pool_, 0);  // idle workspace may make room
     if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
@@ -195,9 +197,12 @@ class CudaDevice final : public Device, private Stream {
   }
   void upload(void* dst, const void* src, size_t bytes) override {
     attempt("upload", [&] {
-      if (bytes < kLargeUpload) return staging_.upload(stream_, dst, src, bytes);
       void* landing = nullptr;
-      check(cudaMallocFromPoolAsync(&landing, bytes, pool_, copies_), "cudaMallocFromPoolAsync");
+      if (bytes < kLeastLanding || bytes > kMostLanding ||
+          cudaMallocFromPoolAsync(&landing, bytes, pool_, copies_) != cudaSuccess) {
+        cudaGetLastError();  // no room to land is no error
+        return staging_.upload(stream_, dst, src, bytes);
+      }
       staging_.upload(copies_, landing, src, bytes);
       landed_->record(copies_);
       landed_->hold_back(stream_);
