@@ -19,18 +19,24 @@ import { TorchStep } from './peers/pytorch/peer.js';
 
 const median = (v: number[]): number => v.slice().sort((a, b) => a - b)[Math.floor(v.length / 2)] ?? NaN;
 
-/** Median seconds until a step is enqueued, step by step and replayed. */
-async function enqueueTimes(device: DeviceName, rounds: number, optimizer: AdamW, step: () => Tensor): Promise<number[]> {
-  const measure = async (once: () => void): Promise<number> => {
-    const times: number[] = [];
+interface EnqueueTime { median: number; best: number; cpu: number }
+
+/** Seconds until a step is enqueued, one by one and replayed; `cpu` is the process's own time, whatever else runs. */
+async function enqueueTimes(device: DeviceName, rounds: number, optimizer: AdamW, step: () => Tensor): Promise<EnqueueTime[]> {
+  const measure = async (once: () => void): Promise<EnqueueTime> => {
+    const times: number[] = [], own: number[] = [];
     for (let i = 0; i < rounds + 3; i++) {
-      const t0 = performance.now();
+      const t0 = performance.now(), c0 = process.cpuUsage();
       optimizer.advance(1);
       once();
-      if (i >= 3) times.push((performance.now() - t0) / 1000);  // the first ones record and compile
+      const { user, system } = process.cpuUsage(c0);
+      if (i >= 3) {  // the first ones record and compile
+        times.push((performance.now() - t0) / 1000);
+        own.push((user + system) / 1e6);
+      }
       await synchronize(device);
     }
-    return median(times);
+    return { median: median(times), best: Math.min(...times), cpu: median(own) };
   };
   const whole = (): Tensor => {
     const loss = step();
@@ -72,9 +78,12 @@ export async function main(args: string[]): Promise<void> {
   if (values.enqueue) {
     const images = tensor(pixels, [batch, S, S, 3], device), texts = tensor(ids, [batch, L], device);
     const [eager, replayed] = await enqueueTimes(device, Number(values.rounds), optimizer, () => forwardBackward(images, texts));
-    const record = { ...circumstances(device), what: 'enqueue', model: config.name, batch, dtype, eagerSeconds: eager, replaySeconds: replayed };
-    console.log(`${config.name} batch ${batch} ${dtype} on ${deviceName(device)}, medians of ${values.rounds} steps`);
-    console.log(`  enqueuing one step     ${(eager! * 1e3).toFixed(2)} ms   recorded and replayed  ${(replayed! * 1e3).toFixed(3)} ms`);
+    const record = { ...circumstances(device), what: 'enqueue', model: config.name, batch, dtype, eager, replayed };
+    console.log(`${config.name} batch ${batch} ${dtype} on ${deviceName(device)}, ${values.rounds} steps`);
+    for (const [name, t] of [['enqueuing one step', eager!], ['recorded, replayed', replayed!]] as const) {
+      console.log(`  ${name.padEnd(22)} median ${(t.median * 1e3).toFixed(3)} ms   best ${(t.best * 1e3).toFixed(3)} ms   ` +
+        `CPU time ${(t.cpu * 1e3).toFixed(3)} ms`);
+    }
     save(values.json, record);
     for (const t of [images, texts]) t.dispose();
     optimizer.dispose();
