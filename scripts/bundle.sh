@@ -16,7 +16,7 @@ if newer build/conformance/device; then
   nvcc $cuda_flags -cudart static test/native/conformance.cu -o build/conformance/device
 fi
 if newer build/conformance/host; then
-  c++ -std=c++20 -O1 -x c++ -DSIGLIP2_CUDA_HOST -fno-strict-aliasing -w test/native/conformance.cu cuda/host/*.cpp \
+  c++ -std=c++20 -O1 -x c++ -DSIGLIP2_CUDA_HOST -fno-strict-aliasing -w -Wno-psabi test/native/conformance.cu cuda/host/*.cpp \
     -static-libstdc++ -static-libgcc -o build/conformance/host
 fi
 
