@@ -9,18 +9,20 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   fuzz: () => import('./fuzz.js'),
   encode: () => import('./encode.js'),
   stress: () => import('./stress.js'),
+  cuda: () => import('./cuda.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
   console.error(['usage:',
     'ops [--op NAME] [--json FILE]',
-    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--json FILE]',
+    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--enqueue] [--json FILE]',
     'views [--size 256] [--patch 16] [--json FILE]',
     'naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]',
     'load [--model B/16] [--size 256] [--npz]',
     'fuzz [--count 10000] [--seed 1]',
     'encode [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--onnx FOLDER] [--image FILE.jpg] [--json FILE]',
     'stress [--calls 20000] [--cycles 20]',
+    'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }

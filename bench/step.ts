@@ -1,7 +1,8 @@
 /**
  * A whole training step: forward, backward, optimizer. Prints images/s, model FLOP/s as a share of the device
  * library's own matrix product measured in the same run, peak bytes; with `--peer torch`, images/s of the same model
- * in PyTorch, the two alternating.
+ * in PyTorch, the two alternating. With `--enqueue`, only what JavaScript and the addon spend on enqueuing a step; with
+ * SIGLIP2_CUDA_DRY=1 and the cuda-host build, where kernels do nothing, any model size fits.
  */
 import { parseArgs } from 'node:util';
 import { imageFlops, textFlops } from '../lib/model/flops.js';
@@ -9,20 +10,49 @@ import { modelConfig } from '../lib/model/config.js';
 import { Siglip2Model } from '../lib/model/siglip2.js';
 import { native } from '../lib/native.js';
 import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
+import { RecordedStep } from '../lib/record.js';
 import { backward } from '../lib/tape.js';
-import { memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName } from '../lib/tensor.js';
+import { deviceName, memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName, type Tensor } from '../lib/tensor.js';
 import { AdamW } from '../lib/train/optimizer.js';
 import { circumstances, matmulRate, save } from './measure.js';
 import { TorchStep } from './peers/pytorch/peer.js';
 
 const median = (v: number[]): number => v.slice().sort((a, b) => a - b)[Math.floor(v.length / 2)] ?? NaN;
 
+interface EnqueueTime { median: number; best: number; cpu: number }
+
+/** Seconds until a step is enqueued, one by one and replayed; `cpu` is the process's own time, whatever else runs. */
+async function enqueueTimes(device: DeviceName, rounds: number, optimizer: AdamW, step: () => Tensor): Promise<EnqueueTime[]> {
+  const measure = async (once: () => void): Promise<EnqueueTime> => {
+    const times: number[] = [], own: number[] = [];
+    for (let i = 0; i < rounds + 3; i++) {
+      const t0 = performance.now(), c0 = process.cpuUsage();
+      optimizer.advance(1);
+      once();
+      const { user, system } = process.cpuUsage(c0);
+      if (i >= 3) {  // the first ones record and compile
+        times.push((performance.now() - t0) / 1000);
+        own.push((user + system) / 1e6);
+      }
+      await synchronize(device);
+    }
+    return { median: median(times), best: Math.min(...times), cpu: median(own) };
+  };
+  const whole = (): Tensor => {
+    const loss = step();
+    optimizer.apply();
+    return loss;
+  };
+  using recorded = new RecordedStep(device, whole);
+  return [await measure(() => scope(() => { whole(); })), await measure(() => recorded.run(() => undefined))];
+}
+
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args, options: {
       model: { type: 'string', default: 'micro' }, batch: { type: 'string', default: '64' }, dtype: { type: 'string', default: 'f32' },
       device: { type: 'string', default: 'cpu' }, rounds: { type: 'string', default: '5' }, seconds: { type: 'string', default: '4' },
-      profile: { type: 'boolean', default: false }, vocab: { type: 'string' }, length: { type: 'string' }, peer: { type: 'string' }, json: { type: 'string' },
+      profile: { type: 'boolean', default: false }, enqueue: { type: 'boolean', default: false }, vocab: { type: 'string' }, length: { type: 'string' }, peer: { type: 'string' }, json: { type: 'string' },
     },
   });
   const device = values.device as DeviceName, dtype = values.dtype as 'f32' | 'bf16', batch = Number(values.batch);
@@ -37,12 +67,29 @@ export async function main(args: string[]): Promise<void> {
   const random = (n: number, below: number): number[] => Array.from({ length: n }, () => Math.floor(Math.random() * below));
   const pixels = Uint8Array.from(random(batch * S * S * 3, 256)), ids = Int32Array.from(random(batch * L, config.text.vocab));
 
-  const pass = (): void => {
-    const images = model.encodeImages(tensor(pixels, [batch, S, S, 3], device));
-    const texts = model.encodeTexts(tensor(ids, [batch, L], device));
+  const forwardBackward = (images: Tensor, texts: Tensor): Tensor => {
+    const x = model.encodeImages(images), y = model.encodeTexts(texts);
     model.params.zeroGrad();
-    backward(sigmoidLoss(images, texts, model.logitScale, model.logitBias));
+    const loss = sigmoidLoss(x, y, model.logitScale, model.logitBias);
+    backward(loss);
+    return loss;
   };
+  const pass = (): Tensor => forwardBackward(tensor(pixels, [batch, S, S, 3], device), tensor(ids, [batch, L], device));
+  if (values.enqueue) {
+    const images = tensor(pixels, [batch, S, S, 3], device), texts = tensor(ids, [batch, L], device);
+    const [eager, replayed] = await enqueueTimes(device, Number(values.rounds), optimizer, () => forwardBackward(images, texts));
+    const record = { ...circumstances(device), what: 'enqueue', model: config.name, batch, dtype, eager, replayed };
+    console.log(`${config.name} batch ${batch} ${dtype} on ${deviceName(device)}, ${values.rounds} steps`);
+    for (const [name, t] of [['enqueuing one step', eager!], ['recorded, replayed', replayed!]] as const) {
+      console.log(`  ${name.padEnd(22)} median ${(t.median * 1e3).toFixed(3)} ms   best ${(t.best * 1e3).toFixed(3)} ms   ` +
+        `CPU time ${(t.cpu * 1e3).toFixed(3)} ms`);
+    }
+    save(values.json, record);
+    for (const t of [images, texts]) t.dispose();
+    optimizer.dispose();
+    model.dispose();
+    return;
+  }
   const timed = async (seconds: number, update: boolean): Promise<number> => {
     const t0 = performance.now();
     let steps = 0;

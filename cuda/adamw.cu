@@ -64,6 +64,7 @@ struct AdamW {
   const float* norm2;       // (1)
   const int32_t* segments;  // (S, 2)
   const float* lr_scale;    // (S)
+  const float* rates;       // (4) in place of lr, decay and corrections, or null
   int64_t N, S;
   float lr, beta1, beta2, eps, decay, clip, ema_decay;
   float correction1, correction2;  // 1 / (1 − β^t)
@@ -111,6 +112,8 @@ __global__ void __launch_bounds__(kThreads) adamw_step_kernel(const __grid_const
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kChunk;
   const int64_t end = begin + kChunk < a.N ? begin + kChunk : a.N;
   int64_t segment = segment_of(a, begin);
+  const float base_lr = a.rates ? a.rates[0] : a.lr, base_decay = a.rates ? a.rates[1] : a.decay;
+  const float correction1 = a.rates ? a.rates[2] : a.correction1, correction2 = a.rates ? a.rates[3] : a.correction2;
   for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * 4; i < end; i += kThreads * 4) {
     float param[4], m[4], v[4], g[4];
     load_4(param, a.param, i, a.N, a.packs);
@@ -120,12 +123,12 @@ __global__ void __launch_bounds__(kThreads) adamw_step_kernel(const __grid_const
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       while (segment + 1 < a.S && a.segments[2 * segment] <= i + k) ++segment;
-      const float lr = a.lr * a.lr_scale[segment];
-      const float decay = a.segments[2 * segment + 1] & 1 ? a.decay : 0.0f;
+      const float lr = base_lr * a.lr_scale[segment];
+      const float decay = a.segments[2 * segment + 1] & 1 ? base_decay : 0.0f;
       const float clipped = g[k] * factor;
       m[k] = a.beta1 * m[k] + (1.0f - a.beta1) * clipped;
       v[k] = a.beta2 * v[k] + (1.0f - a.beta2) * clipped * clipped;
-      const float update = m[k] * a.correction1 / (sqrtf(v[k] * a.correction2) + a.eps);
+      const float update = m[k] * correction1 / (sqrtf(v[k] * correction2) + a.eps);
       param[k] -= lr * update + decay * param[k];
     }
     store_4(a.param, param, i, a.N, a.packs);
@@ -159,13 +162,13 @@ void sum_of_squares(Stream& s, Tensor result, Tensor x, int64_t N) {
 }
 
 void adamw_step(Stream& s, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor copy, Tensor grad,
-                Tensor norm2, Tensor segments, Tensor lr_scale, int64_t N, int64_t S, int64_t step,
+                Tensor norm2, Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S, int64_t step,
                 float lr, float beta1, float beta2, float eps, float decay, float clip,
                 float ema_decay) {
   if (N == 0) return;
   if (N > INT32_MAX)
     throw std::invalid_argument("adamw_step: the arena has more than 2^31 - 1 elements");
-  if (S < 1 || step < 1)
+  if (S < 1 || (step < 1 && !rates))
     throw std::invalid_argument("adamw_step: segments and step must be at least 1");
   AdamW a{};
   a.param = param.as<float>(N);
@@ -177,6 +180,7 @@ void adamw_step(Stream& s, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor 
   a.norm2 = norm2.as<float>(1);
   a.segments = segments.as<int32_t>(2 * S);
   a.lr_scale = lr_scale.as<float>(S);
+  a.rates = rates.as_or_null<float>(4);
   a.N = N;
   a.S = S;
   a.lr = lr;
@@ -187,6 +191,7 @@ void adamw_step(Stream& s, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor 
   a.clip = clip;
   a.ema_decay = ema_decay;
   const double t = static_cast<double>(step);
+  // Unused with rates, where the step is not known here.
   a.correction1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(beta1), t)));
   a.correction2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(beta2), t)));
   a.packs = aligned_16(a.param, a.m, a.v, a.ema, a.copy, a.grad);

@@ -5,8 +5,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include "../native/device.h"
 #include "../native/tensor.h"
+#include "errors.h"
 #include "ptx.cuh"
 
 #ifdef SIGLIP2_CUDA_HOST
@@ -31,12 +33,13 @@ template <class T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (
 #ifdef SIGLIP2_CUDA_HOST
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream&, A&&... arguments) {
+  if (cuda_host::dry()) return;
   cuda_host::run_kernel(kernel, grid, block, smem, std::forward<A>(arguments)...);
 }
 #else
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
+    throw std::runtime_error(std::string(call) + ": " + explain(status, cudaGetErrorString(status)));
 }
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream& s, A&&... arguments) {
@@ -68,6 +71,14 @@ template <class... P> bool aligned_16(const P*... p) {
   return ((reinterpret_cast<uintptr_t>(p) % 16 == 0) && ...);
 }
 
+template <class T> struct Pack;
+
+// Calls f with the number of values that a thread takes at a time, as a constant: a pack's size or 1.
+template <class T, class F> void dispatch_packs(bool packs, F&& f) {
+  if (packs) f(std::integral_constant<int, Pack<T>::size>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
 // ---- 16-byte packs ------------------------------------------------------------------------------
 
 template <class T> struct alignas(16) Pack {
@@ -96,6 +107,49 @@ template <class T> struct alignas(16) Pack {
     return pack;
   }
 };
+
+// V neighbouring values as floats: in packs where V fills them, so p must be 16-byte aligned then; one by one
+// otherwise. Kernels take V as a template argument, a pack's size or 1, and are written once.
+template <class T, int V> __device__ __forceinline__ void load_values(float (&values)[V], const T* p) {
+  constexpr int size = Pack<T>::size;
+  if constexpr (V % size == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += size) {
+      float part[size];
+      Pack<T>::load(p + i).unpack(part);
+#pragma unroll
+      for (int k = 0; k < size; ++k) values[i + k] = part[k];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) values[i] = static_cast<float>(p[i]);
+  }
+}
+template <class T, int V> __device__ __forceinline__ void store_values(T* p, const float (&values)[V]) {
+  constexpr int size = Pack<T>::size;
+  if constexpr (V % size == 0) {
+#pragma unroll
+    for (int i = 0; i < V; i += size) {
+      float part[size];
+#pragma unroll
+      for (int k = 0; k < size; ++k) part[k] = values[i + k];
+      Pack<T>::from(part).store(p + i);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; ++i) p[i] = static_cast<T>(values[i]);
+  }
+}
+
+// ---- bad values ---------------------------------------------------------------------------------
+
+// Notes that row `row` holds a value that is not below `limit`; see native/fault.h.
+__device__ __forceinline__ void note_fault(Faults* faults, FaultKind kind, int64_t row, int32_t value, int64_t limit) {
+  if (!faults) return;
+  Fault& fault = faults->of[static_cast<int>(kind)];
+  atomicExch(&fault.limit, static_cast<unsigned long long>(limit));
+  atomicMin(&fault.first, static_cast<unsigned long long>(row) << 32 | static_cast<uint32_t>(value));
+}
 
 // ---- reductions in a fixed order ----------------------------------------------------------------
 

@@ -1,17 +1,29 @@
-// The CUDA device: one compute stream, memory from cudaMalloc, kernel workspace from the
-// stream-ordered pool, copies through pinned staging buffers, completion told by a thread that
-// waits for events. The host build has its own device (host/device.cpp).
+// The CUDA device: one compute stream, one stream for large uploads, memory from cudaMalloc, kernel workspace from the
+// stream-ordered pool, copies through pinned staging buffers, completion told by a thread that waits for events. The
+// host build has its own device (host/device.cpp).
+//
+// Large uploads land beside their destination, on the copy stream, while earlier kernels compute; the compute stream
+// waits for them only where it comes to them, and moves them into place at memory speed. The landing place is needed
+// because the destination may be memory that kernels before it still read.
 #ifndef SIGLIP2_CUDA_HOST
 #include "../native/device.h"
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <new>
 #include <thread>
 #include "common.cuh"
+#include "errors.h"
 #include "flavour.h"
+#if __has_include(<nvtx3/nvToolsExt.h>)  // headers only; a profiler provides the rest when it is there
+#include <nvtx3/nvToolsExt.h>
+#else
+inline void nvtxRangePushA(const char*) {}
+inline void nvtxRangePop() {}
+#endif
 
 namespace siglip2 {
 namespace {
@@ -20,6 +32,8 @@ using cuda::check;
 
 constexpr size_t kStagingBytes = 4 << 20;  // of one staging buffer
 constexpr size_t kStagingBuffers = 8;      // so reads of up to 32 MiB never block the caller
+// Uploads between these are worth an event and a landing place; above them are whole sets of weights.
+constexpr size_t kLeastLanding = 1 << 20, kMostLanding = size_t{1} << 30;
 
 class Event {
  public:
@@ -32,6 +46,7 @@ class Event {
   Event& operator=(const Event&) = delete;
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
   cudaError_t wait() const { return cudaEventSynchronize(event_); }  // blocks without spinning
+  void hold_back(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_), "cudaStreamWaitEvent"); }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -126,10 +141,17 @@ class CudaDevice final : public Device, private Stream {
   CudaDevice(int index, std::string name) : index_(index), name_(std::move(name)) {
     use();
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate");
+    landed_ = std::make_unique<Event>();
+    check(cudaHostAlloc(&faults_, sizeof(Faults), cudaHostAllocMapped), "cudaHostAlloc");
+    new (faults_) Faults;
     check(cudaDeviceGetDefaultMemPool(&pool_, index), "cudaDeviceGetDefaultMemPool");
     uint64_t keep_all = UINT64_MAX;  // workspace is used again at each step: do not give it back
     check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep_all),
           "cudaMemPoolSetAttribute");
+    // A landing place must not be memory that the compute stream has yet to free: the copy would wait for it.
+    int no = 0;
+    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
     notifier_ = std::thread([this] { notify_loop(); });
   }
 
@@ -142,7 +164,10 @@ class CudaDevice final : public Device, private Stream {
     notifier_.join();
     cudaSetDevice(index_);
     cudaStreamSynchronize(stream_);
+    for (const auto& [number, graph] : recordings_) cudaGraphExecDestroy(graph);
+    cudaStreamDestroy(copies_);
     cudaStreamDestroy(stream_);
+    cudaFreeHost(faults_);
   }
 
   std::string name() const override { return name_; }
@@ -153,6 +178,7 @@ class CudaDevice final : public Device, private Stream {
     void* p = nullptr;
     if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
     cudaGetLastError();  // being full is not an error of the stream
+    if (recording_) return nullptr;  // which must not be waited for
     cudaStreamSynchronize(stream_);
     cudaMemPoolTrimTo(pool_, 0);  // idle workspace may make room
     if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
@@ -165,10 +191,24 @@ class CudaDevice final : public Device, private Stream {
   }
 
   void enqueue(const char* op, Task task) override {
+    nvtxRangePushA(op);
     attempt(op, [&] { task(*this); });
+    nvtxRangePop();
   }
   void upload(void* dst, const void* src, size_t bytes) override {
-    attempt("upload", [&] { staging_.upload(stream_, dst, src, bytes); });
+    attempt("upload", [&] {
+      void* landing = nullptr;
+      if (bytes < kLeastLanding || bytes > kMostLanding ||
+          cudaMallocFromPoolAsync(&landing, bytes, pool_, copies_) != cudaSuccess) {
+        cudaGetLastError();  // no room to land is no error
+        return staging_.upload(stream_, dst, src, bytes);
+      }
+      staging_.upload(copies_, landing, src, bytes);
+      landed_->record(copies_);
+      landed_->hold_back(stream_);
+      check(cudaMemcpyAsync(dst, landing, bytes, cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync on the device");
+      check(cudaFreeAsync(landing, stream_), "cudaFreeAsync");
+    });
   }
   void download(void* dst, const void* src, size_t bytes) override {
     attempt("download", [&] { staging_.download(stream_, dst, src, bytes); });
@@ -200,6 +240,37 @@ class CudaDevice final : public Device, private Stream {
     });
   }
 
+  // A CUDA graph of the compute stream. Workspace becomes allocation nodes of the graph.
+  bool can_record() const override { return true; }
+  void begin_recording() override {
+    attempt("recording a step", [&] {
+      // Relaxed: the allocator may call cudaMalloc meanwhile.
+      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+      recording_ = true;
+    });
+  }
+  int64_t end_recording() override {
+    use();
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    cudaError_t status = std::exchange(recording_, false) ? cudaStreamEndCapture(stream_, &graph) : cudaSuccess;
+    if (status == cudaSuccess && graph && error_.empty()) status = cudaGraphInstantiate(&executable, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    if (!error_.empty()) throw std::runtime_error(std::exchange(error_, {}));
+    check(status, "recording a step as a CUDA graph");
+    recordings_[++last_recording_] = executable;
+    return last_recording_;
+  }
+  void replay(int64_t recording) override {
+    attempt("replay", [&] { check(cudaGraphLaunch(recordings_.at(recording), stream_), "cudaGraphLaunch"); });
+  }
+  void forget(int64_t recording) override {
+    use();
+    cudaStreamSynchronize(stream_);
+    cudaGraphExecDestroy(recordings_.at(recording));
+    recordings_.erase(recording);
+  }
+
   size_t scratch_peak() const override { return scratch_peak_; }
   void reset_scratch_peak() override { scratch_peak_ = scratch_used_; }
 
@@ -218,6 +289,10 @@ class CudaDevice final : public Device, private Stream {
     try {
       use();
       work();
+    } catch (const std::bad_alloc&) {
+      error_ = std::string("ERR_MEMORY: ") + op + ": the GPU has no memory left for its workspace, beside the " +
+               std::to_string(scratch_used_) + " bytes of workspace in use; use a smaller batch or checkpoint: true";
+      cudaGetLastError();
     } catch (const std::exception& e) {
       error_ = std::string(op) + ": " + e.what();
       cudaGetLastError();  // clears an error of the call; one of the context stays
@@ -225,6 +300,7 @@ class CudaDevice final : public Device, private Stream {
   }
 
   void* native() override { return stream_; }
+  Faults* faults() override { return faults_; }
   void* scratch_allocate(size_t bytes) override {  // the pool aligns to 256 bytes or more
     void* p = nullptr;
     if (cudaMallocFromPoolAsync(&p, bytes, pool_, stream_) != cudaSuccess) {
@@ -256,8 +332,8 @@ class CudaDevice final : public Device, private Stream {
       if (notice.reached) {
         const cudaError_t status = notice.reached->wait();
         if (status != cudaSuccess && notice.error.empty())
-          notice.error =
-              std::string("a kernel failed on the device: ") + cudaGetErrorString(status);
+          notice.error = cuda::explain(status, cudaGetErrorString(status));
+        else if (notice.error.empty()) notice.error = faults_->take();  // the kernels before the event have written theirs
       }
       if (notice.error.empty()) staging_.deliver(notice.ticket);
       else staging_.abandon(notice.ticket);
@@ -267,8 +343,13 @@ class CudaDevice final : public Device, private Stream {
 
   const int index_;
   const std::string name_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, copies_ = nullptr;
+  std::unique_ptr<Event> landed_;
+  Faults* faults_ = nullptr;  // host memory that the GPU writes to
   cudaMemPool_t pool_ = nullptr;
+  std::map<int64_t, cudaGraphExec_t> recordings_;
+  int64_t last_recording_ = 0;
+  bool recording_ = false;
   Staging staging_;
   std::string error_;  // not empty: the stream is poisoned
   size_t scratch_used_ = 0, scratch_peak_ = 0;
@@ -280,20 +361,10 @@ class CudaDevice final : public Device, private Stream {
   std::thread notifier_;
 };
 
-std::string version_text(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
 std::string why_no_device(cudaError_t status) {
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  const bool too_old = status == cudaErrorInsufficientDriver && driver > 0;
-  if (too_old)
-    return "the NVIDIA driver supports CUDA " + version_text(driver) + " and is too old for CUDA " +
-           version_text(CUDART_VERSION);
-  if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver)
-    return "this machine has no CUDA device";
-  return std::string("CUDA does not start: ") + cudaGetErrorString(status);
+  return cuda::why_no_device(status, cudaGetErrorString(status), driver, CUDART_VERSION);
 }
 
 }  // namespace

@@ -56,6 +56,10 @@ interface Addon {
   resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
     outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
   setBatchInvariant(device: number, on: boolean): void;
+  beginRecording(device: number): boolean;
+  endRecording(device: number, keep: boolean): number;
+  replay(device: number, recording: number): void;
+  forget(device: number, recording: number): void;
   takeProfile(device: number): OpTiming[];
   deviceName(index: number): string;
   buildInfo(): BuildInfo;
@@ -118,8 +122,9 @@ function complete(id: number, error: string): void {
   pending.delete(id);
   if (!p) return;
   if (error) {
-    p.at.message = error;
-    p.reject(p.at);
+    const [, code, message] = /^(?:(ERR_\w+): )?(.*)$/s.exec(error)!;  // devices name a code where it is not ERR_DEVICE
+    p.at.message = message!;
+    p.reject(Object.assign(p.at, code ? { code } : {}));
   } else {
     p.resolve();
   }

@@ -14,7 +14,8 @@ const DTYPE_BYTES: Record<DType, number> = { f32: 4, bf16: 2, u8: 1, i32: 4 };
 /** `'cpu'`, `'cuda'` (the first GPU) or `'cuda:N'`. */
 export type DeviceName = 'cpu' | 'cuda' | `cuda:${number}`;
 
-function deviceIndex(device: DeviceName): number {
+/** The native side's number of a device. */
+export function deviceIndex(device: DeviceName): number {
   if (device === 'cpu') return 0;
   if (device === 'cuda') return 1;
   const n = /^cuda:(\d+)$/.exec(device);

@@ -3,6 +3,7 @@
 // Devices start on first use, so a Worker that only resizes images starts no thread.
 #include <napi.h>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include "allocator.h"
 #include "cpu/matmul.h"
@@ -30,6 +31,8 @@ class Instance {
   struct Place {
     std::unique_ptr<Device> device;
     std::unique_ptr<Allocator> allocator;
+    int64_t recording_set = 0;         // memory of the recording that is being made; 0: none is
+    std::map<int64_t, int64_t> sets;   // memory of each recording
   };
   Place& place(int index) {
     if (closed_) throw std::runtime_error("the native core was shut down");
@@ -42,6 +45,9 @@ class Instance {
       p.allocator = std::make_unique<Allocator>(*p.device);
     }
     return p;
+  }
+  void refuse_while_recording(int index, const char* what) {
+    if (place(index).recording_set) throw std::runtime_error(std::string("a step that is being recorded cannot ") + what);
   }
   Place* started(int index) { return places_[index].device ? &places_[index] : nullptr; }
 
@@ -218,9 +224,14 @@ Value start(Instance& self, const CallbackInfo& info) {
 // allocate(device, bytes, dtype) → handle
 Value allocate(Instance& self, const CallbackInfo& info) {
   const int device = int_at(info, 0);
-  const double h = self.slots.allocate(device, *self.place(device).allocator, info[1].As<Napi::Number>().Int64Value(),
-                                       static_cast<DType>(int_at(info, 2)));
-  return Napi::Number::New(info.Env(), h);
+  Allocator& allocator = *self.place(device).allocator;
+  try {
+    return Napi::Number::New(info.Env(), self.slots.allocate(device, allocator, info[1].As<Napi::Number>().Int64Value(),
+                                                             static_cast<DType>(int_at(info, 2))));
+  } catch (const OutOfMemory& e) {
+    const std::string largest = self.slots.largest(device);
+    throw OutOfMemory(e.what() + (largest.empty() ? std::string() : "\nlargest live tensors: " + largest));
+  }
 }
 // view(handle, byteOffset, bytes, dtype) → handle
 Value view(Instance& self, const CallbackInfo& info) {
@@ -238,6 +249,7 @@ Value write(Instance& self, const CallbackInfo& info) {
   auto [data, bytes] = bytes_at(info, 1);
   if (static_cast<int64_t>(bytes) != slot.view.bytes)
     throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes was given " + std::to_string(bytes));
+  self.refuse_while_recording(slot.device, "take data from the host; write() its inputs before run()");
   self.place(slot.device).device->upload(slot.view.data, data, bytes);
   return info.Env().Undefined();
 }
@@ -247,6 +259,7 @@ Value read(Instance& self, const CallbackInfo& info) {
   auto [data, bytes] = bytes_at(info, 1);
   if (static_cast<int64_t>(bytes) != slot.view.bytes)
     throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes is read into " + std::to_string(bytes));
+  self.refuse_while_recording(slot.device, "be read inside; return the tensors that run() shall hand out");
   Device& device = *self.place(slot.device).device;
   device.download(data, slot.view.data, bytes);
   self.notify(device, number_at(info, 2));
@@ -254,7 +267,51 @@ Value read(Instance& self, const CallbackInfo& info) {
 }
 // synchronize(device, id)
 Value synchronize(Instance& self, const CallbackInfo& info) {
+  self.refuse_while_recording(int_at(info, 0), "be waited for inside");
   self.notify(*self.place(int_at(info, 0)).device, number_at(info, 1));
+  return info.Env().Undefined();
+}
+// beginRecording(device) → false when this device replays nothing
+Value begin_recording(Instance& self, const CallbackInfo& info) {
+  const int device = int_at(info, 0);
+  auto& place = self.place(device);
+  if (!place.device->can_record()) return Napi::Boolean::New(info.Env(), false);
+  self.refuse_while_recording(device, "contain another");
+  place.recording_set = place.allocator->begin_private();
+  place.device->begin_recording();
+  return Napi::Boolean::New(info.Env(), true);
+}
+// endRecording(device, keep) → number of the recording; 0 when it is not kept
+Value end_recording(Instance& self, const CallbackInfo& info) {
+  auto& place = self.place(int_at(info, 0));
+  const int64_t set = std::exchange(place.recording_set, 0);
+  place.allocator->end_private();
+  try {
+    const int64_t recording = place.device->end_recording();
+    if (info[1].As<Napi::Boolean>()) {
+      place.sets[recording] = set;
+      return Napi::Number::New(info.Env(), static_cast<double>(recording));
+    }
+    place.device->forget(recording);
+  } catch (...) {
+    place.allocator->give_up(set);
+    throw;
+  }
+  place.allocator->give_up(set);
+  return Napi::Number::New(info.Env(), 0);
+}
+// replay(device, recording)
+Value replay(Instance& self, const CallbackInfo& info) {
+  self.place(int_at(info, 0)).device->replay(info[1].As<Napi::Number>().Int64Value());
+  return info.Env().Undefined();
+}
+// forget(device, recording)
+Value forget(Instance& self, const CallbackInfo& info) {
+  auto& place = self.place(int_at(info, 0));
+  const int64_t recording = info[1].As<Napi::Number>().Int64Value();
+  place.device->forget(recording);
+  place.allocator->give_up(place.sets.at(recording));
+  place.sets.erase(recording);
   return info.Env().Undefined();
 }
 Value fill_byte(Instance& self, const CallbackInfo& info) {
@@ -382,6 +439,10 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
   set("setBatchInvariant", function<set_batch_invariance>);
+  set("beginRecording", function<begin_recording>);
+  set("endRecording", function<end_recording>);
+  set("replay", function<replay>);
+  set("forget", function<forget>);
   set("takeProfile", function<take_profile>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);

@@ -14,14 +14,15 @@ void* Allocator::allocate(size_t bytes) {
                       std::to_string(limit > live_ ? limit - live_ : 0) + ", but " + std::to_string(bytes) +
                       " are needed; use a smaller batch, checkpoint: true, or raise the limit");
   void* p = nullptr;
-  auto it = cached_.find(block);
-  if (it != cached_.end() && !it->second.empty()) {
+  FreeLists& lists = private_ ? *private_ : cached_;
+  auto it = lists.find(block);
+  if (it != lists.end() && !it->second.empty()) {
     p = it->second.back();
     it->second.pop_back();
   } else {
-    if (reserved_ + block > limit) flush();
+    if (reserved_ + block > limit && !private_) flush();
     p = device_.allocate(block);
-    if (!p) {
+    if (!p && !private_) {  // flush() waits for the device, which a recording does not allow
       flush();
       p = device_.allocate(block);
     }
@@ -29,6 +30,7 @@ void* Allocator::allocate(size_t bytes) {
       throw OutOfMemory(device_.name() + " cannot give " + std::to_string(bytes) + " bytes beside the " +
                         std::to_string(live_) + " in use; use a smaller batch or checkpoint: true");
     reserved_ += block;
+    if (private_) owners_[p] = last_set_;
   }
   live_ += block;
   if (live_ > peak_) peak_ = live_;
@@ -44,9 +46,10 @@ void Allocator::free(void* p, size_t bytes) {
   auto* b = static_cast<uint8_t*>(p);
   if (debug_) {
     b -= kGuard;
-    check_guards(b, bytes);
+    if (!private_) check_guards(b, bytes);  // reads from the device, which a recording does not allow
   }
-  cached_[block].push_back(b);
+  const auto owner = owners_.empty() ? owners_.end() : owners_.find(b);
+  (owner == owners_.end() ? cached_ : sets_[owner->second])[block].push_back(b);
   live_ -= block;
 }
 
@@ -77,9 +80,22 @@ void Allocator::flush() {
   cached_.clear();
 }
 
+int64_t Allocator::begin_private() {
+  flush();  // the set starts empty: make room for it
+  private_ = &sets_[++last_set_];
+  return last_set_;
+}
+
+void Allocator::give_up(int64_t set) {
+  for (auto& [block, list] : sets_[set]) cached_[block].insert(cached_[block].end(), list.begin(), list.end());
+  sets_.erase(set);
+  std::erase_if(owners_, [&](const auto& entry) { return entry.second == set; });
+}
+
 void Allocator::set_debug(bool on) {
   if (on == debug_) return;
   if (live_) throw std::logic_error("debug mode can change only while no tensor is live");
+  if (!sets_.empty()) throw std::logic_error("debug mode can change only while there is no recorded step");
   flush();
   debug_ = on;
 }

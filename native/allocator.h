@@ -16,11 +16,20 @@ struct OutOfMemory : std::runtime_error {
 class Allocator {
  public:
   explicit Allocator(Device& device) : device_(device) {}
-  ~Allocator() { flush(); }
+  ~Allocator() {
+    while (!sets_.empty()) give_up(sets_.begin()->first);
+    flush();
+  }
 
   void* allocate(size_t bytes);  // throws OutOfMemory; the state is then unchanged
   void free(void* p, size_t bytes);
   void flush();                  // gives cached blocks back to the device; waits for it
+
+  // From here on every block comes from a set of its own, until end_private(); freed blocks go back to that set, for a
+  // recording writes to its blocks whenever it is replayed. give_up() makes them common property again.
+  int64_t begin_private();
+  void end_private() { private_ = nullptr; }
+  void give_up(int64_t set);
 
   // Debug mode of the tests: new memory is filled with a NaN pattern, and guard zones around it are checked when it is
   // freed. Set it while nothing is live.
@@ -44,7 +53,12 @@ class Allocator {
     int64_t count = 0;
   };
   Device& device_;
-  std::map<size_t, std::vector<void*>> cached_;
+  using FreeLists = std::map<size_t, std::vector<void*>>;
+  FreeLists cached_;
+  std::map<int64_t, FreeLists> sets_;    // of the recordings
+  std::map<void*, int64_t> owners_;      // blocks that belong to a set
+  FreeLists* private_ = nullptr;         // the set that blocks come from now; null: the common one
+  int64_t last_set_ = 0;
   size_t live_ = 0, peak_ = 0, reserved_ = 0;
   bool debug_ = false;
   std::shared_ptr<Violations> violations_ = std::make_shared<Violations>();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <vector>
+#include "fault.h"
 
 namespace siglip2 {
 
@@ -17,6 +18,7 @@ class Stream {
   virtual void* native() { return nullptr; }           // cudaStream_t on CUDA
   virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
   virtual void scratch_release(void* p, size_t bytes) = 0;
+  virtual Faults* faults() { return nullptr; }         // where kernels that cannot throw leave bad values; CUDA only
 };
 
 // Kernel workspace as a local variable; given back in stream order.
@@ -54,6 +56,16 @@ class Device {
   virtual void fill(void* dst, uint8_t byte, size_t bytes) = 0;
   virtual void notify(Done done) = 0;                  // done runs on any thread, after all work so far
   virtual void synchronize() = 0;                      // blocks the caller
+
+  // A recording: between begin and end, what is enqueued is noted and not run; replay() runs all of it again, in stream
+  // order, for the price of one call. Memory that it uses must stay reserved for it (Allocator::begin_private). Uploads,
+  // downloads and notifications cannot be recorded.
+  virtual bool can_record() const { return false; }
+  virtual void begin_recording() {}
+  virtual int64_t end_recording() { return 0; }        // the recording's number; throws the first error since begin
+  virtual void replay(int64_t /*recording*/) {}
+  virtual void forget(int64_t /*recording*/) {}        // waits for its last replay
+
   virtual void cancel() { synchronize(); }             // drops what has not started, waits for what has
   // Time by op since the last call, where the device can tell: name, calls, seconds.
   struct Timing {

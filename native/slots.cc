@@ -1,4 +1,8 @@
 #include "slots.h"
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <set>
 
 namespace siglip2 {
 
@@ -57,6 +61,25 @@ void Slots::free(double handle) {
   s.storage = nullptr;
   free_.push_back(static_cast<uint32_t>(static_cast<int64_t>(handle) % (1 << 24) - 1));
   --live_;
+}
+
+std::string Slots::largest(int device) const {
+  constexpr size_t kMost = 8;
+  std::map<std::pair<size_t, DType>, int64_t, std::greater<>> groups;  // (bytes, type) → how many
+  std::set<const Storage*> seen;  // several slots may view one storage; the first tells its type
+  for (const Slot& s : slots_)
+    if (s.storage && s.device == device && seen.insert(s.storage).second) ++groups[{s.storage->bytes, s.view.dtype}];
+  std::string text;
+  size_t rows = 0;
+  for (const auto& [kind, count] : groups) {
+    const double mebibytes = static_cast<double>(kind.first) / (1 << 20);
+    const bool large = mebibytes >= 1024;
+    char size[32];
+    std::snprintf(size, sizeof size, "%.2f %s ", large ? mebibytes / 1024 : mebibytes, large ? "GiB" : "MiB");
+    text += (rows ? ", " : "") + std::to_string(count) + " × " + size + name_of(kind.second);
+    if (++rows == kMost && groups.size() > kMost) return text + ", …";
+  }
+  return text;
 }
 
 Slots::~Slots() {

@@ -1,6 +1,7 @@
 // Handles. A handle is a number in JavaScript: generation · 2^24 + slot index + 1, so that a handle that outlived its
 // tensor is recognised. Several slots may view one storage; the storage is freed with the last of them.
 #pragma once
+#include <string>
 #include <vector>
 #include "allocator.h"
 #include "tensor.h"
@@ -24,6 +25,8 @@ class Slots {
   void free(double handle);
   Slot& at(double handle);
   int64_t live() const { return live_; }
+  // The largest tensors alive on a device, those of equal size in one line: "2 × 1.50 GiB f32, 24 × 96.0 MiB bf16, …".
+  std::string largest(int device) const;
   ~Slots();
 
  private:

@@ -40,6 +40,10 @@ struct Config {
 };
 Config& config();  // of the calling OS thread
 
+// SIGLIP2_CUDA_DRY=1: kernels, fills and copies do nothing and memory is reserved but never touched. What is left is the
+// work of enqueuing, which a benchmark can then time at any model size.
+bool dry();
+
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -12,6 +12,14 @@ constinit thread_local const ThreadView* view = nullptr;
 constinit thread_local Block* block = nullptr;
 constinit thread_local Thread* current = nullptr;
 
+bool dry() {
+  static const bool on = [] {
+    const char* wish = std::getenv("SIGLIP2_CUDA_DRY");
+    return wish && std::strcmp(wish, "1") == 0;
+  }();
+  return on;
+}
+
 Config& config() {
   static thread_local Config c;
   return c;

@@ -4,7 +4,7 @@ import type { Tensor } from '../tensor.js';
 
 const sumSquares = op<[result: Handle, x: Handle, N: number]>('sum_of_squares');
 const step = op<[param: Handle, m: Handle, v: Handle, ema: Handle, copy: Handle, grad: Handle, norm2: Handle,
-  segments: Handle, lrScale: Handle, N: number, S: number, step: number, lr: number, beta1: number, beta2: number,
+  segments: Handle, lrScale: Handle, rates: Handle, N: number, S: number, step: number, lr: number, beta1: number, beta2: number,
   eps: number, decay: number, clip: number, emaDecay: number]>('adamw_step');
 
 /**
@@ -32,6 +32,11 @@ export interface AdamWStep {
   segments: Tensor;
   /** (S) factor of the learning rate. */
   lrScale: Tensor;
+  /**
+   * (4) learning rate, decay and the bias corrections 1/(1−β1^t) and 1/(1−β2^t), as `adamwRates` makes them: read by the
+   * device in place of `step`, `lr` and `decay`, so that a recorded step can be replayed with new ones.
+   */
+  rates?: Tensor;
   /** Counted from 1, for bias correction. */
   step: number;
   /** Learning rate of this step, schedule included. */
@@ -46,6 +51,13 @@ export interface AdamWStep {
   emaDecay: number;
 }
 
+/** The host's side of `AdamWStep.rates`. */
+export function adamwRates(step: number, lr: number, decay: number, beta1: number, beta2: number): Float32Array {
+  // With the betas as the kernel receives them, f32, so that both ways give the same bits.
+  const correction = (beta: number): number => 1 / (1 - Math.fround(beta) ** step);
+  return Float32Array.of(lr, decay, correction(beta1), correction(beta2));
+}
+
 /**
  * One update in place: global-norm clip, Adam with bias correction, decoupled decay, EMA, bf16 copy; one pass.
  * @throws ShapeError
@@ -58,6 +70,7 @@ export function adamwStep(a: AdamWStep): void {
   }
   checkShape('adamwStep', 'segments', a.segments, [S, 2]);
   checkShape('adamwStep', 'lrScale', a.lrScale, [S]);
+  if (a.rates) checkShape('adamwStep', 'rates', a.rates, [4]);
   step(a.param.handle, a.m.handle, a.v.handle, a.ema?.handle ?? 0, a.copy?.handle ?? 0, a.grad.handle, a.norm2.handle,
-    a.segments.handle, a.lrScale.handle, a.param.size, S, a.step, a.lr, a.beta1, a.beta2, a.eps, a.decay, a.clip, a.emaDecay);
+    a.segments.handle, a.lrScale.handle, a.rates?.handle ?? 0, a.param.size, S, a.step, a.lr, a.beta1, a.beta2, a.eps, a.decay, a.clip, a.emaDecay);
 }

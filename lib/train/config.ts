@@ -30,7 +30,7 @@ export const trainConfigSchema = z.strictObject({
   out: z.string(),
   /** Everything random follows from it. */
   seed: z.int().min(0).default(0),
-  device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
+  device: z.union([z.enum(['auto', 'cpu', 'cuda']), z.string().regex(/^cuda:\d+$/, "must be 'auto', 'cpu', 'cuda' or 'cuda:N'")]).default('auto'),
   /** Activations; auto is bf16 where the device multiplies it natively. */
   dtype: z.enum(['auto', 'f32', 'bf16']).default('auto'),
   model: z.looseObject({ variant: z.string() }),

@@ -6,7 +6,7 @@
 import { CheckpointError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
 import { op, type Handle } from '../native.js';
-import { adamwStep, sumOfSquares } from '../ops/adamw.js';
+import { adamwRates, adamwStep, sumOfSquares } from '../ops/adamw.js';
 import { empty, tensor, zeros, type Tensor } from '../tensor.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
@@ -37,6 +37,8 @@ interface Group {
   since: number;
   segments: Tensor;
   lrScale: Tensor;
+  /** Learning rate, decay and bias corrections of the present step, (4). */
+  rates: Tensor;
   /** Views of the arenas. */
   param: Tensor;
   m: Tensor;
@@ -85,7 +87,7 @@ export class AdamW {
     const view = (arena: Tensor): Tensor => arena.view(from, [to - from]).detach();
     return {
       since, segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
-      lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(),
+      lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(), rates: zeros([4], 'f32', device).detach(),
       param: view(values), m: view(this.m), v: view(this.v), grad: view(grads!),
       ema: this.ema && view(this.ema), copy: copy && view(copy),
     };
@@ -98,15 +100,22 @@ export class AdamW {
 
   /** One update from `params.grads`; `schedule` in [0, 1] multiplies the learning rate and the decay. */
   update(schedule: number): void {
-    const { lr, weightDecay, beta1, beta2, eps, clip, ema } = this.options;
-    sumOfSquares(this.norm2, this.params.grads!);
+    this.advance(schedule);
+    this.apply();
+  }
+  /** The half of update() that differs from step to step: counts it and sends its rates to the device. */
+  advance(schedule: number): void {
+    const { lr, weightDecay, beta1, beta2 } = this.options;
     this.step++;
-    for (const { since, ...tensors } of this.#groups) {
-      adamwStep({
-        ...tensors, norm2: this.norm2, step: this.step - since, lr: lr * schedule, beta1, beta2, eps,
-        decay: weightDecay * schedule, clip, emaDecay: ema ?? 0,
-      });
-    }
+    for (const { since, rates } of this.#groups)
+      rates.write(adamwRates(this.step - since, lr * schedule, weightDecay * schedule, beta1, beta2));
+  }
+  /** The half that a recorded step may hold: every number of it that changes is on the device. */
+  apply(): void {
+    const { beta1, beta2, eps, clip, ema } = this.options;
+    sumOfSquares(this.norm2, this.params.grads!);
+    for (const { since: _, ...tensors } of this.#groups)
+      adamwStep({ ...tensors, norm2: this.norm2, step: 1, lr: 0, beta1, beta2, eps, decay: 0, clip, emaDecay: ema ?? 0 });
   }
 
   /** The state that a checkpoint keeps beside the weights. */

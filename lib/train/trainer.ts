@@ -244,8 +244,8 @@ function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], un
   return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
 }
 
-function chooseDevice(wish: 'auto' | 'cpu' | 'cuda', note: (m: string) => void): DeviceName {
-  if (wish !== 'auto') return wish;
+function chooseDevice(wish: string, note: (m: string) => void): DeviceName {
+  if (wish !== 'auto') return wish as DeviceName;
   if (native().buildInfo().cuda !== 'cuda') return 'cpu';
   try {
     deviceName('cuda');

@@ -60,19 +60,25 @@ void sum_of_squares(Stream& s, Tensor result, Tensor x, int64_t N) {
 }
 
 void adamw_step(Stream&, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor copy, Tensor grad, Tensor norm2,
-                Tensor segments, Tensor lr_scale, int64_t N, int64_t S, int64_t step, float lr, float beta1,
+                Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S, int64_t step, float lr, float beta1,
                 float beta2, float eps, float decay, float clip, float ema_decay) {
   float *p = param.as<float>(N), *pm = m.as<float>(N), *pv = v.as<float>(N), *pe = ema.as_or_null<float>(N);
   bf16* pc = copy.as_or_null<bf16>(N);
   const float *g = grad.as<const float>(N), *scale = lr_scale.as<const float>(S);
   const auto* segment = segments.as<const int32_t>(S * 2);
-  if (step < 1) throw std::invalid_argument("steps count from 1 but this is step " + std::to_string(step));
+  const float* given = rates.as_or_null<const float>(4);
+  if (!given && step < 1) throw std::invalid_argument("steps count from 1 but this is step " + std::to_string(step));
   if (const int64_t end = S > 0 ? segment[2 * S - 2] : 0; end != N)
     throw std::invalid_argument("the segments end at " + std::to_string(end) + " but there are " + std::to_string(N) + " weights");
   const float norm = std::sqrt(*norm2.as<const float>(1));
-  const Rates base{0, 0, beta1, beta2, eps,
-                   static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta1), static_cast<double>(step)))),
-                   static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2), static_cast<double>(step)))),
+  const auto correction = [&](float beta) {
+    return static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta), static_cast<double>(step))));
+  };
+  if (given) {
+    lr = given[0];
+    decay = given[1];
+  }
+  const Rates base{0, 0, beta1, beta2, eps, given ? given[2] : correction(beta1), given ? given[3] : correction(beta2),
                    norm > clip ? clip / norm : 1.0f, ema_decay};
   parallel_ranges(N, 4096, [&](int64_t i0, int64_t i1) {
     // The first segment that ends behind i0; ends ascend.

@@ -12,8 +12,7 @@ namespace {
 void check_ids(const int32_t* ids, int64_t R, int64_t V) {
   for (int64_t r = 0; r < R; ++r)
     if (ids[r] < 0 || ids[r] >= V)
-      throw std::out_of_range("token id " + std::to_string(ids[r]) + " at position " + std::to_string(r) +
-                              " is outside the table of " + std::to_string(V) + " rows; check the tokenizer's vocabulary");
+      throw std::out_of_range(text_of(FaultKind::token_id, r, ids[r], V));
 }
 
 template <class T>

@@ -68,8 +68,7 @@ void softmax_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dlogi
   double counted = 0;
   for (int64_t r = 0; r < R; ++r) {
     if (target[r] < -1 || target[r] >= V)
-      throw std::out_of_range("target " + std::to_string(target[r]) + " of row " + std::to_string(r) +
-                              " is neither a class in [0, " + std::to_string(V) + ") nor -1, which ignores the row");
+      throw std::out_of_range(text_of(FaultKind::class_target, r, target[r], V));
     if (target[r] >= 0) counted += weight ? weight[r] : 1.0f;
   }
   const double total = denominator != 0 ? static_cast<double>(denominator) : counted;

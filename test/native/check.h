@@ -61,6 +61,8 @@ class HostStream final : public siglip2::Stream {
     return p;
   }
   void scratch_release(void* p, size_t) override { std::free(p); }
+  siglip2::Faults* faults() override { return &noted; }
+  siglip2::Faults noted;
 };
 
 // A tensor in an allocation of its own, exactly as long as it is, so that ASan sees one byte too

@@ -1,4 +1,5 @@
 // The host runtime's device keeps the contract of native/device.h.
+#include "../../cuda/errors.h"
 #include "../../cuda/flavour.h"
 #include "check.h"
 
@@ -59,6 +60,32 @@ TEST(device_reports_a_fault_of_a_kernel) {
   std::string error;
   device->notify([&](const std::string& e) { error = e; });
   CHECK(error.find("broken: deadlock") == 0);
+}
+
+TEST(device_records_and_replays) {
+  const auto device = siglip2::make_cuda_device(0, nullptr);
+  int runs = 0;
+  device->begin_recording();
+  device->enqueue("count", [&](Stream&) { ++runs; });
+  const int64_t recording = device->end_recording();
+  CHECK(runs == 0);
+  device->replay(recording);
+  device->replay(recording);
+  CHECK(runs == 2);
+  device->forget(recording);
+}
+
+TEST(errors_are_sentences) {
+  using namespace siglip2::cuda;
+  CHECK(why_no_device(kErrorNoDevice, "no device", 0, 13000) == "this machine has no CUDA device");
+  CHECK(why_no_device(kErrorInsufficientDriver, "", 0, 13000) == "this machine has no CUDA device");
+  CHECK(why_no_device(kErrorInsufficientDriver, "", 12040, 13000) ==
+        "the NVIDIA driver supports CUDA 12.4 and is too old for CUDA 13.0; install a newer driver");
+  CHECK(why_no_device(999, "unknown error", 13000, 13000) == "CUDA does not start: unknown error");
+  CHECK(explain(700, "illegal address") ==
+        "the GPU failed (illegal address) and this process cannot use it any more; start it again from its last checkpoint");
+  CHECK(explain(kErrorMemory, "out of memory").find("use a smaller batch") != std::string::npos);
+  CHECK(explain(1, "invalid argument") == "invalid argument");
 }
 
 TEST(device_counts_workspace) {
