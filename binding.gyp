@@ -15,6 +15,7 @@
       '-ffp-contract=fast', '-Wno-unknown-pragmas',
     ],
     'libraries': ['-ldnnl', '-fopenmp', '-ldl'],
+    'ldflags': ['-Wl,-z,nodelete'],  # threads of the OpenMP team may outlive the last Worker that loaded the addon
     'conditions': [['target_arch=="x64"', {'cflags_cc': ['-mavx2', '-mfma', '-mf16c', '-mbmi2']}]],
   }],
 }

@@ -34,7 +34,7 @@ test('workers use the addon on their own and may be terminated in the middle', (
   const code = `
     import { Worker } from 'node:worker_threads';
     const source = ${JSON.stringify(busy)} + "\\n import { parentPort } from 'node:worker_threads'; parentPort.postMessage(1); await synchronize();";
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 8; i++) {
       const w = new Worker(new URL('data:text/javascript,' + encodeURIComponent(source)));
       await new Promise((resolve, reject) => { w.once('message', resolve); w.once('error', reject); });
       await w.terminate();

@@ -1,9 +1,10 @@
-import { afterEach, expect, test } from '@jest/globals';
+import { afterEach, beforeAll, expect, test } from '@jest/globals';
 import { linear } from '../lib/ops/linear.js';
 import { add } from '../lib/ops/elementwise.js';
 import { noGrad } from '../lib/tape.js';
-import { empty, liveCount, memory, resetPeak, scope, setMemoryLimit, synchronize, tensor, zeros } from '../lib/tensor.js';
+import { empty, liveCount, memory, resetPeak, scope, setDebug, setMemoryLimit, synchronize, tensor, zeros } from '../lib/tensor.js';
 
+beforeAll(() => setDebug(false));  // another file of this process may have left the guard zones on
 afterEach(() => expect(liveCount()).toBe(0));
 
 test('data of every type comes back as it went in', async () => {

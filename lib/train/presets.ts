@@ -15,7 +15,7 @@ const home: TrainConfigInput = {
   },
   batch: 64,
   total: { steps: 30000 },
-  optimizer: { lr: 1e-3, warmup: { steps: 200 }, lrScale: { token_embedding: 10 } },
+  optimizer: { lr: 1e-3, beta2: 0.999, warmup: { steps: 200 }, lrScale: { token_embedding: 10 } },
   logEvery: 50,
 };
 
@@ -26,10 +26,12 @@ const quickstart: TrainConfigInput = {
   data: {
     ...home.data,
     source: { type: 'emoji', path: 'data/emoji-quickstart', split: 'train' },
-    maxClasses: 700,
+    maxClasses: 620,
+    sequences: false,
     transforms: [{ name: 'place', scale: [0.6, 1], backgrounds: ['plain', 'gradient'] }],
   },
-  total: { steps: 2000 },
+  total: { steps: 5000 },  // the quickstart command puts here what fits into its minutes
+  model: { ...home.model, vision: { mlp: 256 }, text: { mlp: 256 } },
   optimizer: { ...home.optimizer, warmup: { steps: 50 } },
   checkpointEvery: '50%',
 };
