@@ -31,6 +31,8 @@ export interface OpTiming {
 /** How the addon was built, and what this machine's CPU gives it. */
 export interface BuildInfo {
   cuda: 'cuda' | 'cuda-host' | 'none';
+  /** Which library multiplies on the GPU, or why it is our own kernels; empty without CUDA. */
+  cudaProducts: string;
   isa: 'avx2' | 'avx512';
   nativeBf16: boolean;
   onednn: string;

@@ -15,7 +15,8 @@
 namespace siglip2 {
 #if defined(SIGLIP2_WITH_CUDA)
 namespace cuda {
-bool is_host_runtime();  // the kernels run on CPU threads: a build for tests
+bool is_host_runtime();     // the kernels run on CPU threads: a build for tests
+std::string gemm_library();  // which library multiplies on the GPU, or why none does
 }
 #endif
 namespace {
@@ -393,8 +394,10 @@ Value build_info(Instance&, const CallbackInfo& info) {
   auto o = Napi::Object::New(info.Env());
 #if defined(SIGLIP2_WITH_CUDA)
   o.Set("cuda", cuda::is_host_runtime() ? "cuda-host" : "cuda");
+  o.Set("cudaProducts", cuda::gemm_library());
 #else
   o.Set("cuda", "none");
+  o.Set("cudaProducts", "");
 #endif
   o.Set("isa", use_avx512() && has_avx512_kernels ? "avx512" : "avx2");
   o.Set("nativeBf16", has_native_bf16());

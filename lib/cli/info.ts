@@ -25,7 +25,7 @@ export const command: Command = {
       say('oneDNN', info.onednn);
       say('device', `cpu: ${deviceName('cpu')}`);
       try {
-        say('device', `cuda: ${deviceName('cuda')}`);
+        say('device', `cuda: ${deviceName('cuda')}; ${info.cudaProducts}`);
       } catch (e) {
         say('device', `no CUDA: ${(e as Error).message}`);
       }

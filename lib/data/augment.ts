@@ -23,8 +23,7 @@ export type ImageTransform =
    * Lays artwork with transparency on a background: its longer side is a random part `scale` of the
    * square's, its position is uniform among those inside, and it is turned by up to `rotate`
    * degrees either way (default 0). `white` (default 0) is the probability of a white background
-   * instead of one of `backgrounds` (default all). `outline` (default 0) is the probability that
-   * dark contours are drawn where its colours meet.
+   * instead of one of `backgrounds` (default all).
    */
   | {
       name: 'place';
@@ -32,7 +31,6 @@ export type ImageTransform =
       rotate?: number;
       backgrounds?: Background[];
       white?: number;
-      outline?: number;
     }
   /** Mirrors left and right with `probability` (default 0.5). */
   | { name: 'flip'; probability?: number }
@@ -47,7 +45,7 @@ const kShaping = new Set(['resize', 'random-resized-crop', 'place']);
 const kKeys: Record<ImageTransform['name'], readonly string[]> = {
   resize: [],
   'random-resized-crop': ['scale', 'ratio'],
-  place: ['scale', 'rotate', 'backgrounds', 'white', 'outline'],
+  place: ['scale', 'rotate', 'backgrounds', 'white'],
   flip: ['probability'],
   colour: ['brightness', 'contrast', 'saturation'],
 };
@@ -102,7 +100,6 @@ export function checkTransforms(transforms: readonly ImageTransform[]): void {
         range(i, 'scale', transform.scale, 0.05, 1);
         number(i, 'rotate', transform.rotate, 0, 180);
         number(i, 'white', transform.white, 0, 1);
-        number(i, 'outline', transform.outline, 0, 1);
         if (
           transform.backgrounds !== undefined &&
           (!Array.isArray(transform.backgrounds) ||
@@ -298,7 +295,7 @@ function place(
   random: Random,
   resize: ResizeImage,
 ): RawImage {
-  const { scale = [0.5, 1], rotate = 0, backgrounds = kBackgrounds, white = 0, outline = 0 } = transform;
+  const { scale = [0.5, 1], rotate = 0, backgrounds = kBackgrounds, white = 0 } = transform;
   const side = size * random.between(scale[0], scale[1]);
   const longer = Math.max(image.height, image.width);
   const height = Math.max(1, Math.min(size, Math.round((side * image.height) / longer)));
@@ -314,7 +311,6 @@ function place(
   let art = resize(image.data, image.height, image.width, image.channels, height, width);
   if (image.channels === 3) art = opaque(art);
   if (angle !== 0) art = rotated(art, height, width, angle);
-  if (outline > 0 && random.uniform() < outline) art = outlined(art, height, width, random);
   for (let y = 0; y < height; y++) {
     let from = y * width * 4;
     let to = ((top + y) * size + left) * 3;
@@ -331,31 +327,6 @@ function place(
     }
   }
   return { data: out, height: size, width: size, channels: 3 };
-}
-
-/** Dark contours, about a pixel wide, where neighbouring pixels of premultiplied RGBA differ by more than a random step. */
-function outlined(art: Uint8Array, height: number, width: number, random: Random): Uint8Array {
-  const out = art.slice();
-  const step = random.between(60, 200);
-  const ink = random.below(48);
-  const draw = (pixel: number): void => {
-    out[pixel] = out[pixel + 1] = out[pixel + 2] = ink;
-    out[pixel + 3] = 255;
-  };
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      const at = (y * width + x) * 4;
-      for (const next of [x + 1 < width ? at + 4 : at, y + 1 < height ? at + 4 * width : at]) {
-        let difference = 0;
-        for (let c = 0; c < 4; c++)
-          difference += Math.abs((art[at + c] as number) - (art[next + c] as number));
-        if (difference <= step) continue;
-        draw(at);
-        draw(next);
-      }
-    }
-  }
-  return out;
 }
 
 function opaque(rgb: Uint8Array): Uint8Array {
