@@ -9,6 +9,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   fuzz: () => import('./fuzz.js'),
   encode: () => import('./encode.js'),
   stress: () => import('./stress.js'),
+  soak: () => import('./soak.js'),
   cuda: () => import('./cuda.js'),
 };
 const load = what === undefined ? undefined : benches[what];
@@ -22,6 +23,7 @@ if (!load) {
     'fuzz [--count 10000] [--seed 1]',
     'encode [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--onnx FOLDER] [--image FILE.jpg] [--json FILE]',
     'stress [--calls 20000] [--cycles 20]',
+    'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);

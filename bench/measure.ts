@@ -12,7 +12,7 @@ import { deviceName, scope, synchronize, zeros, type DeviceName } from '../lib/t
 export async function time(fn: () => void, device: DeviceName, milliseconds = 600): Promise<{ median: number; p95: number }> {
   const bench = new Bench({ time: milliseconds, warmupTime: milliseconds / 4, warmupIterations: 2, iterations: 5 });
   bench.add('x', async () => {
-    scope(fn);
+    scope(() => { fn(); });  // nothing that fn returns stays
     await synchronize(device);
   });
   await bench.run();

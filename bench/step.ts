@@ -116,29 +116,31 @@ export async function main(args: string[]): Promise<void> {
   const torch = values.peer === 'torch' ? await TorchStep.start(config, batch, native().buildInfo().threads) : null;
   const flops = 3 * batch * (imageFlops(config) + textFlops(config));
   const ours: number[] = [], theirs: number[] = [], passes: number[] = [], rates: number[] = [];
-  let torchSteps = 1;
+  let torchSteps = 1, peak = 0, workspace = 0;
   for (let r = 0; r < Number(values.rounds); r++) {
     rates.push(await matmulRate(device, dtype, batch * config.vision.imageSize ** 2 / config.vision.patch ** 2));
+    resetPeak(device);  // of the steps alone, not of the product just timed
     passes.push(await timed(Number(values.seconds), false));
     ours.push(await timed(Number(values.seconds), true));
+    const m = memory(device);
+    [peak, workspace] = [Math.max(peak, m.peak + m.scratchPeak), Math.max(workspace, m.scratchPeak)];
     if (torch) {
       const t = await torch.run(torchSteps);
       theirs.push(t.seconds / t.steps);
       torchSteps = Math.max(1, Math.round(Number(values.seconds) / (t.seconds / t.steps)));
     }
   }
-  const m = memory(device);
   const step = median(ours), rate = median(rates), share = flops / median(passes) / rate;
   const record: Record<string, unknown> = {
     ...circumstances(device), what: 'step', model: config.name, batch, dtype, stepSeconds: step, imagesPerSecond: batch / step,
     passSeconds: median(passes), modelFlops: flops, modelFlopRate: flops / median(passes), matmulRate: rate, share,
-    peakBytes: m.peak + m.scratchPeak,
+    peakBytes: peak, workspaceBytes: workspace,
   };
   console.log(`${config.name} batch ${batch} ${dtype} on ${String(record['device'])} (${String(record['cpu'])}, ${String(record['threads'])} threads), medians of ${ours.length} rounds`);
   console.log(`  step with AdamW        ${(step * 1e3).toFixed(1)} ms   ${(batch / step).toFixed(1)} images/s`);
   console.log(`  forward + backward     ${(median(passes) * 1e3).toFixed(1)} ms   ${(flops / median(passes) / 1e9).toFixed(1)} model GFLOP/s`);
   console.log(`  matrix product alone   ${(rate / 1e9).toFixed(1)} GFLOP/s (oneDNN, same run)   model share ${(100 * share).toFixed(1)} %`);
-  console.log(`  peak memory            ${((m.peak + m.scratchPeak) / 2 ** 20).toFixed(0)} MiB`);
+  console.log(`  peak memory            ${(peak / 2 ** 20).toFixed(0)} MiB, of which kernel workspace ${(workspace / 2 ** 20).toFixed(0)}`);
   if (torch) {
     // Each of our rounds beside the round of PyTorch that followed it; the first of theirs warms up.
     const ratios = ours.map((o, i) => theirs[i]! / o).slice(1);
