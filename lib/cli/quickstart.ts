@@ -1,5 +1,6 @@
 /** `siglip2 quickstart`: builds the data set, trains the small model, evaluates every language, writes the report. */
 import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
@@ -39,6 +40,9 @@ export const command: Command = {
     });
     const preset = presets[values.preset];
     if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
+    // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
+    // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
+    process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));
     const minutes = Number(values.minutes);
     if (!(minutes > 0 && minutes < 1e5)) throw new ConfigError(`--minutes must be a positive number but is "${values.minutes}"`);
     let config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
