@@ -13,6 +13,7 @@ export const Stream = {
   augment: 2,
   caption: 3,
   evaluation: 4,
+  selection: 5,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */
