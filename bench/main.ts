@@ -8,6 +8,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   fuzz: () => import('./fuzz.js'),
   encode: () => import('./encode.js'),
   stress: () => import('./stress.js'),
+  select: () => import('./select.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
@@ -19,6 +20,7 @@ if (!load) {
     'fuzz [--count 10000] [--seed 1]',
     'encode [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--onnx FOLDER] [--image FILE.jpg] [--json FILE]',
     'stress [--calls 20000] [--cycles 20]',
+    'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }
