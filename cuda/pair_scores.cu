@@ -101,8 +101,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile;
   const float t = expf(*log_scale), b = *bias;
   float sums[4] = {};
-  add_losses(sums, x, y, chosen, row0, B, K, D, t, b, tiles);
-  add_losses(sums, y, x, chosen, row0, B, K, D, t, b, tiles);
+#pragma unroll 1  // inlined twice, it spills registers
+  for (int side = 0; side < 2; ++side)
+    add_losses(sums, side ? y : x, side ? x : y, chosen, row0, B, K, D, t, b, tiles);
   const int64_t row = row0 + threadIdx.x / 16 * 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
