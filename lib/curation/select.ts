@@ -50,18 +50,22 @@ export function selectionUniforms(n: number, seed: number, step: number, chunk: 
  * @returns the chosen rows, chunk after chunk, ascending within a chunk
  * @throws ConfigError for options out of range or a model that is missing; DataError when a score is not a number
  */
-export async function selectBatch(learner: PairEmbeddings | null, reference: PairEmbeddings | null, options: SelectionOptions): Promise<Int32Array> {
+export async function selectBatch(
+  learner: PairEmbeddings | null, reference: PairEmbeddings | null, options: SelectionOptions,
+): Promise<Int32Array> {
   const { chunks, gain, seed, step } = options;
   const models = weighted(learner, reference, options.score);
   const first = models[0]!.e.x, B = first.shape[0] ?? 0;
   if (!models.every(({ e }) => e.x.shape[0] === B))
-    throw new ConfigError(`selection: learner and reference must embed the same super-batch, but have ${models.map(({ e }) => e.x.shape[0]).join(' and ')} rows`);
+    throw new ConfigError('selection: learner and reference must embed the same super-batch, but have ' +
+      `${models.map(({ e }) => e.x.shape[0]).join(' and ')} rows`);
   if (!(options.filterRatio >= 0 && options.filterRatio < 1))
     throw new ConfigError(`selection: filterRatio must be in [0, 1) but is ${options.filterRatio}`);
   const count = selectedCount(B, options.filterRatio);
   if (!Number.isSafeInteger(chunks) || chunks < 1 || chunks > count)
     throw new ConfigError(`selection: chunks must be an integer from 1 to the batch of ${count} but is ${chunks}`);
-  if (!(Number.isFinite(gain) && gain >= 0)) throw new ConfigError(`selection: gain must be a number that is not negative but is ${gain}`);
+  if (!(Number.isFinite(gain) && gain >= 0))
+    throw new ConfigError(`selection: gain must be a number that is not negative but is ${gain}`);
 
   const scores = scope(() => noGrad(() => {
     const total = zeros([B], 'f32', first.device);
@@ -90,13 +94,18 @@ export async function selectBatch(learner: PairEmbeddings | null, reference: Pai
 }
 
 /** The models whose losses make up S, with the sign of each. */
-function weighted(learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore): { e: PairEmbeddings; weight: number }[] {
+function weighted(
+  learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore,
+): { e: PairEmbeddings; weight: number }[] {
   const terms = { learnability: [1, -1], 'easy-reference': [0, -1], learner: [1, 0] }[score];
-  if (!terms) throw new ConfigError(`selection: score must be learnability, easy-reference or learner but is ${String(score)}`);
+  if (!terms)
+    throw new ConfigError(`selection: score must be learnability, easy-reference or learner but is ${String(score)}`);
   return [learner, reference].flatMap((e, i) => {
     const weight = terms[i]!;
     if (weight === 0) return [];
-    if (!e) throw new ConfigError(`selection: the score ${score} needs the ${i === 0 ? 'learner' : 'reference'}'s embeddings, which were not given`);
+    if (!e)
+      throw new ConfigError(`selection: the score ${score} needs the ${i === 0 ? 'learner' : 'reference'}'s embeddings, ` +
+        'which were not given');
     return [{ e, weight }];
   });
 }
@@ -106,11 +115,15 @@ function weighted(learner: PairEmbeddings | null, reference: PairEmbeddings | nu
  * Gumbel noise −log(−log u). Equal keys go to the lower index.
  * @returns ascending indices
  */
-export function gumbelTopK(scores: Float32Array, free: Uint8Array, gain: number, k: number, uniforms: Float64Array): Int32Array {
+export function gumbelTopK(
+  scores: Float32Array, free: Uint8Array, gain: number, k: number, uniforms: Float64Array,
+): Int32Array {
   const keys = new Float64Array(scores.length).fill(-Infinity);
   for (let i = 0; i < keys.length; i++) {
     if (!free[i]) continue;
-    if (!Number.isFinite(scores[i])) throw new DataError(`selection: the score of sample ${i} is ${scores[i]}; its embeddings are damaged or the model has diverged`);
+    if (!Number.isFinite(scores[i]))
+      throw new DataError(`selection: the score of sample ${i} is ${scores[i]}; ` +
+        'its embeddings are damaged or the model has diverged');
     keys[i] = gain * scores[i]! - Math.log(-Math.log(uniforms[i]!));
   }
   const threshold = keys.slice().sort()[keys.length - k]!;
