@@ -13,6 +13,7 @@ export const Stream = {
   augment: 2,
   caption: 3,
   evaluation: 4,
+  selection: 5,
   view: 7,
   mask: 8,
   scene: 31,
