@@ -82,6 +82,10 @@ export interface TrainResult {
   trainer: { step: number; totalSteps: number };
 }
 
+function rounded(losses: Record<string, number>): Record<string, number> {
+  return Object.fromEntries(Object.entries(losses).map(([name, value]) => [name, Number(value.toFixed(3))]));
+}
+
 /** Trains a config to its end with progress on stderr; the first SIGINT or SIGTERM saves and ends, the second quits. */
 export async function train(config: TrainConfig, options: { resume?: boolean } = {}): Promise<TrainResult> {
   const stop = new AbortController();
@@ -102,12 +106,12 @@ export async function train(config: TrainConfig, options: { resume?: boolean } =
     for await (const m of trainer.run(stop.signal)) {
       last = m;
       images += config.batch;
-      for (const alarm of m.alarms ?? []) if (m.step % config.logEvery === 0) console.error(`step ${m.step}: ${alarm}`);
       if (m.step % config.logEvery === 0 || m.step === trainer.totalSteps) {
+        for (const alarm of m.alarms ?? []) console.error(`step ${m.step}: ${alarm}`);
         const now = performance.now();
         progress.update(m.step, trainer.totalSteps, {
           step: m.step, loss: Number(m.loss.toFixed(4)),
-          ...(Object.keys(m.losses).length > 1 ? Object.fromEntries(Object.entries(m.losses).map(([k, v]) => [k, Number(v.toFixed(3))])) : {}),
+          ...(Object.keys(m.losses).length > 1 ? rounded(m.losses) : {}),
           lr: Number(m.lr.toPrecision(3)), scale: Number(m.scale.toFixed(2)),
           bias: Number(m.bias.toFixed(2)), 'images/s': Math.round(images / (now - since) * 1000), 'data wait %': Number(m.dataWait.toFixed(0)),
           'peak MiB': Math.round(m.peakBytes / 2 ** 20),

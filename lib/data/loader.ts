@@ -190,7 +190,8 @@ export class DataLoader implements AsyncIterable<Batch> {
     if (options.naflex !== undefined) {
       checkNaflexTargets(options.naflex);
       const other = transforms.find(({ name }) => name !== 'resize');
-      if (other) throw new ConfigError(`naflex: images keep their shape, so the transform "${other.name}" cannot be used; use resize`);
+      if (other)
+        throw new ConfigError(`naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`);
     }
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)

@@ -116,7 +116,9 @@ export const trainConfigSchema = z.strictObject({
    * The part of the schedule that this run covers, and how many times longer than its share of the total it takes.
    * Steps and metrics count from the run's own beginning.
    */
-  span: z.strictObject({ from: percent.default('0%'), to: percent.default('100%'), stretch: positive.default(1) }).prefault({}),
+  span: z.strictObject({
+    from: percent.default('0%'), to: percent.default('100%'), stretch: positive.default(1),
+  }).prefault({}),
   /** Positions on the schedule whose checkpoints are always kept, for other runs to start from. */
   keepAt: z.array(percent).default([]),
   optimizer: z.strictObject({

@@ -40,14 +40,19 @@ export function objectiveShapes({ distill }: ObjectivesConfig, model: ModelConfi
 }
 
 /** What the loader makes for the objectives beside images and captions. Throws ConfigError when the model lacks a part. */
-export function objectiveData({ caption, distill }: ObjectivesConfig, model: ModelConfig): { decoder?: DecoderTargets; views?: ViewsConfig } {
+export function objectiveData({ caption, distill }: ObjectivesConfig, model: ModelConfig): {
+  decoder?: DecoderTargets;
+  views?: ViewsConfig;
+} {
   if (caption && !model.decoder)
     throw new ConfigError('objectives.caption needs a decoder; set model.decoder, to {} for the paper\'s');
   if (distill && model.naflex)
     throw new ConfigError('objectives.distill needs a model of fixed resolution; leave it out of NaFlex training');
   return {
-    ...(caption ? { decoder: { length: model.decoder!.length, minScore: caption.minScore, ...(caption.boxes ? { boxes: caption.boxes } : {}) } } : {}),
-    ...(distill ? { views: viewsConfig(model.vision.imageSize, model.vision.patch, distill.views as Without<object>) } : {}),
+    ...(caption ? { decoder: {
+      length: model.decoder!.length, minScore: caption.minScore, ...(caption.boxes ? { boxes: caption.boxes } : {}),
+    } } : {}),
+    ...(distill ? { views: viewsConfig(model.vision.imageSize, model.vision.patch, distill.views as object) } : {}),
   };
 }
 
@@ -56,7 +61,8 @@ export class Objectives {
   readonly ssl: SelfDistillation | null;
 
   /** @param optimizer its moving average, the teacher, must have its first values */
-  constructor(readonly config: ObjectivesConfig, readonly seed: number, readonly model: Siglip2Model, readonly optimizer: AdamW) {
+  constructor(readonly config: ObjectivesConfig, readonly seed: number, readonly model: Siglip2Model,
+    readonly optimizer: AdamW) {
     const { distill } = config;
     const factor = distill?.factor ?? sslFactor(model.config);
     this.ssl = distill ? new SelfDistillation(model, optimizer, {
@@ -125,7 +131,8 @@ export class Objectives {
 
   #distill(views: ViewBatch): Promise<Figures> {
     const { ssl, optimizer, model: { params } } = this, { distillWeight, maskedWeight } = ssl!.options;
-    const joined = Object.entries(optimizer.options.since ?? {}).find(([name]) => 'ssl.mask_token'.startsWith(name))?.[1] ?? 0;
+    const since = Object.entries(optimizer.options.since ?? {});
+    const joined = since.find(([name]) => 'ssl.mask_token'.startsWith(name))?.[1] ?? 0;
     // The first update of a run may have a learning rate of 0 and then moves nothing.
     const moved = Math.max(0, optimizer.step - joined - 1);
     const images = views.globalViews.length / (3 * views.globalSize ** 2);

@@ -61,7 +61,8 @@ export function readStages(value: unknown): Stage[] {
     for (const key of ['out', 'start', 'keepAt'])
       if (key in changes) throw new ConfigError(`config: stages.${name}.${key} cannot be set; it follows from the stages`);
     const seed = Number(base['seed'] ?? 0) + i;
-    const merged = { ...base, seed, ...merge({ ...base, seed }, changes), out: join(base['out'] as string, name), keepAt: marks.get(name)! };
+    const fixed = { out: join(base['out'] as string, name), keepAt: marks.get(name)! };
+    const merged = { ...merge({ ...base, seed }, changes), ...fixed };
     try {
       return { name, from, config: checkTrainConfig(merged) };
     } catch (error) {

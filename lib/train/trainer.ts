@@ -102,12 +102,14 @@ export class Trainer {
     const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
     this.#schedule = checkSchedule({ kind: config.optimizer.schedule, total, warmup });
     const { from, to, stretch } = config.span;
-    const [begin, end] = this.#span = [toSteps(from, { ...unit, name: 'span.from', total }), toSteps(to, { ...unit, name: 'span.to', total })];
+    const at = (name: string, position: string): number => toSteps(position, { ...unit, name, total });
+    const [begin, end] = this.#span = [at('span.from', from), at('span.to', to)];
     if (begin >= end) throw new ConfigError(`span: from ${from} to ${to} of ${total} steps holds no step; choose others`);
     this.totalSteps = Math.max(1, Math.round((end - begin) * stretch));
     for (const mark of config.keepAt) {
-      const step = Math.round((toSteps(mark, { ...unit, name: 'keepAt', total }) - begin) * stretch);
-      if (step < 0 || step > this.totalSteps) throw new ConfigError(`keepAt: ${mark} is outside of the span, ${from} to ${to}`);
+      const step = Math.round((at('keepAt', mark) - begin) * stretch);
+      if (step < 0 || step > this.totalSteps)
+        throw new ConfigError(`keepAt: ${mark} is outside of the span, ${from} to ${to}`);
       this.#marks.set(step, [...this.#marks.get(step) ?? [], mark]);
     }
     this.checkpointSteps = toSteps(config.checkpointEvery, { ...unit, name: 'checkpointEvery', total: this.totalSteps });
@@ -128,7 +130,8 @@ export class Trainer {
 
     const { data } = config;
     const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal }));
-    if (config.init && config.start) throw new ConfigError('init and start exclude each other; init takes the weights alone');
+    if (config.init && config.start)
+      throw new ConfigError('init and start exclude each other; init takes the weights alone');
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
       ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
@@ -154,7 +157,8 @@ export class Trainer {
         batchSize: config.batch, seed: config.seed, size: shape.vision.imageSize,
         transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
-        ...made, ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
+        ...made,
+        ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
         ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
@@ -245,8 +249,8 @@ export class Trainer {
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train(batch: Batch): Pending {
     const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
-    const long = batch.naflex?.length === Math.max(...naflex.lengths);
-    const parts = long && naflex.halveLongest && naflex.lengths.length > 1 && batch.size > 1 ? naflexHalves(batch) : [batch];
+    const halve = naflex.halveLongest && naflex.lengths.length > 1 && batch.naflex?.length === Math.max(...naflex.lengths);
+    const parts = halve && batch.size > 1 ? naflexHalves(batch) : [batch];
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
@@ -260,7 +264,10 @@ export class Trainer {
     });
     this.#step++;
     this.#examples += batch.size;
-    return { step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, values: Promise.all(values) };
+    return {
+      step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs,
+      values: Promise.all(values),
+    };
   }
 
   /** Writes a checkpoint of the present step; returns its folder. Call between steps of `run()`. */
