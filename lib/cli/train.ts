@@ -1,32 +1,40 @@
 /** `siglip2 train`: runs a config, shows progress, writes checkpoints, stops cleanly on Ctrl-C. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
 import { ConfigError } from '../errors.js';
 import { presets } from '../train/presets.js';
-import { applySets, checkTrainConfig, loadTrainConfig, type TrainConfig } from '../train/config.js';
+import { applySets, checkTrainConfig, readConfigValue, type TrainConfig } from '../train/config.js';
+import { isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
 import { Trainer, type StepMetrics } from '../train/trainer.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
 
 export const command: Command = {
-  usage: 'train CONFIG|--preset NAME [--set key=value]… [--resume] [--print]',
-  summary: 'trains a model; CONFIG is .json, .js or .ts; --print shows the whole config; Ctrl-C saves and exits 130',
+  usage: 'train CONFIG|--preset NAME [--out DIR] [--set key=value]… [--resume] [--print]',
+  summary: 'trains a model, in stages where the config has them, which go on where they were; CONFIG is .json, .js or .ts; ' +
+    '--print shows the whole config; Ctrl-C saves and exits 130',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
-        set: { type: 'string', multiple: true, default: [] }, preset: { type: 'string' },
+        set: { type: 'string', multiple: true, default: [] }, preset: { type: 'string' }, out: { type: 'string' },
         resume: { type: 'boolean', default: false }, print: { type: 'boolean', default: false },
       },
     });
-    let config: TrainConfig;
+    const sets = [...values.set, ...(values.out === undefined ? [] : [`out=${JSON.stringify(values.out)}`])];
+    let value: unknown;
     if (values.preset !== undefined) {
       const preset = presets[values.preset];
       if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
-      config = checkTrainConfig(applySets(preset, values.set));
+      value = applySets(preset, sets);
     } else if (positionals[0] !== undefined) {
-      config = await loadTrainConfig(positionals[0], values.set);
+      value = await readConfigValue(positionals[0], sets);
     } else {
       throw new ConfigError('train needs a config file or --preset NAME');
     }
+    if (isStaged(value)) return trainStages(value, values.print);
+    const config = checkTrainConfig(value);
     if (values.print) {
       console.log(JSON.stringify(config, null, 2));
       return 0;
@@ -35,12 +43,47 @@ export const command: Command = {
   },
 };
 
+/** Runs the stages that are not finished, one after the other; the process's exit code. */
+async function trainStages(value: unknown, print: boolean): Promise<number> {
+  const stages = readStages(value);
+  if (print) {
+    console.log(JSON.stringify(Object.fromEntries(stages.map(({ name, from, config }) => [name, { from, ...config }])), null, 2));
+    return 0;
+  }
+  for (const stage of stages) {
+    const progress = stageProgress(stage.config.out);
+    if (progress === 'finished') {
+      console.error(`stage ${stage.name}: finished`);
+      continue;
+    }
+    console.error(`stage ${stage.name}${stage.from ? ` from ${stage.from}` : ''}`);
+    const resume = progress === 'begun';
+    if ((await train(resume ? stage.config : withStart(stage, stages), { resume })).interrupted) return 130;
+  }
+  return 0;
+}
+
+/** Builds the scenes of a config that says how, unless they are there. */
+async function buildData({ data: { source } }: TrainConfig): Promise<void> {
+  if (source.type !== 'scenes' || !source.build || existsSync(join(source.path, 'manifest.json'))) return;
+  const progress = new Progress('scenes');
+  await buildScenes(source.path, {
+    ...source.build as SceneOptions,
+    onProgress: (done, total) => { if (done % 200 === 0 || done === total) progress.update(done, total, {}); },
+  });
+  progress.end();
+}
+
 export interface TrainResult {
   interrupted: boolean;
   /** Folder of the last checkpoint. */
   checkpoint: string;
   last: StepMetrics | undefined;
   trainer: { step: number; totalSteps: number };
+}
+
+function rounded(losses: Record<string, number>): Record<string, number> {
+  return Object.fromEntries(Object.entries(losses).map(([name, value]) => [name, Number(value.toFixed(3))]));
 }
 
 /** Trains a config to its end with progress on stderr; the first SIGINT or SIGTERM saves and ends, the second quits. */
@@ -56,6 +99,7 @@ export async function train(config: TrainConfig, options: { resume?: boolean } =
   const progress = new Progress('train');
   let trainer: Trainer | undefined;
   try {
+    await buildData(config);
     trainer = await Trainer.open(config, { ...options, note: (m) => console.error(m) });
     let last: StepMetrics | undefined;
     let saved = trainer.step, checkpoint = '', images = 0, since = performance.now();
@@ -63,9 +107,12 @@ export async function train(config: TrainConfig, options: { resume?: boolean } =
       last = m;
       images += config.batch;
       if (m.step % config.logEvery === 0 || m.step === trainer.totalSteps) {
+        for (const alarm of m.alarms ?? []) console.error(`step ${m.step}: ${alarm}`);
         const now = performance.now();
         progress.update(m.step, trainer.totalSteps, {
-          step: m.step, loss: Number(m.loss.toFixed(4)), lr: Number(m.lr.toPrecision(3)), scale: Number(m.scale.toFixed(2)),
+          step: m.step, loss: Number(m.loss.toFixed(4)),
+          ...(Object.keys(m.losses).length > 1 ? rounded(m.losses) : {}),
+          lr: Number(m.lr.toPrecision(3)), scale: Number(m.scale.toFixed(2)),
           bias: Number(m.bias.toFixed(2)), 'images/s': Math.round(images / (now - since) * 1000), 'data wait %': Number(m.dataWait.toFixed(0)),
           'peak MiB': Math.round(m.peakBytes / 2 ** 20),
         });

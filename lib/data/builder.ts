@@ -13,6 +13,8 @@ import { Lru } from './lru.js';
 import { Random, Stream } from './random.js';
 import { parseRegions, sampleRegions, type Region } from './regions.js';
 import { decoderSequences, type DecoderSequence, type DecoderTargets, type SequenceContent } from './sequences.js';
+import { naflexImage, packNaflex, type NaflexImage } from './naflex.js';
+import { naflexLength, type NaflexTargets, type SizedNaflexBatch } from './naflex_lengths.js';
 import { describeSample, readCaptions, type Sample } from './source.js';
 import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from './tokenizer.js';
 import { emptyViews, makeViews, viewTargets, type ViewBatch, type ViewsConfig } from './views.js';
@@ -37,6 +39,8 @@ export interface BuilderConfig {
   views?: ViewsConfig;
   /** Sequences for the caption decoder; undefined: none. */
   decoder?: DecoderTargets;
+  /** Patches of aspect-preserving images instead of square images. */
+  naflex?: NaflexTargets;
 }
 
 /** Work for a builder. */
@@ -71,6 +75,8 @@ export interface BuiltBatch {
   /** Where the loader was asked for views. */
   views?: ViewBatch;
   sequences?: (DecoderSequence | null)[][];
+  /** Where the loader was asked for NaFlex images; `images` is empty then. */
+  naflex?: SizedNaflexBatch;
 }
 
 /** What a builder is doing, for the message when it hangs or dies. Index into `stageNames`. */
@@ -101,6 +107,9 @@ interface Draft extends BuiltBatch {
   epoch: number;
   /** What the decoder's sequences are to say: aref, gcap and cap of each sample. */
   contents: (SequenceContent | null)[][];
+  /** NaFlex images as far as they are made, and the most patches of one. */
+  patches: NaflexImage[];
+  tokens: number;
 }
 
 /** Builds batches one after the other, in the order of the requests. */
@@ -164,7 +173,9 @@ export class Builder {
       const size = request.samples.length;
       draft = {
         epoch: request.epoch,
-        images: new Uint8Array(size * config.size * config.size * 3),
+        images: new Uint8Array(config.naflex ? 0 : size * config.size * config.size * 3),
+        patches: [],
+        tokens: config.naflex ? naflexLength(config.seed, request.index, config.naflex) : 0,
         ids: new Int32Array(0),
         keys: new Array<string>(size).fill(''),
         langs: new Array<string>(size * perImage).fill(''),
@@ -200,13 +211,15 @@ export class Builder {
     }
     if (config.tokenizer !== undefined) draft.ids = await this.tokenize(draft.texts);
     if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
+    if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
     this.drafts.delete(request.index);
-    const { epoch: _, contents: __, ...batch } = draft;
+    const { epoch: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
     const transfer = [
       batch.images,
       batch.ids,
       batch.samples,
       ...(batch.classes ? [batch.classes] : []),
+      ...(batch.naflex ? [batch.naflex.patches] : []),
       ...(batch.views ? [batch.views.globalViews, batch.views.localViews, batch.views.masks] : []),
     ];
     this.post(
@@ -241,14 +254,18 @@ export class Builder {
     }
     const image = await this.image(sample);
     this.mark(Stage.transform, sample.index);
-    applyTransforms(
-      image,
-      config.transforms,
-      config.size,
-      new Random(config.seed, Stream.augment, draft.epoch, sample.index),
-      resizeImage,
-      draft.images.subarray(slot * pixels, (slot + 1) * pixels),
-    );
+    if (config.naflex !== undefined) {
+      draft.patches[slot] = naflexImage(image, config.naflex.patch, draft.tokens);
+    } else {
+      applyTransforms(
+        image,
+        config.transforms,
+        config.size,
+        new Random(config.seed, Stream.augment, draft.epoch, sample.index),
+        resizeImage,
+        draft.images.subarray(slot * pixels, (slot + 1) * pixels),
+      );
+    }
     if (draft.views !== undefined && config.views !== undefined) {
       makeViews(
         image,

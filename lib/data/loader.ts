@@ -21,6 +21,7 @@ import type { AlphaMode } from './image.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
 import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
+import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
 import { checkBoxFormat } from './regions.js';
 import type { DecoderSequence, DecoderTargets } from './sequences.js';
 import { describeSample, type Sample, type SampleSource } from './source.js';
@@ -84,6 +85,11 @@ export interface LoaderOptions {
    * epoch. Boxes follow no crop or flip: the transforms may only be resize and colour.
    */
   decoder?: DecoderTargets;
+  /**
+   * Images keep their aspect ratio and come as packed patches in `batch.naflex`, of a length drawn for each batch. No
+   * transform but a plain resize.
+   */
+  naflex?: NaflexTargets;
   /** See `Sampler`. */
   shuffle?: boolean;
   /** No two samples of a batch have the same class. */
@@ -181,6 +187,12 @@ export class DataLoader implements AsyncIterable<Batch> {
       if (tokenizer === null) throw new ConfigError('decoder: its sequences need a tokenizer');
       if (options.decoder.boxes) checkBoxFormat(options.decoder.boxes);
     }
+    if (options.naflex !== undefined) {
+      checkNaflexTargets(options.naflex);
+      const other = transforms.find(({ name }) => name !== 'resize');
+      if (other)
+        throw new ConfigError(`naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`);
+    }
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
@@ -213,6 +225,7 @@ export class DataLoader implements AsyncIterable<Batch> {
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       ...(options.views === undefined ? {} : { views: options.views }),
       ...(options.decoder === undefined ? {} : { decoder: options.decoder }),
+      ...(options.naflex === undefined ? {} : { naflex: options.naflex }),
     };
   }
 

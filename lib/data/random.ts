@@ -18,6 +18,8 @@ export const Stream = {
   mask: 8,
   scene: 31,
   decoder: 32,
+  parallel: 33,
+  naflexLength: 34,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */

@@ -11,7 +11,7 @@ import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
 import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, fileError, type Location } from './files.js';
+import { FileReader, fileError, readJson, type Location } from './files.js';
 import { expandPaths, lines } from './paths.js';
 import { SkipCounter } from './skips.js';
 import { indexTar, type TarEntry } from './tar.js';
@@ -46,7 +46,9 @@ export type SourceSpec =
   /** A .jsonl of `{image, caption | captions, ...}`; image paths are relative to the manifest. */
   | { type: 'manifest'; path: string; language?: string }
   /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
-  | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] };
+  | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] }
+  /** One split, train by default, of what `buildScenes` makes. */
+  | { type: 'scenes'; path: string; split?: EmojiSplit };
 
 /** Options of `openSource`. */
 export interface SourceOptions {
@@ -156,6 +158,16 @@ interface Draft {
   txt?: Location;
 }
 
+/** File names of a split's shards. Throws DataError when the folder is no scenes dataset or lacks the split. */
+function sceneShards(folder: string, split: EmojiSplit): string[] {
+  const file = path.join(folder, 'manifest.json');
+  const { splits } = Object(readJson(file)) as { splits?: { split: string; shards: { file: string }[] }[] };
+  if (!Array.isArray(splits)) throw new DataError(`${file}: is no manifest of scenes; build them with \`siglip2 dataset scenes\``);
+  const found = splits.find((s) => s.split === split);
+  if (!found) throw new DataError(`${file}: has no split "${split}"; it has ${splits.map((s) => s.split).join(', ')}`);
+  return found.shards.map((shard) => shard.file);
+}
+
 class Indexer {
   readonly reader = new FileReader();
   private source!: SampleSource;
@@ -208,9 +220,14 @@ class Indexer {
         }
         break;
       }
+      case 'scenes': {
+        this.start(spec.path, maxSkips, 'en');
+        for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.tar(path.join(spec.path, file));
+        break;
+      }
       default:
         throw new ConfigError(
-          `source.type: expected "webdataset", "folder", "manifest" or "emoji" but got ` +
+          `source.type: expected "webdataset", "folder", "manifest", "emoji" or "scenes" but got ` +
             JSON.stringify((spec as { type?: unknown }).type),
         );
     }

@@ -8,6 +8,7 @@ import type { Random } from '../data/random.js';
 import type { DecoderSequence } from '../data/sequences.js';
 import { decoderStates } from '../model/decoder.js';
 import type { Siglip2Model } from '../model/siglip2.js';
+import type { Packed } from '../ops/attention.js';
 import { linearCrossEntropy } from '../ops/linear_cross_entropy.js';
 import { tensor, type Tensor } from '../tensor.js';
 
@@ -80,17 +81,17 @@ export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[]
 /**
  * The losses of the sets. Gradients of the vocabulary projection are added here already, so zero them beforehand
  * (see `linearCrossEntropy`).
- * @param image (B, N, Dv) un-pooled image tokens, of which `imageLengths` (B) i32 are real
+ * @param image (B, N, Dv) un-pooled image tokens, of which `imageLengths` (B) i32 are real; or `packed` ones (T, Dv)
  * @param options.gradScale the weight that the losses will have in backward()
  * @returns (S) f32, each with its task weight; the objective is their sum
  * @throws ShapeError
  */
 export function captionLoss(model: Siglip2Model, image: Tensor, batch: CaptionBatch,
-  options: { gradScale?: number; imageLengths?: Tensor | null } = {}): Tensor {
+  options: { gradScale?: number; imageLengths?: Tensor | null; packed?: Packed | null } = {}): Tensor {
   const { params, config } = model, { sets, batch: B, length: L } = batch, R = sets * B;
   check(config.decoder != null, 'captionLoss', 'the model has no decoder; give its config one');
   const states = decoderStates(params, config, tensor(batch.ids, [R, L], image.device), image,
-    { ...model.options, causal: batch.causal, imageLengths: options.imageLengths ?? null });
+    { ...model.options, causal: batch.causal, imageLengths: options.imageLengths ?? null, packed: options.packed ?? null });
   return linearCrossEntropy(states, params.get('decoder.head.weight'), params.get('decoder.head.bias'),
     tensor(batch.targets, [R * L], image.device), {
       weights: tensor(batch.weights, [R * L], image.device), denominator: B, groups: sets, gradScale: options.gradScale ?? 1,

@@ -3,8 +3,8 @@
  * tokens, and MLP. As in CapPa, sequences are shifted right behind token 0, a causal mask is the only mask over them
  * (padding is not masked), and a sequence in parallel prediction is all mask tokens and without the causal mask.
  */
-import { checkShape } from '../check.js';
-import { attention, crossAttention } from '../ops/attention.js';
+import { checkRank, checkShape } from '../check.js';
+import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { embedding } from '../ops/embedding.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
@@ -23,6 +23,8 @@ export interface DecoderOptions {
   causal?: number;
   /** (B) i32: tokens of each image that are real; all by default. */
   imageLengths?: Tensor | null;
+  /** The image tokens are (T, Dv), one image after the other without padding. Excludes `imageLengths`. */
+  packed?: Packed | null;
 }
 
 /** The parameters of one decoder block by role; absent biases are null. */
@@ -46,7 +48,7 @@ export class DecoderLayer {
   selfKv(x: Tensor): Tensor { return this.#linear(x, ['self_attn.k_proj', 'self_attn.v_proj']); }
   selfOut(x: Tensor): Tensor { return this.#linear(x, ['self_attn.out_proj']); }
   crossQ(x: Tensor): Tensor { return this.#linear(x, ['cross_attn.q_proj']); }
-  /** Image tokens (B, N, Dv) → keys and values (B, N, 2W) */
+  /** Image tokens (B, N, Dv) or (T, Dv) → keys and values of 2W columns */
   crossKv(image: Tensor): Tensor { return this.#linear(image, ['cross_attn.k_proj', 'cross_attn.v_proj']); }
   crossOut(x: Tensor): Tensor { return this.#linear(x, ['cross_attn.out_proj']); }
   mlp(x: Tensor): Tensor { return this.#linear(this.#linear(x, ['mlp.fc1'], true), ['mlp.fc2']); }
@@ -76,7 +78,7 @@ export function decoderNorm(p: ParamStore, h: Tensor, d: Tensor, eps: number): T
 /**
  * The decoder's states, from which the vocabulary projection `decoder.head` predicts the next token.
  * @param ids (S·B, L) i32: S sets of sequences, sequence i of each about image i; see `captionBatch`
- * @param image (B, N, Dv) image tokens after the vision tower's last LayerNorm
+ * @param image (B, N, Dv), or with `packed` (T, Dv): image tokens after the vision tower's last LayerNorm
  * @returns (S·B·L, W)
  * @throws ShapeError
  */
@@ -84,13 +86,14 @@ export function decoderStates(p: ParamStore, config: ModelConfig, ids: Tensor, i
   const { heads, width, length } = config.decoder!;
   const [R, L] = ids.shape as [number, number];
   checkShape('decoderStates', 'ids', ids, [R, Math.min(L, length)]);
-  checkShape('decoderStates', 'image', image, [image.shape[0]!, image.shape[1]!, config.vision.width]);
-  const causal = o.causal ?? R, keyLengths = o.imageLengths ?? null;
+  checkRank('decoderStates', 'image', image, o.packed ? 2 : 3);
+  checkShape('decoderStates', 'image', image, [...image.shape.slice(0, -1), config.vision.width]);
+  const causal = o.causal ?? R, keys = { keyLengths: o.imageLengths ?? null, packedKeys: o.packed ?? null };
   const block = (layer: DecoderLayer, tokens: Tensor, h: Tensor, d: Tensor | null): [Tensor, Tensor] => {
     const first = layer.norm(1, h, d);
     const a = layer.selfOut(attention(layer.selfQkv(first.y), heads, { causal }));
     const second = layer.norm(2, first.sum, a);
-    const c = layer.crossOut(crossAttention(layer.crossQ(second.y), layer.crossKv(tokens), heads, { keyLengths }));
+    const c = layer.crossOut(crossAttention(layer.crossQ(second.y), layer.crossKv(tokens), heads, keys));
     const third = layer.norm(3, second.sum, c);
     return [third.sum, layer.mlp(third.y)];
   };

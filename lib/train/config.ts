@@ -4,6 +4,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
+import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
 
 const positive = z.number().positive();
@@ -15,6 +16,8 @@ const duration = z.union([
   z.strictObject({ epochs: z.number().min(0) }),
 ]);
 
+const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
+
 const source = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), language: z.string().optional() }),
   z.strictObject({ type: z.literal('folder'), path: z.string(), language: z.string().optional() }),
@@ -23,7 +26,50 @@ const source = z.discriminatedUnion('type', [
     type: z.literal('emoji'), path: z.string().default('data/emoji'),
     split: z.enum(['train', 'val', 'test']).optional(), studios: z.array(z.string()).optional(),
   }),
+  z.strictObject({
+    type: z.literal('scenes'), path: z.string().default('data/scenes'), split: z.enum(['train', 'val', 'test']).optional(),
+    /** `siglip2 train` builds the dataset with these options when it is not there. */
+    build: z.strictObject({
+      scenes: z.strictObject({ train: z.int().min(0), val: z.int().min(0), test: z.int().min(0) }).partial(),
+      seed: z.int(), size: count, objects: count, classes: count,
+    }).partial().optional(),
+  }),
 ]);
+
+const share = z.number().min(0).max(1);
+const range = z.tuple([z.number(), z.number()]);
+const weight = z.number().min(0);
+const viewSettings = z.strictObject({
+  size: count, scale: range, ratio: range, flip: share, colour: share, brightness: share, contrast: share,
+  saturation: share, hue: share, greyscale: share, blur: share, sigma: range, solarise: share,
+}).partial();
+
+/** Objectives beside the sigmoid loss, whose weight is 1. An objective that is absent is not trained. */
+const objectives = z.strictObject({
+  /** LocCa (SigLIP 2 §2.2): captioning, referring expression, grounded captioning. Needs model.decoder. */
+  caption: z.strictObject({
+    weight: positive.default(1),
+    /** Factors of the three tasks within it. */
+    tasks: z.strictObject({ caption: weight.default(1), aref: weight.default(1), gcap: weight.default(1) }).prefault({}),
+    /** Probability that an example's caption is predicted in parallel. */
+    parallel: share.default(0.5),
+    /** Regions with a lower score are never chosen. */
+    minScore: share.default(0.3),
+    boxes: z.strictObject({ bins: count, order: z.tuple([z.int(), z.int(), z.int(), z.int()]) }).optional(),
+  }).optional(),
+  /** Self-distillation and masked prediction (§2.3). Needs optimizer.ema. */
+  distill: z.strictObject({
+    /** Weights before the factor of the model's size. */
+    weight: weight.default(1),
+    maskedWeight: weight.default(0.25),
+    /** Default: the paper's for the size, 0.25 for others. */
+    factor: positive.optional(),
+    temperatures: z.strictObject({ student: positive.default(0.1), teacher: positive.default(0.04) }).prefault({}),
+    centreMomentum: share.default(0.9),
+    views: z.strictObject({ global: viewSettings, local: viewSettings, locals: count, masked: share }).partial().default({}),
+    head: z.strictObject({ hidden: count, bottleneck: count, prototypes: count, patchPrototypes: count }).partial().default({}),
+  }).optional(),
+});
 
 export const trainConfigSchema = z.strictObject({
   /** Folder of the run: metrics.jsonl, checkpoints/. */
@@ -58,8 +104,23 @@ export const trainConfigSchema = z.strictObject({
     /** The same: whether joined emoji ("man judge") are classes too. */
     sequences: z.boolean().optional(),
   }),
+  /** Of a NaFlex model: most patches of an image, drawn for every batch; a batch of the longest trained on in halves. */
+  naflex: z.strictObject({
+    lengths: z.array(count).min(1).default([...NAFLEX_LENGTHS]),
+    halveLongest: z.boolean().default(true),
+  }).prefault({}),
+  objectives: objectives.prefault({}),
   batch: count,
   total: duration,
+  /**
+   * The part of the schedule that this run covers, and how many times longer than its share of the total it takes.
+   * Steps and metrics count from the run's own beginning.
+   */
+  span: z.strictObject({
+    from: percent.default('0%'), to: percent.default('100%'), stretch: positive.default(1),
+  }).prefault({}),
+  /** Positions on the schedule whose checkpoints are always kept, for other runs to start from. */
+  keepAt: z.array(percent).default([]),
   optimizer: z.strictObject({
     lr: positive.default(1e-3),
     weightDecay: z.number().min(0).default(1e-4),
@@ -79,6 +140,11 @@ export const trainConfigSchema = z.strictObject({
   keepCheckpoints: count.default(2),
   /** A checkpoint folder whose weights the run starts from. */
   init: z.string().optional(),
+  /**
+   * A checkpoint folder of another stage that the run continues: weights, adapted to this model's resolution, moments,
+   * average and teacher. Excludes init.
+   */
+  start: z.string().optional(),
   /** Steps between progress lines. */
   logEvery: count.default(20),
 });
@@ -117,6 +183,11 @@ function keysAt(path: string[]): string[] {
  * that returns it. `sets` are `key.path=value` overrides; values are JSON, or strings where they are not.
  */
 export async function loadTrainConfig(path: string, sets: readonly string[] = []): Promise<TrainConfig> {
+  return checkTrainConfig(await readConfigValue(path, sets));
+}
+
+/** The same unchecked, for configs with stages. */
+export async function readConfigValue(path: string, sets: readonly string[] = []): Promise<unknown> {
   let value: unknown;
   try {
     if (path.endsWith('.json')) {
@@ -129,7 +200,7 @@ export async function loadTrainConfig(path: string, sets: readonly string[] = []
     throw new ConfigError(`the config ${path} cannot be read: ${(cause as Error).message}` +
       (path.endsWith('.ts') ? ' (TypeScript configs need Node 22.18 or later; on older ones use .js or .json)' : ''), { cause });
   }
-  return checkTrainConfig(applySets(value, sets));
+  return applySets(value, sets);
 }
 
 /** Returns a copy of `value` with `a.b=1` style overrides applied. Throws ConfigError for one without `=`. */

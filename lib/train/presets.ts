@@ -1,5 +1,7 @@
 /** Named configs. `siglip2 train --preset NAME --print` shows one whole. */
 import type { TrainConfigInput } from './config.js';
+import type { RecipeInput } from './recipe.js';
+import { recipePresets } from './recipe_presets.js';
 
 /** The small model that learns emoji artwork in dozens of languages at home. */
 const home: TrainConfigInput = {
@@ -36,4 +38,4 @@ const quickstart: TrainConfigInput = {
   checkpointEvery: '50%',
 };
 
-export const presets: Record<string, TrainConfigInput> = { home, quickstart };
+export const presets: Record<string, TrainConfigInput | RecipeInput> = { home, quickstart, ...recipePresets };

@@ -3,26 +3,28 @@
  * The host never waits for the device inside a step; two steps are in flight, and the metrics of a step are read when
  * the next ones are already enqueued.
  */
-import { mkdirSync, existsSync, readFileSync } from 'node:fs';
+import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch } from '../data/loader.js';
+import { naflexHalves } from '../data/naflex_lengths.js';
 import { openSource, type SampleSource, type SourceSpec } from '../data/source.js';
 import type { ImageTransform } from '../data/augment.js';
 import type { SamplerState } from '../data/sampler.js';
 import type { VocabMap } from '../data/vocab.js';
-import { CheckpointError, Siglip2Error } from '../errors.js';
+import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
-import { contrastiveLoss } from '../losses/sigmoid.js';
 import { modelConfig, type ModelOverrides } from '../model/config.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
-import { backward, clearTape } from '../tape.js';
-import { deviceName, memory, scope, tensor, type DeviceName } from '../tensor.js';
+import { clearTape } from '../tape.js';
+import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
 import type { TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
+import { readInheritance, takeOver } from './inherit.js';
+import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { trimmedVocabulary } from './vocabulary.js';
@@ -33,8 +35,15 @@ export interface StepMetrics {
   step: number;
   /** Images seen. */
   examples: number;
-  /** Sum over columns, mean over rows, mean over the captions per image (SigLIP eq. 1). */
+  /** The weighted sum of all objectives. */
   loss: number;
+  /**
+   * Each objective without its weight, in the file as `loss/sigmoid` and so on. The sigmoid loss is the sum over
+   * columns, mean over rows, mean over the captions per image (SigLIP eq. 1).
+   */
+  losses: Record<string, number>;
+  /** What is wrong with the teacher, in sentences; absent when nothing is. */
+  alarms?: string[];
   /** Learning rate of this step. */
   lr: number;
   /** exp(t'), the logit scale, and b, the logit bias, after this step. */
@@ -65,7 +74,8 @@ interface Pending {
   examples: number;
   lr: number;
   waitMs: number;
-  values: Promise<number[]>;
+  /** Of each update of the step. */
+  values: Promise<[Figures, norm2: number, logScale: number, bias: number][]>;
 }
 
 const IN_FLIGHT = 2;
@@ -76,16 +86,32 @@ export class Trainer {
   /** Steps between checkpoints; 0 writes one at the end only. */
   readonly checkpointSteps: number;
   readonly #schedule: Schedule;
+  /** Where on the schedule the run begins and ends, in steps of an unstretched one. */
+  readonly #span: [begin: number, end: number];
+  /** Steps after which a checkpoint is kept, with the marks it gets. */
+  readonly #marks = new Map<number, string[]>();
   #step = 0;
   #examples = 0;
   #seconds = 0;
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
-    readonly model: Siglip2Model, readonly optimizer: AdamW, readonly loader: DataLoader, readonly device: DeviceName) {
+    readonly model: Siglip2Model, readonly optimizer: AdamW,
+    readonly objectives: Objectives, readonly loader: DataLoader, readonly device: DeviceName) {
     const unit = { batch: config.batch, examples: source.length };
-    this.totalSteps = toSteps(config.total, { ...unit, name: 'total' });
-    const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total: this.totalSteps });
-    this.#schedule = checkSchedule({ kind: config.optimizer.schedule, total: this.totalSteps, warmup });
+    const total = toSteps(config.total, { ...unit, name: 'total' });
+    const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
+    this.#schedule = checkSchedule({ kind: config.optimizer.schedule, total, warmup });
+    const { from, to, stretch } = config.span;
+    const at = (name: string, position: string): number => toSteps(position, { ...unit, name, total });
+    const [begin, end] = this.#span = [at('span.from', from), at('span.to', to)];
+    if (begin >= end) throw new ConfigError(`span: from ${from} to ${to} of ${total} steps holds no step; choose others`);
+    this.totalSteps = Math.max(1, Math.round((end - begin) * stretch));
+    for (const mark of config.keepAt) {
+      const step = Math.round((at('keepAt', mark) - begin) * stretch);
+      if (step < 0 || step > this.totalSteps)
+        throw new ConfigError(`keepAt: ${mark} is outside of the span, ${from} to ${to}`);
+      this.#marks.set(step, [...this.#marks.get(step) ?? [], mark]);
+    }
     this.checkpointSteps = toSteps(config.checkpointEvery, { ...unit, name: 'checkpointEvery', total: this.totalSteps });
   }
 
@@ -104,30 +130,42 @@ export class Trainer {
 
     const { data } = config;
     const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal }));
-    const start = options.resume ? newest : config.init;
+    if (config.init && config.start)
+      throw new ConfigError('init and start exclude each other; init takes the weights alone');
+    const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
       ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
     const { variant, ...overrides } = config.model as { variant: string } & ModelOverrides;
     const shape = modelConfig(variant, { ...overrides, ...(vocab ? { vocab: vocab.size } : {}) });
-    const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks });
-    let optimizer: AdamW | undefined, loader: DataLoader | undefined;
+    const extra = objectiveShapes(config.objectives, shape), made = objectiveData(config.objectives, shape);
+    const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
+    let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
     try {
-      if (start) await loadModelInto(model, start);
-      else model.initialize(config.seed);
-      const { warmup: _w, schedule: _s, ...adam } = config.optimizer;
-      optimizer = new AdamW(model.params, adam);
-      optimizer.resetEma();
+      if (!options.resume) model.initialize(config.seed);
       const resumed = options.resume ? await loadTrainState(newest!) : null;
+      const inherited = !resumed && config.start ? await readInheritance(config.start, model, 'ssl.') : null;
+      if (start && !inherited) await loadModelInto(model, start, resumed ? {} : { fresh: 'ssl.' });
+      const { warmup: _w, schedule: _s, ...adam } = config.optimizer;
+      optimizer = new AdamW(model.params, { ...adam, since: resumed?.state.since ?? inherited?.since ?? {} });
+      if (resumed) optimizer.write(resumed.tensors, resumed.state.optimizerStep);
+      else if (inherited) takeOver(inherited, model, optimizer);
+      else optimizer.resetEma();
+      objectives = new Objectives(config.objectives, config.seed, model, optimizer);
+      const centres = resumed?.tensors ?? inherited?.centres;
+      if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
       loader = new DataLoader(source, {
         batchSize: config.batch, seed: config.seed, size: shape.vision.imageSize,
         transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
+        ...made,
+        ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
         ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as SamplerState);
-      const trainer = new Trainer(config, source, vocab, model, optimizer, loader, device);
-      if (resumed) await trainer.#restore(resumed);
+      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, loader, device);
+      if (resumed) await trainer.#restore(resumed.state);
+      else rmSync(join(config.out, 'metrics.jsonl'), { force: true });  // of a run that ended before its first checkpoint
       mkdirSync(config.out, { recursive: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
@@ -135,14 +173,14 @@ export class Trainer {
       return trainer;
     } catch (e) {
       await loader?.close();
+      objectives?.dispose();
       optimizer?.dispose();
       model.dispose();
       throw e;
     }
   }
 
-  async #restore({ state, moments }: { state: TrainState; moments: Map<string, Float32Array> }): Promise<void> {
-    this.optimizer.write(moments, state.optimizerStep);
+  async #restore(state: TrainState): Promise<void> {
     this.#step = state.step;
     this.#examples = state.examples;
     this.#seconds = state.seconds;
@@ -161,7 +199,9 @@ export class Trainer {
 
   get step(): number { return this.#step; }
   /** Whether a checkpoint is written after the present step. */
-  get checkpointDue(): boolean { return this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0; }
+  get checkpointDue(): boolean {
+    return (this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0) || this.#marks.has(this.#step);
+  }
 
   /** Trains to the end, yielding each step's metrics in order. Returns early (after that step) when the signal aborts. */
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
@@ -169,21 +209,28 @@ export class Trainer {
     const file = join(this.config.out, 'metrics.jsonl');
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
-      const [norm2, logScale, bias, ...losses] = await p.values as [number, number, number, ...number[]];
+      const updates = await p.values, figures = updates.map(([f]) => f);
+      const [, norm2, logScale, bias] = updates.at(-1)!;
+      const mean = (of: (f: Figures) => number): number => figures.reduce((sum, f) => sum + of(f), 0) / figures.length;
+      const losses = Object.fromEntries(Object.keys(figures[0]!.losses).map((k) => [k, mean((f) => f.losses[k]!)]));
+      const alarms = [...new Set(figures.flatMap((f) => f.alarms))];
       const now = performance.now(), ms = now - before;
       before = now;
       this.#seconds += ms / 1000;
       const m = memory(this.device);
       const metrics: StepMetrics = {
-        step: p.step, examples: p.examples, loss: losses.reduce((a, b) => a + b, 0) / losses.length, lr: p.lr,
+        step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
         scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
+        ...(alarms.length > 0 ? { alarms } : {}),
       };
       if (!Number.isFinite(metrics.loss)) {
         throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
           'lower learning rate (optimizer.lr) or a longer warm-up');
       }
-      await appendFile(file, `${JSON.stringify(metrics)}\n`);
+      const { losses: each, ...line } = metrics;
+      const flat = Object.fromEntries(Object.entries(each).map(([name, value]) => [`loss/${name}`, value]));
+      await appendFile(file, `${JSON.stringify({ ...line, ...flat })}\n`);
       return metrics;
     };
     try {
@@ -199,41 +246,47 @@ export class Trainer {
     }
   }
 
-  /** Enqueues one step. */
+  /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train(batch: Batch): Pending {
-    const { model, optimizer, device } = this;
-    const S = model.config.vision.imageSize, L = model.config.text.length, B = batch.size;
-    const lr = scheduleMultiplier(this.#schedule, this.#step);
-    // First of all: some losses add to the gradients in their forward pass.
-    model.params.zeroGrad();
-    const read = scope(() => {
-      const images = model.encodeImages(tensor(batch.images, [B, S, S, 3], device));
-      const captions = batch.ids.length / (B * L);  // per image; the first B rows are every image's first
-      const texts = Array.from({ length: captions }, (_, c) =>
-        model.encodeTexts(tensor(batch.ids.subarray(c * B * L, (c + 1) * B * L), [B, L], device)));
-      const losses = contrastiveLoss(model, images, texts);
-      backward(losses.map((l) => [l, 1 / captions]));
+    const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
+    const halve = naflex.halveLongest && naflex.lengths.length > 1 && batch.naflex?.length === Math.max(...naflex.lengths);
+    const parts = halve && batch.size > 1 ? naflexHalves(batch) : [batch];
+    let lr = 0;
+    const values = parts.map((part, i) => {
+      // The schedule goes by examples, so half a batch is half a step.
+      lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
+      model.params.zeroGrad();
+      const figures = objectives.run(part, i);
       optimizer.update(lr);
-      return [optimizer.norm2, model.logitScale, model.logitBias, ...losses].map((t) => t.item());
+      objectives.afterUpdate();
+      const scalars = [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
+      return Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
     });
     this.#step++;
-    this.#examples += B;
-    return { step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, values: Promise.all(read) };
+    this.#examples += batch.size;
+    return {
+      step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs,
+      values: Promise.all(values),
+    };
   }
 
   /** Writes a checkpoint of the present step; returns its folder. Call between steps of `run()`. */
   async save(): Promise<string> {
     const state: TrainState = {
-      version: 1, step: this.#step, examples: this.#examples, optimizerStep: this.optimizer.step,
+      version: 2, step: this.#step, examples: this.#examples, totalSteps: this.totalSteps, optimizerStep: this.optimizer.step,
+      marks: this.#marks.get(this.#step) ?? [], since: this.optimizer.options.since ?? {},
+      layout: this.model.params.segments.map(({ name, offset, size }) => [name, offset, size]),
       loader: this.loader.state, seconds: this.#seconds,
     };
-    return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, (folder) =>
+    const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
+    return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
       modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
         lowercase: this.config.data.lowercase, ema: this.optimizer.ema }));
   }
 
   async close(): Promise<void> {
     await this.loader.close();
+    this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();
   }

@@ -1,0 +1,108 @@
+/** SigLIP 2's recipe as presets: for every released model, and for a tiny one at home. */
+import type { RecipeInput, StageInput } from './recipe.js';
+
+/** Self-distillation at home: small heads. */
+const ssl: StageInput = {
+  optimizer: { ema: 0.99 },
+  objectives: { distill: { views: { locals: 4 }, head: { hidden: 256, bottleneck: 64, prototypes: 256, patchPrototypes: 256 } } },
+};
+/**
+ * All stages at home, on scenes composed of emoji artwork with boxes, built when first needed. Everything is the
+ * paper's but the sizes, the learning rate's warm-up, and a teacher that averages over fewer steps than in a long run.
+ */
+const tinyRecipe: RecipeInput = {
+  out: 'runs/tiny-recipe',
+  seed: 1,
+  model: {
+    variant: 'micro', length: 16, initLogitScale: Math.log(5), initLogitBias: -Math.log(64),
+    vision: { mlp: 256 }, text: { mlp: 256 }, decoder: { depth: 1, length: 48 },
+  },
+  data: {
+    source: {
+      type: 'scenes', path: 'data/scenes', split: 'train',
+      build: { scenes: { train: 4000, test: 400 }, classes: 60, size: 128, objects: 2 },
+    },
+    captions: { pick: ['any'], primaryProbability: 1, languages: ['en', 'de'] },
+    trimVocabulary: true,
+    cacheBytes: 512 * 2 ** 20,
+  },
+  batch: 32,
+  total: { steps: 2000 },
+  optimizer: { lr: 1e-3, warmup: { steps: 50 }, lrScale: { 'text_model.embeddings.token_embedding': 10 } },
+  objectives: { caption: {} },
+  checkpointEvery: '20%',
+  logEvery: 50,
+  stages: {
+    base: { span: { to: '90%' } },
+    ssl: { from: 'base@80%', span: { from: '80%' }, ...ssl },
+    resolution: { from: 'ssl@95%', span: { from: '95%' }, model: { imageSize: 96 }, ...ssl },
+    naflex: {
+      from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true },
+      naflex: { lengths: [8, 16, 36, 49, 64] },
+    },
+  },
+};
+
+/** How the released resolutions come about. */
+interface Release {
+  /** Shape of both towers. */
+  variant: string;
+  /** Of the last 5 %; none for the base resolution. */
+  branch?: { imageSize: number; patch?: number };
+  naflex?: true;
+}
+
+const big = { base: { span: { to: '80%' } } } satisfies RecipeInput['stages'];
+
+/** The paper's stages of one released model (§2.1–2.4); 32k is taken as 32,768. */
+function released(name: string, { variant, branch, naflex }: Release): RecipeInput {
+  const distill: StageInput = { optimizer: { ema: 0.994 }, objectives: { distill: {} } };
+  const { imageSize, patch } = branch ?? {};
+  return {
+    out: `runs/${name.replace('/', '-')}`,
+    model: { variant, decoder: {} },
+    data: { source: { type: 'webdataset', tars: 'data/train/*.tar' } },
+    batch: 32768,
+    total: { examples: 40e9 },
+    optimizer: { lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, clip: 1, warmup: { steps: 20000 } },
+    objectives: { caption: {} },
+    checkpointBlocks: true,
+    checkpointEvery: { steps: 1000 },
+    stages: naflex ? {
+      base: { span: { to: '90%' } },
+      naflex: { from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true } },
+    } : branch ? {
+      ...big,
+      ssl: { from: 'base@80%', span: { from: '80%', to: '95%' }, ...distill },
+      resolution: {
+        from: 'ssl@95%', span: { from: '95%' }, ...distill,
+        model: { name: name.split('-').slice(0, -1).join('-'), imageSize, ...(patch ? { vision: { patch } } : {}) },
+      },
+    } : { ...big, ssl: { from: 'base@80%', span: { from: '80%' }, ...distill } },
+  };
+}
+
+const RELEASES: Record<string, Release> = {
+  'B/32-256': { variant: 'B/16', branch: { imageSize: 256, patch: 32 } },
+  'B/16-224': { variant: 'B/16', branch: { imageSize: 224 } },
+  'B/16-256': { variant: 'B/16' },
+  'B/16-384': { variant: 'B/16', branch: { imageSize: 384 } },
+  'B/16-512': { variant: 'B/16', branch: { imageSize: 512 } },
+  'B/16-naflex': { variant: 'B/16', naflex: true },
+  'L/16-256': { variant: 'L/16' },
+  'L/16-384': { variant: 'L/16', branch: { imageSize: 384 } },
+  'L/16-512': { variant: 'L/16', branch: { imageSize: 512 } },
+  'So400m/14-224': { variant: 'So400m/16', branch: { imageSize: 224, patch: 14 } },
+  'So400m/14-384': { variant: 'So400m/16', branch: { imageSize: 384, patch: 14 } },
+  'So400m/16-256': { variant: 'So400m/16' },
+  'So400m/16-384': { variant: 'So400m/16', branch: { imageSize: 384 } },
+  'So400m/16-512': { variant: 'So400m/16', branch: { imageSize: 512 } },
+  'So400m/16-naflex': { variant: 'So400m/16', naflex: true },
+  'g-opt/16-256': { variant: 'g-opt/16' },
+  'g-opt/16-384': { variant: 'g-opt/16', branch: { imageSize: 384 } },
+};
+
+export const recipePresets: Record<string, RecipeInput> = {
+  'tiny-recipe': tinyRecipe,
+  ...Object.fromEntries(Object.entries(RELEASES).map(([name, release]) => [name, released(name, release)])),
+};
