@@ -220,11 +220,11 @@ test('a worker that hangs is an error that names sample and stage', () =>
       batchSize: 2,
       workers: 1,
       prefetch: 0,
-      timeoutMs: 600,
+      timeoutMs: 3000,
     });
     const error = await errorOf(() => loader.next());
     expect(error.code).toBe('ERR_DATA');
-    expect(error.message).toContain('no data for 0.6 s');
+    expect(error.message).toContain('no data for 3 s');
     expect(error.message).toContain(`reading the image of ${pipe}`);
     // A writer that comes and goes lets the blocked thread finish.
     fs.closeSync(fs.openSync(pipe, fs.constants.O_RDWR | fs.constants.O_NONBLOCK));
