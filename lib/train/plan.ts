@@ -88,11 +88,10 @@ async function planLength(config: TrainConfig, shape: ModelConfig, length: numbe
   let objectives: Objectives | undefined;
   try {
     objectives = new Objectives(config, model, optimizer);
-    const part = batchPart(first, 0, microBatch);
-    const activations = keptActivations(objectives, part, dry);
     resetPeak(dry);
     for (const [turn, update] of updates.entries()) await objectives.update(update, turn, 1);
     const { peak, scratchPeak, reserved } = memory(dry), { params } = model;
+    const activations = keptActivations(objectives, batchPart(first, 0, microBatch), dry);
     const bytes = (...tensors: ({ bytes: number } | null | undefined)[]): number =>
       tensors.reduce((n, t) => n + (t?.bytes ?? 0), 0);
     const fixed = {
