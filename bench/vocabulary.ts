@@ -44,14 +44,16 @@ export async function main(args: string[]): Promise<void> {
   const MiB = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 
   const init = { kind: 'normal', std: 0.02 } as const;
-  const head = new ParamStore([{ name: 'weight', shape: [V, D], decay: true, init }, { name: 'bias', shape: [V], decay: false, init }],
-    { device, dtype, train: true });
+  const head = new ParamStore([
+    { name: 'weight', shape: [V, D], decay: true, init }, { name: 'bias', shape: [V], decay: false, init },
+  ], { device, dtype, train: true });
   head.initialize(0);
   const h = requireGrad(zeros([R, D], dtype, device)), targets = tensor(ids(R, V), [R], device);
   await synchronize(device);
   resetPeak(device);
   const before = memory(device).live;
-  const seconds = await secondsOf(() => backward(linearCrossEntropy(h, head.get('weight'), head.get('bias'), targets)), device, rounds);
+  const lossAlone = (): void => { backward(linearCrossEntropy(h, head.get('weight'), head.get('bias'), targets)); };
+  const seconds = await secondsOf(lossAlone, device, rounds);
   const m = memory(device), beyond = m.peak - before + m.scratchPeak;
   for (const t of [h, targets, head]) t.dispose();
   console.log(`${R} tokens × ${V} × ${D}, ${dtype} on ${deviceName(device)}: ${MiB(beyond)} beyond weights and gradients ` +
@@ -75,6 +77,7 @@ export async function main(args: string[]): Promise<void> {
   const own = profile.find((o) => o.op.startsWith('linear_cross_entropy'))?.seconds;
   // Where the device does not time its ops, the loss alone stands in.
   const share = own !== undefined ? own / all : seconds * tokens / R / step;
-  console.log(`captioning step of ${config.name}, ${B} images, ${tokens} tokens: ${step.toFixed(3)} s, of which the vocabulary loss ${(100 * share).toFixed(0)} %`);
+  console.log(`captioning step of ${config.name}, ${B} images, ${tokens} tokens: ${step.toFixed(3)} s, ` +
+    `of which the vocabulary loss ${(100 * share).toFixed(0)} %`);
   save(values.json, { ...record, model: config.name, images: B, stepTokens: tokens, stepSeconds: step, share });
 }

@@ -59,7 +59,8 @@ function bytes(n: number): string {
   return n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(2)} GiB` : `${(n / 2 ** 20).toFixed(1)} MiB`;
 }
 function flops(n: number): string {
-  return n >= 1e15 ? `${(n / 1e15).toFixed(2)} PFLOP` : `${(n / 1e12).toFixed(3)} TFLOP`;
+  const [unit, size]: [string, number] = n >= 1e15 ? ['PFLOP', 1e15] : n >= 1e12 ? ['TFLOP', 1e12] : ['GFLOP', 1e9];
+  return `${(n / size).toFixed(2)} ${unit}`;
 }
 
 /** The plan as text, one figure a line. */
@@ -69,7 +70,8 @@ function table(stage: string, config: TrainConfig, plan: StepPlan): string {
   const share = (n: number): string => `${(100 * n / total).toFixed(1).padStart(5)} %`;
   const caching = plan.microBatch < plan.batch;
   return [
-    `${stage && `stage ${stage}: `}${String(config.model.variant)}, batch ${plan.batch}${caching ? ` in micro-batches of ${plan.microBatch}` : ''}, ` +
+    `${stage && `stage ${stage}: `}${String(config.model.variant)}, batch ${plan.batch}` +
+      `${caching ? ` in micro-batches of ${plan.microBatch}` : ''}, ` +
       `${plan.dtype} on ${plan.device}${plan.checkpointBlocks ? ', blocks checkpointed' : ''}; ${(plan.parameters / 1e6).toFixed(1)} M parameters`,
     row('weights', bytes(fixed.weights)),
     ...(fixed.bf16Copies ? [row('their bf16 copies', bytes(fixed.bf16Copies))] : []),
@@ -83,9 +85,10 @@ function table(stage: string, config: TrainConfig, plan: StepPlan): string {
     row('peak', bytes(plan.peak), plan.cached ? `and ${bytes(plan.cached)} cached while there is room` : ''),
     ...Object.entries(parts).map(([name, n]) => row(`FLOPs, ${name}`, flops(n), share(n))),
     row('FLOPs of a step', flops(total), plan.recomputed ? `and ${flops(plan.recomputed)} computed again` : ''),
-    ...(plan.host.pixels > plan.host.most ? [`  The pixels of a batch take ${bytes(plan.host.pixels)} on the host, more than the ` +
-      `${bytes(plan.host.most)} that one array of this Node holds: use a smaller batch in each process.`] : []),
-    ...(config.data.trimVocabulary ? ['  trimVocabulary keeps the tokens of the data alone: plan with --set model.vocab=N once you know N.'] : []),
+    ...(plan.pixels.largest > plan.pixels.most ? [`  The pixels of a batch take ${bytes(plan.pixels.largest)} on the host, more ` +
+      `than the ${bytes(plan.pixels.most)} that one array of this Node holds: use a smaller batch in each process.`] : []),
+    ...(config.data.trimVocabulary
+      ? ['  trimVocabulary keeps the tokens of the data alone: plan with --set model.vocab=N once you know N.'] : []),
   ].join('\n');
 }
 

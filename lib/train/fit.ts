@@ -1,5 +1,5 @@
 /** What to switch on so that a training step fits into a given memory, found by planning it (lib/train/plan.ts). */
-import type { TrainConfig } from './config.js';
+import { chosenDtype, type TrainConfig } from './config.js';
 import { planStep, type StepPlan } from './plan.js';
 
 /** Settings of the config that save memory. */
@@ -19,36 +19,36 @@ export interface Way {
  * of a way is the largest power of two that does.
  * @param asIs the plan of the config without changes
  */
-export async function waysToFit(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number, asIs: StepPlan): Promise<Way[]> {
-  const way = (changes: Savings, plan: StepPlan): Way => ({ changes, plan, cost: 1 + plan.recomputed / plan.flops.total });
-  if (asIs.peak <= bytes) return [way({}, asIs)];
-  // Narrower activations are free; what they do not solve, time does.
-  const base: Savings = asIs.dtype === 'f32' ? { dtype: 'bf16' } : {};
+export async function waysToFit(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number,
+  asIs: StepPlan): Promise<Way[]> {
   const ways: Way[] = [];
-  const attempt = async (changes: Savings): Promise<void> => {
-    const plan = await planStep({ ...config, ...changes }, device);
-    if (plan.peak <= bytes) ways.push(way(changes, plan));
+  const offer = (changes: Savings, plan: StepPlan | null): void => {
+    if (plan && plan.peak <= bytes) ways.push({ changes, plan, cost: 1 + plan.recomputed / plan.flops.total });
   };
-  if (base.dtype) await attempt(base);
+  const planned = (changes: Savings): Promise<StepPlan> => planStep({ ...config, ...changes }, device);
+  offer({}, asIs);
+  // Narrower activations are free where the device multiplies them; what they do not solve, time does.
+  const base: Savings = asIs.dtype === 'f32' && chosenDtype('auto', device) === 'bf16' ? { dtype: 'bf16' } : {};
+  if (ways.length === 0 && base.dtype) offer(base, await planned(base));
   if (ways.length > 0) return ways;
   const checkpointed: Savings = { ...base, checkpointBlocks: true };
-  if (!config.checkpointBlocks) await attempt(checkpointed);
+  if (!config.checkpointBlocks) offer(checkpointed, await planned(checkpointed));
   for (const changes of config.checkpointBlocks ? [base] : [base, checkpointed]) {
-    const microBatch = await largestMicroBatch({ ...config, ...changes }, device, bytes);
-    if (microBatch !== null) await attempt({ ...changes, microBatch });
+    const plan = await largestMicroBatch({ ...config, ...changes }, device, bytes);
+    offer({ ...changes, ...(plan ? { microBatch: plan.microBatch } : {}) }, plan);
   }
   return ways.sort((a, b) => a.cost - b.cost);
 }
 
-async function largestMicroBatch(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number): Promise<number | null> {
+/** The plan with the largest micro-batch that fits, a power of two below the present one; null when none does. */
+async function largestMicroBatch(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number): Promise<StepPlan | null> {
   let microBatch = 2 ** Math.ceil(Math.log2(config.microBatch ?? config.batch) - 1);
-  for (; microBatch >= 1; microBatch /= 2) {
-    // Two parts take as much as all of them, but for what is kept of the whole batch; see the last line.
-    const batch = Math.min(config.batch, 2 * microBatch);
-    const { peak } = await planStep({ ...config, batch, microBatch }, device);
-    if (peak <= bytes) break;
-  }
+  // Two parts are planned quickly, and all of them take no more memory but for what is kept of the whole batch.
   for (; microBatch >= 1; microBatch /= 2)
-    if ((await planStep({ ...config, microBatch }, device)).peak <= bytes) return microBatch;
+    if ((await planStep({ ...config, batch: Math.min(config.batch, 2 * microBatch), microBatch }, device)).peak <= bytes) break;
+  for (; microBatch >= 1; microBatch /= 2) {
+    const plan = await planStep({ ...config, microBatch }, device);
+    if (plan.peak <= bytes) return plan;
+  }
   return null;
 }

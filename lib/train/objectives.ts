@@ -124,7 +124,7 @@ export class Objectives {
     const [read] = scope(() => {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
-        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast as (...x: Tensor[]) => Roots);
+        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast);
       } else {
         const others: Roots = [];
         const roots = contrast(embedImages(0, B, others), ...embedTexts.map((embed) => embed(0, B)));
@@ -180,26 +180,26 @@ export class Objectives {
     const distance = scope(() => [Promise.all(
       distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
     const parts = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) => {
-      const from = i * microBatch, to = Math.min(B, from + microBatch);
-      const views = batchPart(batch, from, to).views!, share = (to - from) / B;
+      const from = i * microBatch, to = Math.min(B, from + microBatch), share = (to - from) / B;
+      const views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
       return scope(() => {
         const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(views, from, B);
         backward(roots);
         return [Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read()])
-          .then(([d, m, image, patch]) => ({ share, d, m, image: figures(image), patch: figures(patch),
-            images: to - from, rows: views.masks.reduce((n, x) => n + x, 0) }))];
+          .then(([d, m, image, patch]) => ({ distill: share * d, masked: share * m, alarms: [
+            ...teacherAlarms(figures(image), ssl!.teacher.imageCentre.size, to - from),
+            ...teacherAlarms(figures(patch), ssl!.teacher.patchCentre.size, rows),
+          ] }))];
       })[0]!;
     });
     return Promise.all([distance, Promise.all(parts)]).then(([moves, all]) => {
-      const d = all.reduce((sum, p) => sum + p.share * p.d, 0), m = all.reduce((sum, p) => sum + p.share * p.m, 0);
+      const mean = (loss: 'distill' | 'masked'): number => all.reduce((sum, part) => sum + part[loss], 0);
+      const distill = mean('distill'), masked = mean('masked');
       const dead = deadTeacher(moves.reduce((a, b) => a + b, 0), moved);
       return {
-        losses: { distill: d, masked: m }, total: distillWeight * d + maskedWeight * m,
-        // A part is judged by itself: what is wrong with the teacher shows in every one.
-        alarms: [...all.slice(0, 1).flatMap(({ image, patch, images, rows }) => [
-          ...teacherAlarms(image, ssl!.teacher.imageCentre.size, images),
-          ...teacherAlarms(patch, ssl!.teacher.patchCentre.size, rows),
-        ]), ...(dead === null ? [] : [dead])],
+        losses: { distill, masked }, total: distillWeight * distill + maskedWeight * masked,
+        // What is wrong with the teacher shows in every part, in other figures.
+        alarms: [...all[0]!.alarms, ...(dead === null ? [] : [dead])],
       };
     });
   }

@@ -47,8 +47,8 @@ export interface StepPlan {
   flops: Parts & { total: number };
   /** Computed again for gradient checkpointing and caching. */
   recomputed: number;
-  /** Pixels of a batch in the host's memory, and the most that one array holds. */
-  host: { pixels: number; most: number };
+  /** Bytes of the largest array of pixels that the loader makes, and the most that one holds in this Node. */
+  pixels: { largest: number; most: number };
 }
 
 /** Pixels in a dry run: only their number counts, and it may be more than an array holds. */
@@ -74,7 +74,8 @@ export async function planStep(config: TrainConfig, device: 'cpu' | 'cuda'): Pro
   return plans.reduce((a, b) => b.peak > a.peak ? b : a);
 }
 
-async function planLength(config: TrainConfig, shape: ModelConfig, length: number, device: 'cpu' | 'cuda'): Promise<StepPlan> {
+async function planLength(config: TrainConfig, shape: ModelConfig, length: number,
+  device: 'cpu' | 'cuda'): Promise<StepPlan> {
   const dry: DryDeviceName = `dry:${device}`, dtype = chosenDtype(config.dtype, device);
   const { views } = objectiveData(config.objectives, shape);
   const batch = emptyBatch(config, shape, length, views);
@@ -99,14 +100,15 @@ async function planLength(config: TrainConfig, shape: ModelConfig, length: numbe
       gradients: bytes(params.grads), moments: bytes(optimizer.m, optimizer.v), average: bytes(optimizer.ema),
     };
     const { distillation = 0, ...pairs } = activations;
-    const kept = Math.max(distillation, sum(pairs)), flops = stepFlops(config, shape, length, objectives, updates, views);
+    const kept = Math.max(distillation, sum(pairs));
+    const flops = stepFlops(config, shape, length, objectives, updates, views);
     return {
       device, dtype, batch: config.batch, microBatch, checkpointBlocks: config.checkpointBlocks,
       parameters: params.segments.reduce((n, s) => n + s.size, 0), fixed, activations,
       transient: peak - idle - sum(fixed) - kept, workspace: scratchPeak, peak: peak - idle + scratchPeak,
       cached: Math.max(0, reserved - peak), ...flops,
-      host: { pixels: [batch.images, batch.naflex?.patches, batch.views?.globalViews, batch.views?.localViews]
-        .reduce((n, p) => n + (p?.length ?? 0), 0), most: constants.MAX_LENGTH },
+      pixels: { most: constants.MAX_LENGTH, largest: Math.max(...[batch.images, batch.naflex?.patches,
+        batch.views?.globalViews, batch.views?.localViews].map((p) => p?.length ?? 0)) },
     };
   } finally {
     objectives?.dispose();
