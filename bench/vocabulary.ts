@@ -36,11 +36,15 @@ export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({ args, options: {
     tokens: { type: 'string', default: '2048' }, vocab: { type: 'string', default: '256000' }, model: { type: 'string', default: 'B/16' },
     dtype: { type: 'string', default: 'f32' }, device: { type: 'string', default: 'cpu' }, rounds: { type: 'string', default: '3' },
-    'loss-only': { type: 'boolean', default: false }, json: { type: 'string' },
+    'loss-only': { type: 'boolean', default: false }, 'text-width': { type: 'string' }, json: { type: 'string' },
   } });
   const device = values.device as DeviceName, dtype = values.dtype as 'f32' | 'bf16', rounds = Number(values.rounds);
   const R = Number(values.tokens), V = Number(values.vocab);
-  const config = modelConfig(values.model, { vocab: V, decoder: {} }), { width: D, length: L } = config.decoder!;
+  const full = modelConfig(values.model, { vocab: V, decoder: {} }), { width: D, length: L } = full.decoder!;
+  // A narrow text tower, with a small token table, for machines that cannot hold three tables of this vocabulary.
+  const narrow = Number(values['text-width'] ?? full.text.width);
+  const config = narrow === full.text.width ? full : modelConfig(values.model,
+    { vocab: V, decoder: full.decoder!, text: { width: narrow, heads: 2, mlp: 4 * narrow } });
   const MiB = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 
   const init = { kind: 'normal', std: 0.02 } as const;
