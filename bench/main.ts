@@ -11,6 +11,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   stress: () => import('./stress.js'),
   soak: () => import('./soak.js'),
   cuda: () => import('./cuda.js'),
+  vocabulary: () => import('./vocabulary.js'),
   select: () => import('./select.js'),
 };
 const load = what === undefined ? undefined : benches[what];
@@ -26,6 +27,7 @@ if (!load) {
     'stress [--calls 20000] [--cycles 20]',
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
+    'vocabulary [--tokens 2048] [--vocab 256000] [--model B/16] [--dtype f32|bf16] [--loss-only] [--text-width N] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
   ].join('\n  npm run bench -- '));
   process.exit(2);

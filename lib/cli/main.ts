@@ -12,6 +12,7 @@ export interface Command {
 
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
+  plan: () => import('./plan.js'),
   eval: () => import('./eval.js'),
   embed: () => import('./embed.js'),
   classify: () => import('./classify.js'),

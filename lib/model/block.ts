@@ -6,8 +6,8 @@ import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
 import { selectToken } from '../ops/select_token.js';
-import { checkpoint } from '../tape.js';
-import type { Tensor } from '../tensor.js';
+import { checkpoint, isRecording } from '../tape.js';
+import { scope, type Tensor } from '../tensor.js';
 import type { ParamStore } from './params.js';
 
 /** Where sequences of different lengths end. At most one of the two. */
@@ -78,10 +78,16 @@ export function encoder(p: ParamStore, layers: string, finalNorm: string, o: Enc
   for (let i = 0; i < o.depth; i++) {
     const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
     const name = `${layers}.${i}`;
-    [h, d] = o.checkpoint
-      ? checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
-        ...lengths, ...(d ? [h, d] : [h])) as Stream
-      : run(p, name, o, h, d);
+    const stream: Tensor[] = d ? [h, d] : [h];
+    if (!isRecording()) {  // nothing inside a block is read again, nor is what it was given
+      [h, d] = scope(() => run(p, name, o, h, d));
+      if (i > 0) for (const t of stream) t.dispose();
+    } else if (o.checkpoint) {
+      [h, d] = checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
+        ...lengths, ...stream) as Stream;
+    } else {
+      [h, d] = run(p, name, o, h, d);
+    }
   }
   return norm(p, finalNorm, h, d, o.eps).y;
 }

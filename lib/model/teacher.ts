@@ -26,6 +26,9 @@ export class Teacher {
   /** (K) f32 each; start at zero. */
   readonly imageCentre: Tensor;
   readonly patchCentre: Tensor;
+  /** (K) f32 each: mean logits of the parts of the present batch so far. */
+  readonly #imageMean: Tensor;
+  readonly #patchMean: Tensor;
 
   /**
    * @param student parameters with the heads of `sslShapes`
@@ -33,10 +36,10 @@ export class Teacher {
    */
   constructor(student: ParamStore, average: Tensor) {
     this.params = student.withValues(average);
-    const centre = (head: string): Tensor =>
+    const perPrototype = (head: string): Tensor =>
       zeros([student.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.device).detach();
-    this.imageCentre = centre('image_head');
-    this.patchCentre = centre('patch_head');
+    [this.imageCentre, this.#imageMean] = [perPrototype('image_head'), perPrototype('image_head')];
+    [this.patchCentre, this.#patchMean] = [perPrototype('patch_head'), perPrototype('patch_head')];
     this.refresh();
   }
 
@@ -58,12 +61,21 @@ export class Teacher {
     }));
   }
 
-  /** Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. */
-  updateCentres(output: TeacherOutput, momentum: number): void {
+  /**
+   * Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. Of a batch in
+   * parts, call it for every part in order: the last one moves them.
+   * @param before examples of the batch before this part
+   * @param rest those after it
+   */
+  updateCentres(output: TeacherOutput, momentum: number, before = 0, rest = 0): void {
+    const size = output.image.shape[0]!;
     scope(() => {
-      updateCentre(this.imageCentre, teacherMean(output.image), momentum);
-      updateCentre(this.patchCentre, teacherMean(output.patches), momentum);
+      updateCentre(this.#imageMean, teacherMean(output.image), before / (before + size));
+      updateCentre(this.#patchMean, teacherMean(output.patches), before / (before + size));
     });
+    if (rest > 0) return;
+    updateCentre(this.imageCentre, this.#imageMean, momentum);
+    updateCentre(this.patchCentre, this.#patchMean, momentum);
   }
 
   /** What a checkpoint keeps of the teacher beside the average. */
@@ -84,7 +96,6 @@ export class Teacher {
   }
   dispose(): void {
     this.params.dispose();
-    this.imageCentre.dispose();
-    this.patchCentre.dispose();
+    for (const t of [this.imageCentre, this.patchCentre, this.#imageMean, this.#patchMean]) t.dispose();
   }
 }

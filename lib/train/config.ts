@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
+import { native } from '../native.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);
@@ -133,6 +134,11 @@ export const trainConfigSchema = z.strictObject({
     lrScale: z.record(z.string(), positive).default({}),
     ema: z.number().min(0).max(1).nullable().default(null),
   }).prefault({}),
+  /**
+   * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of
+   * both towers. A batch may then be far larger than what fits in memory.
+   */
+  microBatch: count.optional(),
   /** Gradient checkpointing per block. */
   checkpointBlocks: z.boolean().default(false),
   /** How often a checkpoint is written, and how many are kept. */
@@ -150,6 +156,12 @@ export const trainConfigSchema = z.strictObject({
 });
 export type TrainConfig = z.output<typeof trainConfigSchema>;
 export type TrainConfigInput = z.input<typeof trainConfigSchema>;
+
+/** The type that `dtype: auto` stands for on a device. */
+export function chosenDtype(wish: TrainConfig['dtype'], device: string): 'f32' | 'bf16' {
+  if (wish !== 'auto') return wish;
+  return device !== 'cpu' || native().buildInfo().nativeBf16 ? 'bf16' : 'f32';
+}
 
 /** Checks a config and fills in the defaults. Throws ConfigError naming the key, what it must be, what it is. */
 export function checkTrainConfig(input: unknown): TrainConfig {

@@ -60,12 +60,18 @@ export class SelfDistillation {
     this.teacher = new Teacher(model.params, optimizer.ema);
   }
 
-  /** Both losses of a batch; moves the centres. */
-  losses(batch: ViewBatch): SslLosses {
+  /**
+   * Both losses of a batch; moves the centres. A batch may come in parts, in order, each with its own backward(): their
+   * roots are weighted by their share of it, and the last one moves the centres.
+   * @param before images of the whole batch before this part
+   * @param of images of the whole batch; default: this is all of it
+   */
+  losses(batch: ViewBatch, before = 0, of?: number): SslLosses {
     const { model: { config, params, options: tower }, teacher, options: o } = this;
     const { globalSize: S, localSize: s } = batch, { patch } = config.vision, device = params.device;
     const B = batch.globalViews.length / (S * S * 3), V = batch.localViews.length / (s * s * 3);
     const N = Math.floor(S / patch) ** 2, t = o.temperatures;
+    const all = of ?? B, share = B / all;
     const images = tensor(batch.globalViews, [B, S, S, 3], device);
     const locals = tensor(batch.localViews, [V, s, s, 3], device);
     const mask = tensor(batch.masks, [B, N], device), hidden = maskedRows(batch.masks);
@@ -78,11 +84,11 @@ export class SelfDistillation {
     const distill = distillationLoss(params, config, locals, whole, tower, t);
     const masked = maskedLoss(params, config, images, mask, rows, parts, tower, t);
     const result: SslLosses = {
-      distill, masked, roots: [[distill, o.distillWeight], [masked, o.maskedWeight]],
+      distill, masked, roots: [[distill, o.distillWeight * share], [masked, o.maskedWeight * share]],
       imageStatistics: teacherStatistics(said.image, teacher.imageCentre, t.teacher),
       patchStatistics: teacherStatistics(said.patches, teacher.patchCentre, t.teacher),
     };
-    teacher.updateCentres(said, o.centreMomentum);
+    teacher.updateCentres(said, o.centreMomentum, before, all - before - B);
     return result;
   }
 

@@ -7,7 +7,7 @@ import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch } from '../data/loader.js';
-import { naflexHalves } from '../data/naflex_lengths.js';
+import { naflexUpdates } from '../data/naflex_lengths.js';
 import { openSource, type SampleSource, type SourceSpec } from '../data/source.js';
 import type { ImageTransform } from '../data/augment.js';
 import type { SamplerState } from '../data/sampler.js';
@@ -21,7 +21,7 @@ import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
-import type { TrainConfig } from './config.js';
+import { chosenDtype, type TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
@@ -121,7 +121,7 @@ export class Trainer {
   static async open(config: TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
-    const dtype = config.dtype === 'auto' ? (device !== 'cpu' || native().buildInfo().nativeBf16 ? 'bf16' : 'f32') : config.dtype;
+    const dtype = chosenDtype(config.dtype, device);
     const newest = listCheckpoints(config.out).at(-1);
     if (options.resume && !newest)
       throw new CheckpointError(`there is no checkpoint in ${join(config.out, 'checkpoints')} to resume from; start without --resume`);
@@ -150,7 +150,7 @@ export class Trainer {
       if (resumed) optimizer.write(resumed.tensors, resumed.state.optimizerStep);
       else if (inherited) takeOver(inherited, model, optimizer);
       else optimizer.resetEma();
-      objectives = new Objectives(config.objectives, config.seed, model, optimizer);
+      objectives = new Objectives(config, model, optimizer);
       const centres = resumed?.tensors ?? inherited?.centres;
       if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
       loader = new DataLoader(source, {
@@ -249,16 +249,12 @@ export class Trainer {
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train(batch: Batch): Pending {
     const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
-    const halve = naflex.halveLongest && naflex.lengths.length > 1 && batch.naflex?.length === Math.max(...naflex.lengths);
-    const parts = halve && batch.size > 1 ? naflexHalves(batch) : [batch];
+    const parts = naflexUpdates(batch, naflex);
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
       lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
-      model.params.zeroGrad();
-      const figures = objectives.run(part, i);
-      optimizer.update(lr);
-      objectives.afterUpdate();
+      const figures = objectives.update(part, i, lr);
       const scalars = [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
       return Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
     });

@@ -62,7 +62,7 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
     T* p = pre.as_or_null<T>(M * N);
     matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
            p ? p : out, x.dtype, N);
-    if (bias || p) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
+    if ((bias || p) && !s.is_dry()) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
   });
 }
 
@@ -73,7 +73,7 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
     const T* g = dy.as<const T>(M * N);
     Scratch<T> dpre(s, pre ? M * N : 0);
     Scratch<float> partial(s, dbias ? kBlocks * N : 0);
-    if (pre || dbias)
+    if ((pre || dbias) && !s.is_dry())
       pre_gradient<T>(dpre.data(), dbias.as_or_null<float>(N), partial.data(), g, pre.as_or_null<const T>(M * N), M, N);
     if (pre) g = dpre.data();
     if (dx)
@@ -87,5 +87,5 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
 
 }  // namespace siglip2::cpu::ISA
 
-OP(linear_forward);
-OP(linear_backward);
+OP_SIZED(linear_forward);
+OP_SIZED(linear_backward);
