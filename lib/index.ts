@@ -1,5 +1,6 @@
 /** siglip2: train SigLIP 2 encoders from Node. */
 export { Encoder, load, type DenseFeatures, type EncodeOptions, type LoadOptions, type ZeroShotOptions } from './encoder.js';
+export type { DescribeOptions, Location } from './encoder/describe.js';
 export { Embeddings, type OutputType } from './encoder/output.js';
 export type { LabelScore, Similarity } from './encoder/scores.js';
 export type { ImageInput, RawPixels } from './data/input.js';
