@@ -3,7 +3,7 @@
  * cache: time to load, time from process start to the first embedding, peak resident memory beside the size of the file.
  */
 import { execFileSync } from 'node:child_process';
-import { createReadStream, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createReadStream, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -15,13 +15,9 @@ import { loadModel } from '../lib/model/files.js';
 import { noGrad } from '../lib/tape.js';
 import { scope, tensor } from '../lib/tensor.js';
 import { seeded } from '../test/io/fuzz.js';
+import { peakMemory } from './measure.js';
 
 interface Measured { load: number; cpu: number; image: number; text: number; rss: number; afterLoad: number }
-
-/** Most resident memory of this program; rusage's figure would include what the process was before it became this one. */
-function peakMemory(): number {
-  return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) * 1024;
-}
 
 /** In a process of its own: loads, embeds one image and one text. Times in seconds, memory in bytes. */
 async function child(source: string, dtype: 'f32' | 'bf16'): Promise<void> {

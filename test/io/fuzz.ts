@@ -149,7 +149,7 @@ async function open(source: string): Promise<void> {
 }
 
 export interface FuzzResult {
-  /** Damaged checkpoints that opened all the same (a changed weight, say). */
+  /** Damaged files that opened all the same (a changed weight, say). */
   opened: number;
   /** Errors of this package, by code. */
   refused: Record<string, number>;
@@ -161,27 +161,36 @@ export interface FuzzResult {
   growth: number;
 }
 
+/** No case yet. */
+export function emptyResult(): FuzzResult {
+  return { opened: 0, refused: {}, failures: [], slowest: 0, growth: 0 };
+}
+
+/** One case: `run` succeeds, rejects with an error of this package, or has failed. */
+export async function fuzzCase(result: FuzzResult, name: string, run: () => Promise<unknown>): Promise<void> {
+  const begin = performance.now();
+  try {
+    await run();
+    result.opened++;
+  } catch (error) {
+    if (error instanceof Siglip2Error && error.message !== '') result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
+    else result.failures.push(`${name}: ${(error as Error).stack ?? String(error)}`);
+  }
+  result.slowest = Math.max(result.slowest, performance.now() - begin);
+}
+
 /** Opens `count` damaged checkpoints in an empty folder; case i depends on (seed, i) alone. */
 export async function fuzzCheckpoints(folder: string, count: number, seed: number, onProgress: (done: number) => void = () => undefined): Promise<FuzzResult> {
   const all = await samples(folder);
-  const result: FuzzResult = { opened: 0, refused: {}, failures: [], slowest: 0, growth: 0 };
+  const result = emptyResult();
   for (const { source } of all) await open(source);
   const before = process.memoryUsage().rss;
   for (let i = 0; i < count; i++) {
     const random = seeded(seed * 1_000_003 + i), sample = all[i % all.length]!;
     const files = [...sample.files], [path, bytes] = files[Math.floor(random() * files.length)]!;
-    const damaged = mutate(bytes, random), begin = performance.now();
-    writeFileSync(path, damaged);
-    try {
-      await open(sample.source);
-      result.opened++;
-    } catch (error) {
-      if (error instanceof Siglip2Error && error.message !== '') result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
-      else result.failures.push(`case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}: ${(error as Error).stack ?? String(error)}`);
-    } finally {
-      writeFileSync(path, bytes);
-    }
-    result.slowest = Math.max(result.slowest, performance.now() - begin);
+    writeFileSync(path, mutate(bytes, random));
+    await fuzzCase(result, `case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}`, () => open(sample.source));
+    writeFileSync(path, bytes);
     onProgress(i + 1);
   }
   result.growth = process.memoryUsage().rss - before;
