@@ -20,8 +20,8 @@ import { makeVisionInput, type Prepared, type VisionInput } from './encoder/visi
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
 import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
 import { boxesOfPhrases, captionImages } from './eval/localize.js';
-import { tokenizerOf } from './eval/zero_shot.js';
 import { loadModel, type LoadedModel } from './model/files.js';
+import { tokenizerOf } from './model/tokenizer.js';
 import { noGrad } from './tape.js';
 import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from './tensor.js';
 

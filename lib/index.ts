@@ -22,7 +22,7 @@ export { buildScenes } from './data/datasets/scenes.js';
 export { loadTokenizer } from './data/tokenizer.js';
 export { embedImages, embedNaflex, embedTexts } from './eval/embed.js';
 export { boxesOfPhrases, captionImages, phrasesOfBoxes } from './eval/localize.js';
-export { tokenizerOf } from './eval/zero_shot.js';
+export { tokenizerOf } from './model/tokenizer.js';
 export { liveCount, memory, scope, setMemoryLimit, tensor, Tensor } from './tensor.js';
 export { backward, noGrad } from './tape.js';
 export { sigmoidLoss } from './ops/sigmoid_loss.js';

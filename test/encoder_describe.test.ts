@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { decoderSequences } from '../lib/data/sequences.js';
 import { load, type Encoder } from '../lib/encoder.js';
 import { location, phrasesFor } from '../lib/encoder/describe.js';
-import { tokenizerOf } from '../lib/eval/zero_shot.js';
+import { tokenizerOf } from '../lib/model/tokenizer.js';
 import { decode } from '../lib/model/decode.js';
 import { loadModel } from '../lib/model/files.js';
 import type { Siglip2Model } from '../lib/model/siglip2.js';
