@@ -10,22 +10,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import sharp from 'sharp';
-import { decodeInput } from '../lib/data/input.js';
-import { processorOf, resizeTo } from '../lib/data/processor.js';
-import { loadTokenizer } from '../lib/data/tokenizer.js';
 import { load, type Encoder } from '../lib/encoder.js';
 import { convertCheckpoint } from '../lib/io/convert.js';
 import { GEMMA_VOCAB, modelConfig } from '../lib/model/config.js';
 import { native } from '../lib/native.js';
 import type { DeviceName } from '../lib/tensor.js';
-import { circumstances, peakMemory, save } from './measure.js';
-import { openOrt, type OrtTowers } from './peers/ort.js';
+import { inputs } from './encode_inputs.js';
+import { circumstances, median, peakMemory, save } from './measure.js';
+import { openOrt, type Towers } from './peers/ort.js';
 import { writeRandom } from './random_checkpoint.js';
 
 type Dtype = 'f32' | 'bf16';
-
-const median = (v: number[]): number => v.slice().sort((a, b) => a - b)[Math.floor(v.length / 2)] ?? NaN;
 
 interface First { image: number; text: number }
 interface Memory { loaded: number; peak: number }
@@ -40,7 +35,7 @@ async function firstEmbedding(model: string, dtype: Dtype): Promise<First> {
 }
 
 /** In a process of its own: resident bytes with both towers loaded, and the most while both encoded batches. */
-async function memoryOf(towers: OrtTowers): Promise<Memory> {
+async function memoryOf(towers: Towers): Promise<Memory> {
   const loaded = process.memoryUsage.rss();
   for (let i = 0; i < 3; i++) {
     await towers.images();
@@ -49,65 +44,24 @@ async function memoryOf(towers: OrtTowers): Promise<Memory> {
   return { loaded, peak: peakMemory() };
 }
 
+/** What a process of its own with these arguments measures. */
 function inChild<T>(args: string[]): T {
   const main = fileURLToPath(new URL('./main.js', import.meta.url));
-  return JSON.parse(execFileSync(process.execPath, [main, 'encode', ...args], { encoding: 'utf8' }).trim().split('\n').at(-1)!) as T;
+  const printed = execFileSync(process.execPath, [main, 'encode', ...args], { encoding: 'utf8' });
+  return JSON.parse(printed.trim().split('\n').at(-1)!) as T;
 }
 
-/** A photograph's statistics, roughly: smooth shapes with some noise. */
-function photograph(): Promise<Buffer> {
-  const width = 640, height = 427, data = Buffer.alloc(width * height * 3);
-  for (let y = 0, o = 0; y < height; y++)
-    for (let x = 0; x < width; x++)
-      for (let c = 0; c < 3; c++) data[o++] = 128 + 70 * Math.sin(x / (23 + c) + y / 41) + 40 * Math.sin(y / 7 + c) + (x * 7919 + y * 104729 + c * 31) % 17;
-  return sharp(data, { raw: { width, height, channels: 3 } }).jpeg({ quality: 88 }).toBuffer();
-}
-
-/** Seconds of the clock and of the processor of each work, alternating in groups of ten; medians. */
-async function alternate<K extends string>(works: Record<K, () => Promise<unknown>>, groups: number): Promise<Record<K, { clock: number; cpu: number }>> {
-  const names = Object.keys(works) as K[], clock = new Map(names.map((n) => [n, [] as number[]])), cpu = new Map(names.map((n) => [n, [] as number[]]));
-  for (let g = 0; g <= groups; g++)
-    for (const name of g % 2 ? names : names.slice().reverse()) {
-      const begin = performance.now(), used = process.cpuUsage();
-      for (let i = 0; i < 10; i++) await works[name]();
-      const { user, system } = process.cpuUsage(used);
-      if (g === 0) continue;
-      clock.get(name)!.push((performance.now() - begin) / 1e4);
-      cpu.get(name)!.push((user + system) / 1e7);
-    }
-  return Object.fromEntries(names.map((n) => [n, { clock: median(clock.get(n)!), cpu: median(cpu.get(n)!) }])) as Record<K, { clock: number; cpu: number }>;
-}
-
-async function pipeline(jpeg: Buffer, groups: number): Promise<Record<string, number>> {
-  const processor = processorOf(2);
-  const { ours, alone } = await alternate({
-    ours: async () => resizeTo(await decodeInput(jpeg), 256, 256, processor), alone: () => sharp(jpeg).raw().toBuffer(),
-  }, groups);
-  const share = (kind: 'clock' | 'cpu'): string => (100 * alone[kind] / ours[kind]).toFixed(1);
-  console.log(`  decode + resize, 1 core  ${(1 / ours.clock).toFixed(0)} images/s; sharp's decoding alone ${(1 / alone.clock).toFixed(0)}: ` +
-    `${share('clock')} %, of processor time ${share('cpu')} %`);
-  return { pipelinePerSecond: 1 / ours.clock, decodePerSecond: 1 / alone.clock, pipelineShare: alone.clock / ours.clock, pipelineCpuShare: alone.cpu / ours.cpu };
-}
-
-async function tokenizing(seconds: number): Promise<number> {
-  const tokenizer = await loadTokenizer({ cacheSize: 1 }), begin = performance.now();
-  let n = 0;
-  for (; performance.now() - begin < seconds * 1000; n++)
-    await tokenizer.encodeBatch(Array.from({ length: 256 }, (_, k) => `a photo of ${n} red apples and ${k} green pears on a table`));
-  const rate = 256 * n / ((performance.now() - begin) / 1000);
-  console.log(`  tokenizer                ${rate.toFixed(0)} captions/s (${tokenizer.backend})`);
-  return rate;
-}
-
-function ourTowers(model: Encoder, batch: number): OrtTowers {
+function ourTowers(model: Encoder, batch: number): Towers {
   const S = model.imageSize ?? 256, data = Uint8Array.from({ length: S * S * 3 }, (_, i) => (i * 31) & 255);
   const images = Array.from({ length: batch }, () => ({ data, width: S, height: S, channels: 3 as const }));
   const texts = Array.from({ length: batch }, (_, i) => `a photo of ${i} cats`);
-  return { images: () => model.encodeImages(images, { batchSize: batch }), texts: () => model.encodeTexts(texts, { batchSize: batch }) };
+  const options = { batchSize: batch };
+  return { images: () => model.encodeImages(images, options), texts: () => model.encodeTexts(texts, options) };
 }
 
 /** One batch of ours and of theirs, alternating; medians. */
-async function speeds(dtype: Dtype, ours: OrtTowers, theirs: OrtTowers | undefined, batch: number, rounds: number): Promise<Record<string, number>> {
+async function speeds(dtype: Dtype, ours: Towers, theirs: Towers | undefined, batch: number,
+  rounds: number): Promise<Record<string, number>> {
   const time = async (f: () => Promise<unknown>): Promise<number> => {
     const begin = performance.now();
     await f();
@@ -122,64 +76,78 @@ async function speeds(dtype: Dtype, ours: OrtTowers, theirs: OrtTowers | undefin
       a.push(mine);
       b.push(other);
     }
-    console.log(`  ${dtype.padEnd(4)} ${what.padEnd(6)} batch ${String(batch).padEnd(7)} ${(batch / median(a)).toFixed(2)} /s` +
-      (theirs ? `   onnxruntime-node ${(batch / median(b)).toFixed(2)} /s   ours/theirs ${median(b.map((t, i) => t / a[i]!)).toFixed(2)}` : ''));
+    const ratio = median(b.map((t, i) => t / a[i]!));
+    const beside = `   onnxruntime-node ${(batch / median(b)).toFixed(2)} /s   ours/theirs ${ratio.toFixed(2)}`;
+    const name = `${dtype.padEnd(4)} ${what.padEnd(6)} batch ${batch}`;
+    console.log(`  ${name.padEnd(24)} ${(batch / median(a)).toFixed(2)} /s${theirs ? beside : ''}`);
     result[`${dtype}-${what}PerSecond`] = batch / median(a);
-    if (theirs) result[`${dtype}-${what}Ratio`] = median(b.map((t, i) => t / a[i]!));
+    if (theirs) result[`${dtype}-${what}Ratio`] = ratio;
   }
   return result;
 }
 
-const OPTIONS = {
-  model: { type: 'string' }, variant: { type: 'string', default: 'B/16' }, size: { type: 'string', default: '256' }, dtype: { type: 'string' },
-  device: { type: 'string', default: 'cpu' }, batch: { type: 'string', default: '8' }, peer: { type: 'string' }, onnx: { type: 'string' },
-  rounds: { type: 'string', default: '7' }, image: { type: 'string' }, json: { type: 'string' },
-  /** Tokens of a text, for the peer. */
-  length: { type: 'string', default: '64' }, child: { type: 'string' },
-} as const;
+/** Time to the first embeddings, the median of five processes; the file is in the page cache. */
+async function firsts(folder: string, dtype: Dtype): Promise<Record<string, number>> {
+  if (!folder.endsWith('.npz'))
+    for await (const _ of createReadStream(join(folder, 'model.safetensors'), { highWaterMark: 2 ** 22 }));
+  const runs = Array.from({ length: 5 }, () => inChild<First>(['--child', 'first', '--model', folder, '--dtype', dtype]));
+  const image = median(runs.map((r) => r.image)), text = median(runs.map((r) => r.text));
+  console.log(`  ${dtype.padEnd(4)} first embedding     image ${image.toFixed(0)} ms, text ${text.toFixed(0)} ms after process start`);
+  return { [`${dtype}-firstImageMs`]: image, [`${dtype}-firstTextMs`]: text };
+}
+
+function memory(name: string, batch: number, args: string[]): Record<string, number> {
+  const { loaded, peak } = inChild<Memory>(args), mib = (n: number): string => `${(n / 2 ** 20).toFixed(0)} MiB`;
+  console.log(`  ${name.padEnd(24)} ${mib(loaded)} resident when loaded, at most ${mib(peak)} with both towers at batch ${batch}`);
+  return { [`${name}-peakBytes`]: peak };
+}
 
 export async function main(args: string[]): Promise<void> {
-  const { values } = parseArgs({ args, options: OPTIONS });
-  const device = values.device as DeviceName, batch = Number(values.batch), rounds = Number(values.rounds), threads = native().buildInfo().threads;
-  const peerSize = { threads, batch, size: Number(values.size), length: Number(values.length) };
+  const { values } = parseArgs({
+    args, options: {
+      model: { type: 'string' }, variant: { type: 'string', default: 'B/16' }, size: { type: 'string', default: '256' },
+      dtype: { type: 'string' }, device: { type: 'string', default: 'cpu' }, batch: { type: 'string', default: '8' },
+      peer: { type: 'string' }, onnx: { type: 'string' }, rounds: { type: 'string', default: '7' }, image: { type: 'string' },
+      json: { type: 'string' }, length: { type: 'string', default: '64' }, child: { type: 'string' },
+    },
+  });
+  const device = values.device as DeviceName, batch = Number(values.batch), rounds = Number(values.rounds);
+  const { threads } = native().buildInfo();
+  const shape = { threads, batch, size: Number(values.size), length: Number(values.length) };
   if (values.child !== undefined) {
     const dtype = (values.dtype ?? 'f32') as Dtype;
     const measured = values.child === 'first' ? await firstEmbedding(values.model!, dtype)
-      : await memoryOf(values.child === 'ort' ? await openOrt(values.onnx!, peerSize) : ourTowers(await load(values.model!, { dtype, device }), batch));
+      : values.child === 'ort' ? await memoryOf(await openOrt(values.onnx!, shape))
+        : await memoryOf(ourTowers(await load(values.model!, { dtype, device }), batch));
     console.log(JSON.stringify(measured));
     return;
   }
   const scratch = mkdtempSync(join(tmpdir(), 'siglip2-encode-'));
   try {
-    const dtypes: Dtype[] = values.dtype ? [values.dtype as Dtype] : ['f32', 'bf16'], folders = { f32: values.model ?? join(scratch, 'f32'), bf16: values.model ?? join(scratch, 'bf16') };
+    const dtypes: Dtype[] = values.dtype ? [values.dtype as Dtype] : ['f32', 'bf16'];
+    const folder = (dtype: Dtype): string => values.model ?? join(scratch, dtype);
     if (values.model === undefined) {
-      await writeRandom(folders.f32, modelConfig(values.variant, { imageSize: peerSize.size, vocab: GEMMA_VOCAB }));
-      await convertCheckpoint(folders.f32, folders.bf16, { format: 'hf', dtype: 'bf16' });
+      await writeRandom(folder('f32'), modelConfig(values.variant, { imageSize: shape.size, vocab: GEMMA_VOCAB }));
+      await convertCheckpoint(folder('f32'), folder('bf16'), { format: 'hf', dtype: 'bf16' });
     }
-    const where = circumstances(device), record: Record<string, unknown> = { ...where, what: 'encode', model: values.model ?? `${values.variant} ${values.size}`, batch };
-    console.log(`${values.model ?? `${values.variant} at ${values.size} px, random weights`}, ${where['cpu']}, ${threads} threads`);
+    const onnx = values.onnx ?? (values.peer === 'ort' ? join(scratch, 'onnx') : undefined);
+    if (onnx !== undefined && values.onnx === undefined) await convertCheckpoint(folder('f32'), onnx, { format: 'onnx' });
+    const where = circumstances(device), model = values.model ?? `${values.variant} at ${values.size} px, random weights`;
+    const record: Record<string, unknown> = { ...where, what: 'encode', model, batch };
+    console.log(`${model}, ${where['cpu']}, ${threads} threads`);
+    for (const dtype of dtypes) Object.assign(record, await firsts(folder(dtype), dtype));
+    Object.assign(record, await inputs(values.image === undefined ? undefined : readFileSync(values.image), 20 * rounds));
+    const sizes = ['--batch', values.batch, '--size', values.size, '--length', values.length];
     for (const dtype of dtypes) {
-      if (values.model === undefined) for await (const _ of createReadStream(join(folders[dtype], 'model.safetensors'), { highWaterMark: 2 ** 22 }));   // into the page cache
-      const runs = Array.from({ length: 5 }, () => inChild<First>(['--child', 'first', '--model', folders[dtype], '--dtype', dtype]));
-      const image = median(runs.map((r) => r.image)), text = median(runs.map((r) => r.text));
-      console.log(`  ${dtype.padEnd(4)} first embedding     image ${image.toFixed(0)} ms, text ${text.toFixed(0)} ms after process start`);
-      Object.assign(record, { [`${dtype}-firstImageMs`]: image, [`${dtype}-firstTextMs`]: text });
+      const own = ['--child', 'ours', '--model', folder(dtype), '--dtype', dtype, '--device', device];
+      Object.assign(record, memory(`${dtype} memory`, batch, [...own, ...sizes]));
     }
-    Object.assign(record, await pipeline(values.image ? readFileSync(values.image) : await photograph(), 20 * rounds), { captionsPerSecond: await tokenizing(2) });
-    let onnx = values.onnx;
-    if (values.peer === 'ort' && onnx === undefined) await convertCheckpoint(folders.f32, onnx = join(scratch, 'onnx'), { format: 'onnx' });
-    const mib = (n: number): string => `${(n / 2 ** 20).toFixed(0)} MiB`;
-    const peak = (name: string, more: string[]): void => {
-      const { loaded, peak } = inChild<Memory>(['--batch', String(batch), '--size', values.size, '--length', values.length, ...more]);
-      console.log(`  ${name.padEnd(24)} ${mib(loaded)} resident after loading, at most ${mib(peak)} with both towers at batch ${batch}`);
-      record[`${name}-peakBytes`] = peak;
-    };
-    for (const dtype of dtypes) peak(`${dtype} memory`, ['--child', 'ours', '--model', folders[dtype], '--dtype', dtype]);
-    if (onnx !== undefined) peak('onnxruntime-node memory', ['--child', 'ort', '--onnx', onnx]);
-    const theirs = onnx === undefined ? undefined : await openOrt(onnx, peerSize);
+    if (onnx !== undefined)
+      Object.assign(record, memory('onnxruntime-node memory', batch, ['--child', 'ort', '--onnx', onnx, ...sizes]));
+    const theirs = onnx === undefined ? undefined : await openOrt(onnx, shape);
     for (const dtype of dtypes) {
-      using model = await load(folders[dtype], { dtype, device });
-      Object.assign(record, await speeds(dtype, ourTowers(model, batch), theirs, batch, rounds));
+      using encoder = await load(folder(dtype), { dtype, device });
+      Object.assign(record, await speeds(dtype, ourTowers(encoder, batch), theirs, batch, rounds));
     }
     save(values.json, record);
   } finally {

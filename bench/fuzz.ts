@@ -1,4 +1,4 @@
-/** `npm run bench -- fuzz`: many damaged checkpoints and images; exits 1 when one is neither opened nor refused properly. */
+/** `npm run bench -- fuzz`: many damaged checkpoints and images; exits 1 if one is neither opened nor properly refused. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,7 +10,8 @@ import { peakMemory } from './measure.js';
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
-    args, options: { count: { type: 'string', default: '10000' }, seed: { type: 'string', default: '1' }, only: { type: 'string' } },
+    args,
+    options: { count: { type: 'string', default: '10000' }, seed: { type: 'string', default: '1' }, only: { type: 'string' } },
   });
   const folder = mkdtempSync(join(tmpdir(), 'siglip2-fuzz-')), count = Number(values.count), seed = Number(values.seed);
   const kinds: [string, (onProgress: (done: number) => void) => Promise<FuzzResult>][] = [

@@ -44,9 +44,17 @@ export async function copyRate(device: DeviceName): Promise<number> {
   return 8 * n / median;
 }
 
-/** Most resident memory of this program, in bytes; rusage's figure would include what the process was before it became this one. */
+/**
+ * Most resident memory of this program, in bytes; rusage's figure would include what the process was before it became
+ * this one.
+ */
 export function peakMemory(): number {
   return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) * 1024;
+}
+
+/** Of an odd number of values; NaN of none. */
+export function median(values: readonly number[]): number {
+  return values.slice().sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
 }
 
 /** What a figure needs beside it to mean something later. */

@@ -3,7 +3,7 @@ import { saveHfFolder } from '../lib/io/hf.js';
 import { parameterShapes, type ModelConfig } from '../lib/model/config.js';
 import { seeded } from '../test/io/fuzz.js';
 
-/** A checkpoint of this shape with plausible values; made tensor by tensor, for the model itself would take long to start. */
+/** Writes a checkpoint of this shape with plausible values, tensor by tensor: the model itself would take long to start. */
 export async function writeRandom(folder: string, config: ModelConfig): Promise<void> {
   const random = seeded(1), block = Float32Array.from({ length: 2 ** 16 }, () => 0.05 * (random() + random() - 1));
   await saveHfFolder(folder, { config, tensors: new Map(parameterShapes(config).map(({ name, shape, init }) => [name, {

@@ -18,7 +18,8 @@ export function temporaryFolder(): string {
 }
 
 /** Writes a random model (variant `test`), changed by `change`, into a folder of its own; the path. */
-export async function smallCheckpoint(overrides: ModelOverrides = {}, change: (model: Siglip2Model) => void = () => undefined): Promise<string> {
+export async function smallCheckpoint(overrides: ModelOverrides = {},
+  change: (model: Siglip2Model) => void = () => undefined): Promise<string> {
   const folder = join(temporaryFolder(), 'model');
   const vocab = VocabMap.fromIds(await collectIds(await loadTokenizer(), WORDS));
   using model = new Siglip2Model(modelConfig('test', { vocab: vocab.size, initLogitBias: -2, ...overrides }));

@@ -7,8 +7,8 @@ interface Ort {
   Tensor: new (type: string, data: Float32Array | BigInt64Array, dims: number[]) => unknown;
 }
 
-/** Both towers on a batch of some size, inputs ready. */
-export interface OrtTowers {
+/** Both towers of some model on a batch of some size, inputs ready. */
+export interface Towers {
   images(): Promise<unknown>;
   texts(): Promise<unknown>;
 }
@@ -17,7 +17,8 @@ export interface OrtTowers {
  * Opens `vision.onnx` and `text.onnx` of a folder with inputs of this size.
  * @throws Error when the package or a file is missing
  */
-export async function openOrt(folder: string, { threads, batch, size, length }: { threads: number; batch: number; size: number; length: number }): Promise<OrtTowers> {
+export async function openOrt(folder: string,
+  { threads, batch, size, length }: { threads: number; batch: number; size: number; length: number }): Promise<Towers> {
   // A variable keeps the compiler from needing the package's types.
   const name: string = 'onnxruntime-node';
   const module = await import(name) as Ort & { default?: Ort }, ort = module.default ?? module;

@@ -36,8 +36,9 @@ export interface Location {
 /** A box on an image of this size; null where the decoder wrote no box. */
 export function location(box: Box | undefined, width: number, height: number): Location | null {
   if (!box) return null;
-  const [left, top, right, bottom] = box.map((v, i) => Math.round(v * (i % 2 ? height : width))) as [number, number, number, number];
-  return { box, pixels: [left, top, right, bottom] };
+  const [left, top, right, bottom] = box;
+  const x = (share: number): number => Math.round(share * width), y = (share: number): number => Math.round(share * height);
+  return { box, pixels: [x(left), y(top), x(right), y(bottom)] };
 }
 
 /**
@@ -103,7 +104,8 @@ export async function describe<T>(call: string, encoder: Describer, images: read
     const { tokens, lengths } = scope(() => noGrad(() => batchInvariant(model.params.device, () =>
       encoder.vision.forDecoder(model, items.map(({ pixels }) => pixels)))));
     try {
-      return await answer({ model, words, tokens, items, options: { beams, imageLengths: lengths, signal, ...(boxes ? { boxes } : {}) } });
+      const decoding = { beams, imageLengths: lengths, signal, ...(boxes ? { boxes } : {}) };
+      return await answer({ model, words, tokens, items, options: decoding });
     } finally {
       tokens.dispose();
       lengths?.dispose();

@@ -151,7 +151,8 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
     }
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, lowercase: from.lowercase, processor: { resample: from.resample, generation: from.generation }, boxes: from.boxes,
+      tokenizer: from.tokenizer, lowercase: from.lowercase, boxes: from.boxes,
+      processor: { resample: from.resample, generation: from.generation },
     };
   } finally {
     await from.reader.close();

@@ -4,8 +4,9 @@ import type { LoadedModel } from './files.js';
 
 /** The tokenizer that a loaded model's texts need. */
 export function tokenizerOf(loaded: LoadedModel): Promise<GemmaTokenizer> {
+  const { model, lowercase, processor, tokenizer, vocab } = loaded;
   return loadTokenizer({
-    lower: loaded.lowercase, length: loaded.model.config.text.length, generation: loaded.processor.generation, ...(loaded.tokenizer ? { path: loaded.tokenizer } : {}),
-    ...(loaded.vocab ? { vocab: loaded.vocab } : {}),
+    lower: lowercase, length: model.config.text.length, generation: processor.generation,
+    ...(tokenizer ? { path: tokenizer } : {}), ...(vocab ? { vocab } : {}),
   });
 }

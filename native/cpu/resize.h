@@ -160,7 +160,8 @@ inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_
   int64_t made = 0;  // rows of the horizontal pass
   for (int64_t y = 0; y < OH; ++y) {
     // With OH = H the filter is 1 at the row itself and 0 around it.
-    const int64_t first = OH == H ? y : axis.first[static_cast<size_t>(y)], n = OH == H ? 1 : axis.count[static_cast<size_t>(y)];
+    const int64_t first = OH == H ? y : axis.first[static_cast<size_t>(y)];
+    const int64_t n = OH == H ? 1 : axis.count[static_cast<size_t>(y)];
     const auto place = [&](int64_t row) { return kept.data() + row % most * (line + ColumnFilter::kSlack); };
     for (made = std::max(made, first); OW != W && made < first + n; ++made) columns.run(made, place(made));
     for (int64_t j = 0; j < n; ++j) rows[static_cast<size_t>(j)] = OW == W ? in + (first + j) * line : place(first + j);

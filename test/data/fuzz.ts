@@ -48,7 +48,8 @@ function repairPng(bytes: Buffer): void {
 }
 
 /** Decodes and resizes `count` damaged images; case i depends on (seed, i) alone. */
-export async function fuzzImages(count: number, seed: number, onProgress: (done: number) => void = () => undefined): Promise<FuzzResult> {
+export async function fuzzImages(count: number, seed: number,
+  onProgress: (done: number) => void = () => undefined): Promise<FuzzResult> {
   const all = [...await samples()], result = emptyResult(), processor = processorOf(2);
   const open = async (name: string, bytes: Uint8Array) => resizeTo(await decodeInput({ bytes, name }), 64, 64, processor);
   for (const [name, bytes] of all) await open(name, bytes);
