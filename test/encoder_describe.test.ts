@@ -17,7 +17,8 @@ import { normal } from './harness.js';
 let folder: string, model: Encoder;
 const decoder = { depth: 2, length: 24 };
 const pixels = (i: number, width = 40, height = 24) => ({
-  data: Uint8Array.from({ length: width * height * 3 }, (_, k) => (k * 31 + i * 97 + (k >> 5) * (i + 1)) & 255), width, height, channels: 3 as const,
+  data: Uint8Array.from({ length: width * height * 3 }, (_, k) => (k * 31 + i * 97 + (k >> 5) * (i + 1)) & 255),
+  width, height, channels: 3 as const,
 });
 const images = [pixels(1), pixels(2, 9, 50), pixels(3, 64, 64), pixels(4, 30, 31), pixels(5, 80, 20)];
 
@@ -67,7 +68,8 @@ test('a box is given in shares and in pixels; phrases are one or one each', asyn
   expect(location(undefined, 640, 427)).toBeNull();
   expect(phrasesFor('a', 2)).toEqual(['a', 'a']);
   for (const place of await model.locate(images, 'a cat')) expect(place === null || place.pixels.length === 4).toBe(true);
-  for (const bad of [['a'], ['a', 'b', 'c', 'd', ' ']]) expect((await errorOf(() => model.locate(images, bad))).code).toBe('ERR_CONFIG');
+  for (const bad of [['a'], ['a', 'b', 'c', 'd', ' ']])
+    expect((await errorOf(() => model.locate(images, bad))).code).toBe('ERR_CONFIG');
 });
 
 test('no decoder, a wrong option, an abort', async () => {
@@ -75,7 +77,8 @@ test('no decoder, a wrong option, an abort', async () => {
   expect((await errorOf(() => bare.caption(images))).message).toContain('no caption decoder');
   expect((await errorOf(() => model.caption(images, { beams: 0 }))).code).toBe('ERR_CONFIG');
   expect((await errorOf(() => model.caption(images, { output: 'f32' } as object))).message).toContain('"output"');
-  const stop = new AbortController(), running = model.caption(Array(64).fill(images[0]!), { beams: 4, signal: stop.signal });
+  const stop = new AbortController(), many = Array<typeof images[0]>(64).fill(images[0]!);
+  const running = model.caption(many as typeof images, { beams: 4, signal: stop.signal });
   setTimeout(() => stop.abort(new Error('enough')), 20);
   await expect(running).rejects.toThrow('enough');
   expect((await model.caption(images[0]!)).length).toBe(1);

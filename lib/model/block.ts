@@ -59,7 +59,8 @@ function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Ten
     const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
     const qkv = linear(first.y, proj('weight'), proj('bias'));
     const mixed = attention(qkv, o.heads, { packed: o.packed ?? null, keyLengths: o.keyLengths ?? null });
-    return [first.sum, linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`))];
+    const out = `${name}.self_attn.out_proj`;
+    return [first.sum, linear(mixed, p.get(`${out}.weight`), p.get(`${out}.bias`))];
   }) as Stream;
   return mlpHalf(p, name, o.eps, sum, a);
 }

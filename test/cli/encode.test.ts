@@ -99,8 +99,10 @@ test('classify prints probabilities, most probable first', () => {
 test('caption and locate: a line per image; without a decoder an error', async () => {
   const describing = await smallCheckpoint({ decoder: { length: 24 } });
   const { status, stdout } = siglip2(['caption', '--model', describing, '--json', '--beams', '2', files[0]!, files[1]!]);
-  expect([status, stdout.trim().split('\n').map((l) => (JSON.parse(l) as { image: string }).image)]).toEqual([0, [files[0], files[1]]]);
-  expect(siglip2(['locate', '--model', describing, '--phrase', 'a cat', files[0]!])).toMatchObject({ status: 0, stdout: `${files[0]}\n  no box\n` });
+  const named = stdout.trim().split('\n').map((l) => (JSON.parse(l) as { image: string }).image);
+  expect([status, named]).toEqual([0, [files[0], files[1]]]);
+  const located = siglip2(['locate', '--model', describing, '--phrase', 'a cat', files[0]!]);
+  expect(located).toMatchObject({ status: 0, stdout: `${files[0]}\n  no box\n` });
   const without = siglip2(['caption', '--model', model, files[0]!]);
   expect([without.status, without.stderr.includes('no caption decoder')]).toEqual([1, true]);
   expect(siglip2(['locate', '--model', describing, files[0]!]).stderr).toContain('--phrase');
@@ -108,7 +110,8 @@ test('caption and locate: a line per image; without a decoder an error', async (
 
 test('locate draws a box where it is', async () => {
   const data = new Uint8Array(60 * 40 * 3).fill(200);
-  await drawBox(at('box.png'), { data, width: 60, height: 40, channels: 3 }, { box: [0.25, 0.25, 0.75, 0.75], pixels: [15, 10, 45, 30] });
+  const place = { box: [0.25, 0.25, 0.75, 0.75], pixels: [15, 10, 45, 30] } as const;
+  await drawBox(at('box.png'), { data, width: 60, height: 40, channels: 3 }, { ...place, pixels: [...place.pixels] });
   const { data: drawn, info } = await sharp(at('box.png')).removeAlpha().raw().toBuffer({ resolveWithObject: true });
   const pixel = (x: number, y: number): number[] => [...drawn.subarray((y * 60 + x) * 3, (y * 60 + x) * 3 + 3)];
   expect([info.width, info.height, pixel(30, 20), pixel(2, 2), pixel(15, 20), pixel(30, 30)])

@@ -146,10 +146,11 @@ test('every instruction set gives the same bytes', () => {
     import { createHash } from 'node:crypto';
     import { resizeImageAsync } from 'lib/native.js';
     const hash = createHash('sha256');
-    for (const [h, w, c, oh, ow] of [[1, 1, 3, 4, 5], [31, 200, 3, 30, 1], [40, 500, 3, 9, 2], [97, 83, 3, 97, 40], [97, 83, 3, 33, 83],
-      [300, 211, 4, 64, 65], [64, 64, 1, 31, 90], [500, 700, 3, 22, 43], [90, 60, 3, 201, 170], [20, 3000, 3, 5, 64]])
+    for (const [h, w, c, oh, ow] of [[1, 1, 3, 4, 5], [31, 200, 3, 30, 1], [40, 500, 3, 9, 2], [97, 83, 3, 97, 40],
+      [97, 83, 3, 33, 83], [300, 211, 4, 64, 65], [64, 64, 1, 31, 90], [500, 700, 3, 22, 43], [90, 60, 3, 201, 170], [20, 3000, 3, 5, 64]])
       for (const method of ['pil-bilinear', 'pil-bicubic']) {
-        const data = Uint8Array.from({ length: h * w * c }, (_, i) => method === 'pil-bicubic' ? (i * 2654435761 >>> 15 & 1) * 255 : i * 2654435761 >>> 11);
+        const value = (i) => method === 'pil-bicubic' ? (i * 2654435761 >>> 15 & 1) * 255 : i * 2654435761 >>> 11;
+        const data = Uint8Array.from({ length: h * w * c }, (_, i) => value(i));
         hash.update(await resizeImageAsync(data, h, w, c, oh, ow, method));
       }
     console.log(hash.digest('hex'));`;
@@ -167,7 +168,8 @@ test('a folder, an .npz and a hub id each give the processor of their checkpoint
     return model.processor;
   };
   // Nothing in an .npz says so, but 32,000 pieces are SigLIP 1's vocabulary.
-  expect([await npz(9), await npz(32000)]).toEqual([{ name: 'hf', resample: 'bilinear' }, { name: 'hf', resample: 'bicubic' }]);
+  expect(await npz(9)).toEqual({ name: 'hf', resample: 'bilinear' });
+  expect(await npz(32000)).toEqual({ name: 'hf', resample: 'bicubic' });
   const folder = await folderOf(9), file = join(folder, 'preprocessor_config.json');
   writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')) as object, resample: 3 }));
   mkdirSync(join(repo, 'refs'), { recursive: true });

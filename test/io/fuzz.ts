@@ -173,7 +173,8 @@ export async function fuzzCase(result: FuzzResult, name: string, run: () => Prom
     await run();
     result.opened++;
   } catch (error) {
-    if (error instanceof Siglip2Error && error.message !== '') result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
+    const ours = error instanceof Siglip2Error && error.message !== '';
+    if (ours) result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
     else result.failures.push(`${name}: ${(error as Error).stack ?? String(error)}`);
   }
   result.slowest = Math.max(result.slowest, performance.now() - begin);
@@ -189,7 +190,8 @@ export async function fuzzCheckpoints(folder: string, count: number, seed: numbe
     const random = seeded(seed * 1_000_003 + i), sample = all[i % all.length]!;
     const files = [...sample.files], [path, bytes] = files[Math.floor(random() * files.length)]!;
     writeFileSync(path, mutate(bytes, random));
-    await fuzzCase(result, `case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}`, () => open(sample.source));
+    const name = `case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}`;
+    await fuzzCase(result, name, () => open(sample.source));
     writeFileSync(path, bytes);
     onProgress(i + 1);
   }

@@ -77,7 +77,10 @@ test('four images by heart: caption, box from phrase, phrase from box; then save
   tokens.dispose();
 
   using encoder = await load(path);
-  const images = phrases.map((_, i) => ({ data: pixels.subarray(i * S * S * 3, (i + 1) * S * S * 3), width: S, height: S, channels: 3 as const }));
+  const images = phrases.map((_, i) => {
+    const data = pixels.subarray(i * S * S * 3, (i + 1) * S * S * 3);
+    return { data, width: S, height: S, channels: 3 as const };
+  });
   expect(await encoder.caption(images, { beams: 2, batchSize: 3 })).toEqual(captions);
   const places = await encoder.locate(images, phrases, { batchSize: 3 });
   places.forEach((place, i) => boxes[i]!.forEach((v, k) => {

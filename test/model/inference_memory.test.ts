@@ -3,7 +3,7 @@ import { afterAll, expect, test } from '@jest/globals';
 import { modelConfig } from '../../lib/model/config.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { linear } from '../../lib/ops/linear.js';
-import { noGrad, requireGrad, clearTape } from '../../lib/tape.js';
+import { clearTape, noGrad, requireGrad } from '../../lib/tape.js';
 import { liveCount, memory, resetPeak, scope, synchronize, tensor, type Tensor } from '../../lib/tensor.js';
 import { normal } from '../harness.js';
 
@@ -16,7 +16,8 @@ async function peaks(depth: number, checkpoint: boolean): Promise<[images: numbe
   model.initialize(1);
   const S = config.vision.imageSize, L = config.text.length, result: number[] = [];
   const pixels = new Uint8Array(8 * S * S * 3).fill(9), ids = new Int32Array(8 * L).fill(3);
-  for (const encode of [() => model.encodeImages(tensor(pixels, [8, S, S, 3])), () => model.encodeTexts(tensor(ids, [8, L]))]) {
+  const images = () => model.encodeImages(tensor(pixels, [8, S, S, 3])), texts = () => model.encodeTexts(tensor(ids, [8, L]));
+  for (const encode of [images, texts]) {
     await synchronize();
     const before = memory().live;
     resetPeak();
@@ -38,8 +39,10 @@ test.each(['f32', 'bf16'] as const)('GELU in place gives the bits that training 
     const values = normal(n, seed);
     return dtype === 'f32' ? values : new Uint16Array(values.buffer).filter((_, i) => i % 2 === 1);
   };
-  const run = (bias: boolean): Tensor => scope(() => linear(requireGrad(tensor(array(M * K, 1), [M, K])), tensor(array(N * K, 2), [N, K]),
-    bias ? tensor(normal(N, 3), [N]) : null, { gelu: true }));
+  const run = (bias: boolean): Tensor => scope(() => {
+    const x = requireGrad(tensor(array(M * K, 1), [M, K])), weight = tensor(array(N * K, 2), [N, K]);
+    return linear(x, weight, bias ? tensor(normal(N, 3), [N]) : null, { gelu: true });
+  });
   for (const bias of [false, true]) {
     const kept = run(bias), inPlace = noGrad(() => run(bias));
     expect(await inPlace.read()).toEqual(await kept.read());
