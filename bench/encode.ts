@@ -13,8 +13,10 @@ import { parseArgs } from 'node:util';
 import { load, type Encoder } from '../lib/encoder.js';
 import { convertCheckpoint } from '../lib/io/convert.js';
 import { GEMMA_VOCAB, modelConfig } from '../lib/model/config.js';
+import { loadModel } from '../lib/model/files.js';
 import { native } from '../lib/native.js';
-import type { DeviceName } from '../lib/tensor.js';
+import { noGrad } from '../lib/tape.js';
+import { batchInvariant, scope, tensor, type DeviceName, type Tensor } from '../lib/tensor.js';
 import { inputs } from './encode_inputs.js';
 import { circumstances, median, peakMemory, save } from './measure.js';
 import { openOrt, type Towers } from './peers/ort.js';
@@ -37,7 +39,7 @@ async function firstEmbedding(model: string, dtype: Dtype): Promise<First> {
 /** In a process of its own: resident bytes with both towers loaded, and the most while both encoded batches. */
 async function memoryOf(towers: Towers): Promise<Memory> {
   const loaded = process.memoryUsage.rss();
-  for (let i = 0; i < 3; i++) {
+  for (let i = 0; i < 2; i++) {
     await towers.images();
     await towers.texts();
   }
@@ -49,6 +51,21 @@ function inChild<T>(args: string[]): T {
   const main = fileURLToPath(new URL('./main.js', import.meta.url));
   const printed = execFileSync(process.execPath, [main, 'encode', ...args], { encoding: 'utf8' });
   return JSON.parse(printed.trim().split('\n').at(-1)!) as T;
+}
+
+/** The towers on pixels and ids, as the peer gets them: without the tokenizer, which is not in its process either. */
+async function bareTowers(source: string, dtype: Dtype, device: DeviceName, batch: number): Promise<Towers> {
+  const { model } = await loadModel(source, { dtype, device }), { vision, text } = model.config;
+  const S = vision.imageSize, pixels = new Uint8Array(batch * S * S * 3).fill(90), ids = new Int32Array(batch * text.length).fill(1);
+  const run = async (encode: () => Tensor): Promise<void> => {
+    const rows = scope(() => noGrad(() => batchInvariant(device, encode)));
+    await rows.read();
+    rows.dispose();
+  };
+  return {
+    images: () => run(() => model.encodeImages(tensor(pixels, [batch, S, S, 3], device))),
+    texts: () => run(() => model.encodeTexts(tensor(ids, [batch, text.length], device))),
+  };
 }
 
 function ourTowers(model: Encoder, batch: number): Towers {
@@ -118,7 +135,7 @@ export async function main(args: string[]): Promise<void> {
     const dtype = (values.dtype ?? 'f32') as Dtype;
     const measured = values.child === 'first' ? await firstEmbedding(values.model!, dtype)
       : values.child === 'ort' ? await memoryOf(await openOrt(values.onnx!, shape))
-        : await memoryOf(ourTowers(await load(values.model!, { dtype, device }), batch));
+        : await memoryOf(await bareTowers(values.model!, dtype, device, batch));
     console.log(JSON.stringify(measured));
     return;
   }
