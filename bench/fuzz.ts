@@ -27,8 +27,8 @@ export async function main(args: string[]): Promise<void> {
       });
       progress.end();
       console.log(`${count} damaged ${kind}: ${result.opened} opened, refused ${JSON.stringify(result.refused)}, ` +
-        `${result.failures.length} failures; slowest ${result.slowest.toFixed(0)} ms, memory +${(result.growth / 1e6).toFixed(0)} MB, ` +
-        `at most ${(peakMemory() / 1e6).toFixed(0)} MB`);
+        `${result.failures.length} failures; slowest ${result.slowest.ms.toFixed(0)} ms of processor time (${result.slowest.name}), ` +
+        `memory +${(result.growth / 1e6).toFixed(0)} MB, at most ${(peakMemory() / 1e6).toFixed(0)} MB`);
       for (const failure of result.failures.slice(0, 20)) console.error(failure);
       if (result.failures.length > 0) process.exitCode = 1;
     }
