@@ -124,7 +124,6 @@ class ColumnFilter {
 inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k, int64_t line, uint8_t* out) {
   int64_t x = 0;
 #if defined(__AVX2__)
-  if (has_vnni()) return vnni_combine(rows, n, k, line, out);
   for (; x + 32 <= line; x += 32) {
     __m256i sums[4];
     for (__m256i& s : sums) s = _mm256_set1_epi32(1 << 21);

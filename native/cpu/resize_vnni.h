@@ -1,7 +1,7 @@
-// The two passes of resize_u8 for CPUs with AVX-512 VNNI, whose instruction adds four products of a byte and a signed
+// The horizontal pass of resize_u8 for CPUs with AVX-512 VNNI, whose instruction adds four products of a byte and a signed
 // byte to a 32-bit sum. A fixed-point weight is 65536·a + 256·b + c with signed bytes a, b, c, so three such sums make
-// the exact integer that PIL computes. Chosen at run time; the functions carry their instruction set with them, for the
-// files that include this are compiled for less.
+// the exact integer that PIL computes. Chosen at run time; run() carries its instruction set with it, for the files that
+// include this are compiled for less.
 #pragma once
 #include <immintrin.h>
 #include "../op.h"
@@ -9,12 +9,6 @@
 
 namespace siglip2 {
 namespace {
-
-// GCC 12 takes the registers that its own intrinsics leave undefined on purpose for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#define VNNI_CODE __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 
 inline bool has_vnni() {
   static const bool found = use_avx512() && __builtin_cpu_supports("avx512vnni");
@@ -32,11 +26,10 @@ struct WeightBytes {
   }
 };
 
-// (65536·a + 256·b + c) >> 22, where c began with the half that rounds.
-VNNI_CODE inline __m512i vnni_sum(__m512i a, __m512i b, __m512i c) {
-  const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(a, 8), b);
-  return _mm512_srai_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, 8), c), 22);
-}
+// GCC 12 takes the registers that its own intrinsics leave undefined on purpose for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 // Rows of RGB pixels, four output pixels at a time and four taps of each: 128 bits hold one of them as the taps of red,
 // of green, of blue, and four unused bytes.
@@ -60,7 +53,8 @@ class VnniRgbRows {
   // Bytes that run() may read after the end of a row. It may write 16 after the end of its result.
   int64_t overrun() const { return 12 * groups_ + 16; }
 
-  VNNI_CODE void run(const uint8_t* row, uint8_t* out) const {
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+  void run(const uint8_t* row, uint8_t* out) const {
     const __m512i taps = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
     const __m128i rgb = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
     const auto load = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
@@ -78,8 +72,10 @@ class VnniRgbRows {
         b = _mm512_dpbusd_epi32(b, p, _mm512_load_si512(w->part[1]));
         c = _mm512_dpbusd_epi32(c, p, _mm512_load_si512(w->part[2]));
       }
-      const __m512i sum = _mm512_max_epi32(vnni_sum(a, b, c), _mm512_setzero_si512());
-      const __m128i pixels = _mm_shuffle_epi8(_mm512_cvtusepi32_epi8(sum), rgb);
+      const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(a, 8), b);
+      const __m512i sum = _mm512_srai_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, 8), c), 22);
+      const __m512i clipped = _mm512_max_epi32(sum, _mm512_setzero_si512());
+      const __m128i pixels = _mm_shuffle_epi8(_mm512_cvtusepi32_epi8(clipped), rgb);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * x), pixels);
     }
   }
@@ -93,46 +89,6 @@ class VnniRgbRows {
   std::vector<int64_t> first_;    // (OW), in bytes
 };
 
-// One row of the vertical pass: the sum of n rows with their weights, 64 columns and four rows at a time. Unpacking
-// interleaves the rows, and packing the sums undoes its order.
-VNNI_CODE inline void vnni_combine(const uint8_t* const* rows, int64_t n, const int32_t* k, int64_t line, uint8_t* out) {
-  static thread_local std::vector<uint32_t> weights;  // (n / 4, 3), the bytes of four taps each
-  weights.assign(static_cast<size_t>((n + 3) / 4 * 3), 0);
-  for (int64_t j = 0; j < n; ++j) {
-    const WeightBytes w(k[j]);
-    for (int i = 0; i < 3; ++i)
-      weights[static_cast<size_t>(j / 4 * 3 + i)] |= uint32_t{static_cast<uint8_t>(w.part[i])} << (j % 4 * 8);
-  }
-  for (int64_t x = 0; x < line; x += 64) {
-    const __mmask64 mask = line - x >= 64 ? ~__mmask64{0} : (__mmask64{1} << (line - x)) - 1;
-    __m512i a[4], b[4], c[4];
-    for (int q = 0; q < 4; ++q) {
-      a[q] = b[q] = _mm512_setzero_si512();
-      c[q] = _mm512_set1_epi32(1 << 21);
-    }
-    for (int64_t g = 0; 4 * g < n; ++g) {
-      __m512i r[4];
-      for (int64_t j = 0; j < 4; ++j)  // a row beyond the last has no weight: any other may stand for it
-        r[j] = _mm512_maskz_loadu_epi8(mask, rows[std::min(4 * g + j, n - 1)] + x);
-      const __m512i low01 = _mm512_unpacklo_epi8(r[0], r[1]), high01 = _mm512_unpackhi_epi8(r[0], r[1]);
-      const __m512i low23 = _mm512_unpacklo_epi8(r[2], r[3]), high23 = _mm512_unpackhi_epi8(r[2], r[3]);
-      const __m512i taps[4] = {_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
-                               _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
-      const auto weight = [&](int i) { return static_cast<int>(weights[static_cast<size_t>(3 * g + i)]); };
-      const __m512i wa = _mm512_set1_epi32(weight(0)), wb = _mm512_set1_epi32(weight(1)), wc = _mm512_set1_epi32(weight(2));
-      for (int q = 0; q < 4; ++q) {
-        a[q] = _mm512_dpbusd_epi32(a[q], taps[q], wa);
-        b[q] = _mm512_dpbusd_epi32(b[q], taps[q], wb);
-        c[q] = _mm512_dpbusd_epi32(c[q], taps[q], wc);
-      }
-    }
-    const __m512i left = _mm512_packs_epi32(vnni_sum(a[0], b[0], c[0]), vnni_sum(a[1], b[1], c[1]));
-    const __m512i right = _mm512_packs_epi32(vnni_sum(a[2], b[2], c[2]), vnni_sum(a[3], b[3], c[3]));
-    _mm512_mask_storeu_epi8(out + x, mask, _mm512_packus_epi16(left, right));
-  }
-}
-
-#undef VNNI_CODE
 #pragma GCC diagnostic pop
 
 }  // namespace
