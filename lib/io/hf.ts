@@ -352,7 +352,7 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const config = fromHfConfig(await readJson(configPath), extra, configPath);
   const vocabulary = extra?.vocabulary ?? null;
   if (vocabulary !== null) checkVocabulary(extraPath, config, vocabulary, 2 ** 24 + 1);
-  const processor = await readProcessor(folder, config);
+  const processor = await readProcessor(folder, config), boxes = boxFormat(extra, extraPath);
   const reader = await openSafetensors(folder);
   try {
     checkTensors(folder, config, reader.tensors);
@@ -363,7 +363,7 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const tokenizer = join(folder, 'tokenizer.json');
   return {
     ...processor, folder, config, reader, vocabulary, lowercase: extra?.lowercase ?? 'ascii',
-    tokenizer: existsSync(tokenizer) ? tokenizer : undefined, boxes: boxFormat(extra, extraPath),
+    tokenizer: existsSync(tokenizer) ? tokenizer : undefined, boxes,
   };
 }
 
