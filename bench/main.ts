@@ -22,8 +22,9 @@ if (!load) {
     'views [--size 256] [--patch 16] [--json FILE]',
     'naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]',
     'load [--model B/16] [--size 256] [--npz]',
-    'fuzz [--count 10000] [--seed 1]',
-    'encode [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--onnx FOLDER] [--image FILE.jpg] [--json FILE]',
+    'fuzz [--count 10000] [--seed 1] [--only checkpoints|images]',
+    'encode [--variant B/16] [--size 256] [--model FOLDER] [--dtype f32|bf16] [--batch 8] [--peer ort] [--onnx FOLDER] ' +
+      '[--image FILE.jpg] [--json FILE]',
     'stress [--calls 20000] [--cycles 20]',
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',

@@ -1,5 +1,6 @@
 /** siglip2: train SigLIP 2 encoders from Node. */
 export { Encoder, load, type DenseFeatures, type EncodeOptions, type LoadOptions, type ZeroShotOptions } from './encoder.js';
+export type { DescribeOptions, Location } from './encoder/describe.js';
 export { Embeddings, type OutputType } from './encoder/output.js';
 export type { LabelScore, Similarity } from './encoder/scores.js';
 export type { ImageInput, RawPixels } from './data/input.js';
@@ -21,7 +22,7 @@ export { buildScenes } from './data/datasets/scenes.js';
 export { loadTokenizer } from './data/tokenizer.js';
 export { embedImages, embedNaflex, embedTexts } from './eval/embed.js';
 export { boxesOfPhrases, captionImages, phrasesOfBoxes } from './eval/localize.js';
-export { tokenizerOf } from './eval/zero_shot.js';
+export { tokenizerOf } from './model/tokenizer.js';
 export { liveCount, memory, scope, setMemoryLimit, tensor, Tensor } from './tensor.js';
 export { backward, noGrad } from './tape.js';
 export { sigmoidLoss } from './ops/sigmoid_loss.js';

@@ -4,6 +4,7 @@ import { parseArgs } from 'node:util';
 import { lines } from '../data/paths.js';
 import type { ProcessorName } from '../data/processor.js';
 import { load, type EncodeOptions, type Encoder } from '../encoder.js';
+import type { DescribeOptions } from '../encoder/describe.js';
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { writeNpy } from '../io/npy.js';
@@ -36,6 +37,14 @@ export function wholeNumber(name: string, text: string): number {
   if (!(Number.isInteger(n) && n > 0))
     throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
   return n;
+}
+
+/** Options of the commands that let the caption decoder write. */
+export function describeOptions(values: { beams: string; batch?: string | undefined }): DescribeOptions {
+  return {
+    beams: wholeNumber('beams', values.beams),
+    ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
+  };
 }
 
 async function readLines(file: string): Promise<string[]> {

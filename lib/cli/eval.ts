@@ -2,9 +2,10 @@
 import { parseArgs } from 'node:util';
 import { buildEvalSets, type EvalSetName } from '../data/evalset.js';
 import { ConfigError } from '../errors.js';
-import { evaluateSuite, tokenizerOf, type SetResult } from '../eval/zero_shot.js';
+import { evaluateSuite, type SetResult } from '../eval/zero_shot.js';
 import { writeFileAtomic } from '../io/files.js';
 import { loadModel } from '../model/files.js';
+import { tokenizerOf } from '../model/tokenizer.js';
 import { listCheckpoints } from '../train/checkpoint.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';

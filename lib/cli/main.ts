@@ -17,6 +17,8 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   embed: () => import('./embed.js'),
   classify: () => import('./classify.js'),
   search: () => import('./search.js'),
+  caption: () => import('./caption.js'),
+  locate: () => import('./locate.js'),
   convert: () => import('./convert.js'),
   export: () => import('./export.js'),
   info: () => import('./info.js'),

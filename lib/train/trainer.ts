@@ -277,7 +277,7 @@ export class Trainer {
     const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
     return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
       modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
-        lowercase: this.config.data.lowercase, ema: this.optimizer.ema }));
+        lowercase: this.config.data.lowercase, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
   }
 
   async close(): Promise<void> {

@@ -10,19 +10,18 @@ namespace {
 
 constexpr int64_t kBlocks = 32;  // partial sums of dbias; independent of the number of threads
 
+// pre = pre + bias and y = gelu(pre), where pre may be y itself; without pre y = y + bias.
 template <class T>
 void add_bias(T* y, T* pre, const float* bias, int64_t M, int64_t N) {
   parallel_ranges(M, 1 + 16384 / N, [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
-      T* out = y + r * N;
-      if (!pre) {
-        for (int64_t i = 0; i < N; ++i) out[i] = static_cast<float>(out[i]) + bias[i];
-        continue;
-      }
-      T* p = pre + r * N;
+      T *out = y + r * N, *p = (pre ? pre : y) + r * N;
       if (bias)
         for (int64_t i = 0; i < N; ++i) p[i] = static_cast<float>(p[i]) + bias[i];
-      for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(p[i]));
+      if (pre == y)  // a loop of its own: two names for one row would not be vectorised
+        for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(out[i]));
+      else if (pre)
+        for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(p[i]));
     }
   });
 }
