@@ -45,7 +45,8 @@ export interface BuilderConfig {
 
 /** Work for a builder. */
 export type BuilderRequest =
-  | { type: 'build'; index: number; epoch: number; samples: Sample[] }
+  /** `visit` tells a sample's comings apart: the epoch, or in a mixture, where it may come often in one, the batch. */
+  | { type: 'build'; index: number; visit: number; samples: Sample[] }
   /** Stand-ins for samples that were reported as failed. */
   | { type: 'replace'; index: number; slots: number[]; samples: Sample[] };
 
@@ -104,7 +105,7 @@ export const Progress = { stage: 0, sample: 1, ticks: 2, length: 3 } as const;
 
 /** A batch in the making. */
 interface Draft extends BuiltBatch {
-  epoch: number;
+  visit: number;
   /** What the decoder's sequences are to say: aref, gcap and cap of each sample. */
   contents: (SequenceContent | null)[][];
   /** NaFlex images as far as they are made, and the most patches of one. */
@@ -172,7 +173,7 @@ export class Builder {
     if (request.type === 'build') {
       const size = request.samples.length;
       draft = {
-        epoch: request.epoch,
+        visit: request.visit,
         images: new Uint8Array(config.naflex ? 0 : size * config.size * config.size * 3),
         patches: [],
         tokens: config.naflex ? naflexLength(config.seed, request.index, config.naflex) : 0,
@@ -213,7 +214,7 @@ export class Builder {
     if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
     if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
     this.drafts.delete(request.index);
-    const { epoch: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
+    const { visit: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
     const transfer = [
       batch.images,
       batch.ids,
@@ -238,14 +239,14 @@ export class Builder {
     const described = this.describe(sample);
     const chosen = chooseCaptions(
       described.captions,
-      config.captions,
-      new Random(config.seed, Stream.caption, draft.epoch, sample.index),
+      sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] },
+      new Random(config.seed, Stream.caption, draft.visit, sample.index),
     );
     if (chosen === undefined)
       throw new DataError(`${describeSample(sample)}: no caption in the languages wanted`);
 
     if (config.decoder !== undefined) {
-      const random = new Random(config.seed, Stream.decoder, draft.epoch, sample.index);
+      const random = new Random(config.seed, Stream.decoder, draft.visit, sample.index);
       const pair = sampleRegions(described.regions, random, config.decoder.minScore);
       const region = (task: 'aref' | 'gcap'): SequenceContent | null =>
         pair ? { task, text: pair[task].phrase, box: pair[task].box } : null;
@@ -261,7 +262,7 @@ export class Builder {
         image,
         config.transforms,
         config.size,
-        new Random(config.seed, Stream.augment, draft.epoch, sample.index),
+        new Random(config.seed, Stream.augment, draft.visit, sample.index),
         resizeImage,
         draft.images.subarray(slot * pixels, (slot + 1) * pixels),
       );
@@ -270,7 +271,7 @@ export class Builder {
       makeViews(
         image,
         config.views,
-        { seed: config.seed, epoch: draft.epoch, sample: sample.index },
+        { seed: config.seed, epoch: draft.visit, sample: sample.index },
         resizeImage,
         viewTargets(draft.views, slot, config.views),
       );

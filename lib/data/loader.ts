@@ -18,6 +18,7 @@ import {
 } from './builder.js';
 import { checkCaptionChoice, type CaptionChoice } from './captions.js';
 import type { AlphaMode } from './image.js';
+import type { DrawAccount, Drawn, MixtureState } from './mixture.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
 import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
@@ -60,6 +61,13 @@ export interface Batch extends BuiltBatch {
   epoch: number;
   /** Milliseconds `next` had to wait for it. */
   waitMs: number;
+  /** Of a mixture: what was drawn since the start of training, this batch included. */
+  drawn?: Drawn;
+}
+
+/** Where a loader stands, for JSON. */
+export interface LoaderState extends SamplerState {
+  mixture?: MixtureState;
 }
 
 /** Options of `DataLoader`. */
@@ -137,6 +145,7 @@ export class DataLoader implements AsyncIterable<Batch> {
   private readonly sites: Site[] = [];
   private readonly pending = new Map<number, Pending>();
   private readonly prefetch: number;
+  private readonly account: DrawAccount | undefined;
   private consumed: SamplerState;
   private expected = 0;
   private started = false;
@@ -196,13 +205,19 @@ export class DataLoader implements AsyncIterable<Batch> {
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
-    this.sampler = new Sampler(source.length, {
-      batchSize: options.batchSize,
-      seed: options.seed,
-      ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
-      ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
-      ...(classes === undefined ? {} : { classes }),
-    });
+    const { mixture } = source;
+    mixture?.checkCaptions(captions);
+    this.account = mixture?.account();
+    this.sampler = new Sampler(
+      mixture?.length ?? source.length,
+      mixture?.samplerOptions(options.batchSize, options.seed, options.uniqueBy && classes) ?? {
+        batchSize: options.batchSize,
+        seed: options.seed,
+        ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
+        ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
+        ...(classes === undefined ? {} : { classes }),
+      },
+    );
     this.consumed = this.sampler.state;
     this.skips = source.skips.clone(options.maxSkips);
     this.prefetch = prefetch ?? 2 * Math.max(1, this.workerCount());
@@ -235,16 +250,17 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   /** For a checkpoint: continues after the last batch that `next` returned. */
-  get state(): SamplerState {
-    return { ...this.consumed };
+  get state(): LoaderState {
+    return { ...this.consumed, ...(this.account ? { mixture: this.account.state } : {}) };
   }
 
   /**
    * Continues from a state; only before the first `next`. Throws DataError when it belongs to other
    * data or settings.
    */
-  restore(state: SamplerState): void {
+  restore(state: LoaderState): void {
     if (this.started) throw new ConfigError('restore: call it before the first batch is asked for');
+    this.account?.restore(state.mixture);
     this.sampler.restore(state);
     this.consumed = this.sampler.state;
   }
@@ -284,6 +300,11 @@ export class DataLoader implements AsyncIterable<Batch> {
   /** For `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** What a number in a plan stands for: a sample, or an entry of a mixture. */
+  private sampleAt(index: number): Sample {
+    return this.source.mixture?.sample(index) ?? this.source.at(index);
   }
 
   private workerCount(): number {
@@ -339,8 +360,10 @@ export class DataLoader implements AsyncIterable<Batch> {
     this.consumed = entry.after;
     this.pump();
     const { built, plan } = entry;
+    this.account?.add(entry.current);
     return {
       ...built,
+      ...(this.account ? { drawn: this.account.drawn } : {}),
       size: plan.samples.length,
       index,
       epoch: plan.epoch,
@@ -400,8 +423,8 @@ export class DataLoader implements AsyncIterable<Batch> {
       site.send({
         type: 'build',
         index: plan.index,
-        epoch: plan.epoch,
-        samples: Array.from(plan.samples, (i) => this.source.at(i)),
+        visit: this.source.mixture ? plan.index : plan.epoch,
+        samples: Array.from(plan.samples, (i) => this.sampleAt(i)),
       });
     }
   }
@@ -428,7 +451,7 @@ export class DataLoader implements AsyncIterable<Batch> {
     const slots: number[] = [];
     for (const { slot, reason, message } of reply.failures) {
       const unusable = current[slot] as number;
-      this.skips.add(reason, describeSample(this.source.at(unusable)));
+      this.skips.add(reason, describeSample(this.sampleAt(unusable)));
       this.skips.check(this.source.length + this.source.skips.total, this.source.name);
       tried.add(unusable);
       const other = this.sampler.replacement(plan.epoch, unusable, current, tried);
@@ -439,7 +462,7 @@ export class DataLoader implements AsyncIterable<Batch> {
       }
       current[slot] = other;
       slots.push(slot);
-      samples.push(this.source.at(other));
+      samples.push(this.sampleAt(other));
     }
     entry.site.send({ type: 'replace', index: plan.index, slots, samples });
   }

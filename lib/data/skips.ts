@@ -39,6 +39,18 @@ export class SkipCounter {
     return true;
   }
 
+  /** Counts what another counter counted too. */
+  addAll(other: SkipCounter): void {
+    for (const key of other.seen) this.seen.add(key);
+    for (const [reason, { count, examples }] of other.byReason) {
+      const record = this.byReason.get(reason);
+      this.byReason.set(reason, {
+        count: (record?.count ?? 0) + count,
+        examples: [...(record?.examples ?? []), ...examples].slice(0, kExamples),
+      });
+    }
+  }
+
   /**
    * Throws DataError when more samples were skipped than allowed. @param samples size of the whole
    * collection
@@ -64,10 +76,7 @@ export class SkipCounter {
   /** A copy that counts on from here, with another limit if one is given. */
   clone(maxSkips: number | undefined = this.maxSkips): SkipCounter {
     const copy = new SkipCounter(maxSkips);
-    for (const [reason, { count, examples }] of this.byReason) {
-      copy.byReason.set(reason, { count, examples: [...examples] });
-    }
-    for (const key of this.seen) copy.seen.add(key);
+    copy.addAll(this);
     return copy;
   }
 }

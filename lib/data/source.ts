@@ -12,6 +12,8 @@ import { ConfigError, DataError } from '../errors.js';
 import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader, fileError, readJson, type Location } from './files.js';
+import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
+import { fillMixture, type Mixture, type MixtureSpec } from './mixture.js';
 import { expandPaths, lines } from './paths.js';
 import { SkipCounter } from './skips.js';
 import { indexTar, type TarEntry } from './tar.js';
@@ -31,6 +33,8 @@ export interface Sample {
   captions: CaptionLocation;
   /** Language of captions that do not say theirs. */
   language: string;
+  /** Drawn from a mixture: the language its caption is to be in. */
+  draw?: string;
   /** Class id, where the collection has classes (`class` in the sample's JSON). */
   class?: number;
   /** A grey image with the number of the object at each pixel, where there is one (`<key>.mask.png`). */
@@ -38,7 +42,13 @@ export interface Sample {
 }
 
 /** What to open; plain JSON, so that it can stand in a config. */
-export type SourceSpec =
+export type SourceSpec = SingleSourceSpec | MixtureSpec;
+
+/**
+ * One collection. `language` is that of captions that do not say theirs, "en" by default; "detect" identifies it from each
+ * sample's captions.
+ */
+export type SingleSourceSpec =
   /** WebDataset tars: paths with `*`, `?` in the last part, or `{000..012}`, `{a,b}` anywhere. */
   | { type: 'webdataset'; tars: string | string[]; language?: string }
   /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
@@ -71,6 +81,10 @@ export class SampleSource {
   readonly samples: Sample[] = [];
   /** Captions by language. */
   readonly languages = new Map<string, number>();
+  /** Languages of each sample's captions; samples with the same ones share a list. */
+  readonly sampleLanguages: (readonly string[])[] = [];
+  /** Of a mixture: what is drawn from it. */
+  mixture: Mixture | undefined;
   /** The classes, where the collection says what they are called. */
   classes: EmojiClass[] | undefined;
 
@@ -141,6 +155,11 @@ export async function openSource(
   spec: SourceSpec,
   options: SourceOptions = {},
 ): Promise<SampleSource> {
+  if (spec.type === 'mixture') {
+    const whole = new SampleSource('mixture', options.maxSkips);
+    await fillMixture(whole, spec, (source) => openSource(source, options));
+    return whole;
+  }
   const indexer = new Indexer(options);
   try {
     return await indexer.open(spec);
@@ -171,13 +190,16 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
 class Indexer {
   readonly reader = new FileReader();
   private source!: SampleSource;
+  private detector: LanguageDetector | undefined;
+  private readonly lists = new Map<string, readonly string[]>();
   private language = 'en';
   private seen = 0;
 
   constructor(private readonly options: SourceOptions) {}
 
-  async open(spec: SourceSpec): Promise<SampleSource> {
+  async open(spec: SingleSourceSpec): Promise<SampleSource> {
     const { maxSkips } = this.options;
+    if ('language' in spec && spec.language === DETECT) this.detector = await languageDetector();
     switch (spec.type) {
       case 'webdataset': {
         const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
@@ -315,8 +337,8 @@ class Indexer {
     if (location === undefined || parsed === undefined || parsed.captions.length === 0) {
       return void source.skips.add('no caption', example);
     }
-    this.push(key, image, location, parsed, meta);
-    if (draft.mask !== undefined) (source.samples.at(-1) as Sample).mask = draft.mask;
+    const sample = this.push(key, image, location, parsed, meta);
+    if (sample !== undefined && draft.mask !== undefined) sample.mask = draft.mask;
   }
 
   private push(
@@ -325,15 +347,34 @@ class Indexer {
     captions: CaptionLocation,
     parsed: ParsedCaptions,
     meta: Record<string, unknown>,
-  ): void {
+  ): Sample | undefined {
     const { source } = this;
-    const sample: Sample = { index: source.length, key, image, captions, language: this.language };
+    const language = this.detector ? this.identify(parsed) : this.language;
+    if (language === undefined) {
+      source.skips.add('captions in no language', describeSample({ key, image }));
+      return undefined;
+    }
+    const sample: Sample = { index: source.length, key, image, captions, language };
     const id = meta['class'];
     if (typeof id === 'number' && Number.isInteger(id) && id >= 0 && id < 2 ** 31)
       sample.class = id;
     source.samples.push(sample);
-    for (const { lang } of parsed.captions)
-      source.languages.set(lang, (source.languages.get(lang) ?? 0) + 1);
+    const languages = new Set<string>();
+    for (const { lang } of parsed.captions) {
+      const said = lang === DETECT ? language : lang;
+      languages.add(said);
+      source.languages.set(said, (source.languages.get(said) ?? 0) + 1);
+    }
+    const list = [...languages], name = list.join();
+    if (!this.lists.has(name)) this.lists.set(name, list);
+    source.sampleLanguages.push(this.lists.get(name)!);
+    return sample;
+  }
+
+  /** The language of the captions that do not say theirs; undefined when they are in none. */
+  private identify({ captions }: ParsedCaptions): string | undefined {
+    const silent = captions.filter(({ lang }) => lang === DETECT);
+    return silent.length === 0 ? UNDETERMINED : this.detector!(silent.map(({ text }) => text).join('\n'));
   }
 
   private async folder(folder: string): Promise<void> {

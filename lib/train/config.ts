@@ -18,7 +18,7 @@ const duration = z.union([
 
 const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
 
-const source = z.discriminatedUnion('type', [
+const single = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), language: z.string().optional() }),
   z.strictObject({ type: z.literal('folder'), path: z.string(), language: z.string().optional() }),
   z.strictObject({ type: z.literal('manifest'), path: z.string(), language: z.string().optional() }),
@@ -37,6 +37,12 @@ const source = z.discriminatedUnion('type', [
 ]);
 
 const share = z.number().min(0).max(1);
+/** Several of them as one, with weights by source and quotas by language: docs/mixture.md. */
+const source = z.discriminatedUnion('type', [...single.options, z.strictObject({
+  type: z.literal('mixture'),
+  sources: z.array(z.strictObject({ name: z.string().optional(), weight: positive.optional(), source: single })).min(1),
+  languages: z.strictObject({ quotas: z.record(z.string(), share).optional(), temperature: positive.optional() }).optional(),
+})]);
 const range = z.tuple([z.number(), z.number()]);
 const weight = z.number().min(0);
 const viewSettings = z.strictObject({

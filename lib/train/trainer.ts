@@ -6,11 +6,11 @@
 import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DataLoader, type Batch } from '../data/loader.js';
+import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
 import { naflexHalves } from '../data/naflex_lengths.js';
 import { openSource, type SampleSource, type SourceSpec } from '../data/source.js';
 import type { ImageTransform } from '../data/augment.js';
-import type { SamplerState } from '../data/sampler.js';
+import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
@@ -58,6 +58,8 @@ export interface StepMetrics {
   peakBytes: number;
   /** Training time of the run so far, resumed parts included. */
   seconds: number;
+  /** Of a mixture, at every `logEvery`-th step and the last: what was drawn so far. */
+  drawn?: Drawn;
 }
 
 export interface TrainerOptions {
@@ -74,6 +76,7 @@ interface Pending {
   examples: number;
   lr: number;
   waitMs: number;
+  drawn: Drawn | undefined;
   /** Of each update of the step. */
   values: Promise<[Figures, norm2: number, logScale: number, bias: number][]>;
 }
@@ -162,7 +165,7 @@ export class Trainer {
         ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
-      if (resumed) loader.restore(resumed.state.loader as SamplerState);
+      if (resumed) loader.restore(resumed.state.loader as LoaderState);
       const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, loader, device);
       if (resumed) await trainer.#restore(resumed.state);
       else rmSync(join(config.out, 'metrics.jsonl'), { force: true });  // of a run that ended before its first checkpoint
@@ -170,6 +173,7 @@ export class Trainer {
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
         `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);
+      if (source.mixture) note(source.mixture.describe());
       return trainer;
     } catch (e) {
       await loader?.close();
@@ -223,6 +227,7 @@ export class Trainer {
         scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
         ...(alarms.length > 0 ? { alarms } : {}),
+        ...(p.drawn ? { drawn: p.drawn } : {}),
       };
       if (!Number.isFinite(metrics.loss)) {
         throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
@@ -266,6 +271,7 @@ export class Trainer {
     this.#examples += batch.size;
     return {
       step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs,
+      drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
       values: Promise.all(values),
     };
   }
