@@ -20,6 +20,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   export: () => import('./export.js'),
   info: () => import('./info.js'),
   dataset: () => import('./dataset.js'),
+  debias: () => import('./debias.js'),
   quickstart: () => import('./quickstart.js'),
 };
 

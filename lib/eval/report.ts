@@ -123,7 +123,7 @@ const ENTITIES: Record<string, string> =
   { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', '\'': '&#39;' };
 
 /** Text for an element or a quoted attribute. */
-function escape(text: unknown): string {
+export function escape(text: unknown): string {
   return String(text).replace(/[&<>"']/g, (character) => ENTITIES[character]!);
 }
 
