@@ -19,13 +19,13 @@ import type { Command } from './main.js';
 const BATCH = 256;
 
 export const command: Command = {
-  usage: 'debias INPUT… --config FILE --out DIR [--passes 1] [--seed 0] [--max-skips N] [--model FOLDER [--device D] [--batch N]]',
+  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N] [--model FOLDER [--device D] [--batch N]]',
   summary: 'balances attributes that the config names: INPUT are tars, folders, .jsonl or .parquet with a column "key"; ' +
     'writes keep.parquet (file, key, probability, kept), report.html and report.txt; exits 3 when a constraint does not hold',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
-        ...MODEL_OPTIONS, config: { type: 'string' }, out: { type: 'string' }, passes: { type: 'string', default: '1' },
+        ...MODEL_OPTIONS, config: { type: 'string' }, out: { type: 'string' }, passes: { type: 'string', default: '10' },
         seed: { type: 'string', default: '0' }, 'max-skips': { type: 'string' },
       },
     });
@@ -62,13 +62,13 @@ export const command: Command = {
       if (!labels.some((l) => l[k])) throw new DataError(`debias: no sample is ${name}; check its rule in ${values.config}`);
     });
 
-    const { probabilities, before, after } = debias(labels, options, passes), kept = new BiasTally(options);
+    const { probabilities, ...result } = debias(labels, options, passes, Number(values.seed)), kept = new BiasTally(options);
     const keep = labels.map((l, i) => {
       const stays = uniform(values.seed, files[i]!, keys[i]!) < probabilities[i]!;
       if (stays) kept.add(l);
       return stays;
     });
-    const report = { samples: labels.length, keep: config.keep, before, after, kept };
+    const report = { samples: labels.length, keep: config.keep, ...result, kept };
     await mkdir(values.out, { recursive: true });
     const table = parquetWriteBuffer({ columnData: [
       { name: 'file', data: files, type: 'STRING' }, { name: 'key', data: keys, type: 'STRING' },

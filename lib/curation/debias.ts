@@ -9,9 +9,10 @@
  * smallest at q(z) = clip(η − vᵀa(z) − μ, 0, 1) with a(z) the constraints' integrands, and one step of dual ascent a sample is
  *   v ← max(0, v + τ q a(z)),  μ ← μ + τ (q − η).
  * As v is never less than the sum of its steps, the mean of q·a over the stream so far, over that of q g, is at most
- * v/(τ Σ q g): what was kept too much before the multipliers were found. That debt is taken off the tolerance until later
+ * v/(τ Σ q g): what was kept too much before the multipliers were found. That debt (v − v at the beginning) is taken off the tolerance until later
  * samples have paid it, so the constraints hold over the stream as a whole and not only for its last samples.
  */
+import { permutation, Random, Stream } from '../data/random.js';
 import { ConfigError } from '../errors.js';
 
 /** Attributes that are compared with each other, such as the perceived genders. */
@@ -35,6 +36,8 @@ export interface DebiasOptions {
   /** τ: larger finds the constraints sooner, smaller keeps nearer to η. Default 0.05. */
   step?: number;
 }
+
+const STEP = 0.05;
 
 /** Labels of a sample: attributes of all groups, one after the other, then targets; 0 or 1. */
 export type Labels = Uint8Array;
@@ -69,16 +72,19 @@ function concerned({ from, to, all }: Attribute, labels: Labels): boolean {
 /** Gives every sample of a stream its keep probability. Memory: two numbers per constraint, whatever the stream's length. */
 export class DebiasStream {
   readonly #attributes: Attribute[];
-  /** Multipliers of +a and −a, (attributes, 1 + targets). */
+  /** Multipliers of +a and −a, (attributes, 1 + targets), and what they were at the beginning. */
   readonly #upper: Float64Array;
   readonly #lower: Float64Array;
+  #began: { upper: Float64Array; lower: Float64Array };
   /** Σ q g of each attribute. */
   readonly #seen: Float64Array;
   #mu = 0;
+  #step: number;
+  #pass = 1;
 
   /** Throws ConfigError for shares, rates or tolerances out of range. */
   constructor(private readonly options: DebiasOptions) {
-    const { keep, representation, association, step = 0.05, groups } = options;
+    const { keep, representation, association, step = STEP, groups } = options;
     if (!(keep > 0 && keep <= 1)) throw new ConfigError(`debias: keep must be in (0, 1] but is ${keep}`);
     if (!(representation >= 0 && association >= 0))
       throw new ConfigError(`debias: the tolerances must not be negative but are ${representation} and ${association}`);
@@ -93,11 +99,23 @@ export class DebiasStream {
     this.#upper = new Float64Array(constraints);
     this.#lower = new Float64Array(constraints);
     this.#seen = new Float64Array(this.#attributes.length);
+    this.#began = { upper: this.#upper.slice(), lower: this.#lower.slice() };
+    this.#step = step;
+  }
+
+  /**
+   * Begins another pass with the multipliers as they are and smaller steps, τ over the number of the pass: the constraints are
+   * to hold over the samples from here on.
+   */
+  restart(): void {
+    this.#step = (this.options.step ?? STEP) / ++this.#pass;
+    this.#began = { upper: this.#upper.slice(), lower: this.#lower.slice() };
+    this.#seen.fill(0);
   }
 
   /** The keep probability of the next sample; the multipliers learn from it. */
   next(labels: Labels): number {
-    const { keep, step = 0.05 } = this.options;
+    const { keep } = this.options, step = this.#step;
     let q = keep - this.#mu;
     this.#each(labels, (i, above, below) => { q -= this.#upper[i]! * above + this.#lower[i]! * below; });
     q = Math.min(1, Math.max(0, q));
@@ -112,13 +130,13 @@ export class DebiasStream {
 
   /** The constraints that concern a sample: their number, and by how much (s − π) y is above and below what is allowed. */
   #each(labels: Labels, visit: (index: number, above: number, below: number) => void): void {
-    const { targets, representation, association, step = 0.05 } = this.options, m = this.#attributes.length;
+    const { targets, representation, association } = this.options, m = this.#attributes.length;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
-      const d = labels[k]! - attribute.share, first = k * (1 + targets.length), weight = step * this.#seen[k]!;
-      const allowed = (epsilon: number, v: number): number => v > 0 ? Math.max(0, epsilon - v / weight) : epsilon;
-      const one = (i: number, a: number, epsilon: number): void =>
-        visit(i, a - allowed(epsilon, this.#upper[i]!), -a - allowed(epsilon, this.#lower[i]!));
+      const d = labels[k]! - attribute.share, first = k * (1 + targets.length), weight = this.#step * this.#seen[k]!;
+      const allowed = (epsilon: number, debt: number): number => debt > 0 ? Math.max(0, epsilon - debt / weight) : epsilon;
+      const one = (i: number, a: number, epsilon: number): void => visit(i, a - allowed(epsilon, this.#upper[i]! - this.#began.upper[i]!),
+        -a - allowed(epsilon, this.#lower[i]! - this.#began.lower[i]!));
       one(first, d, representation);
       for (let r = 0; r < targets.length; r++) one(first + 1 + r, labels[m + r] ? d : 0, association);
     });
@@ -196,26 +214,49 @@ export class BiasTally {
   }
 }
 
+/** Figures are rounded on their way into a constraint; this much over a limit is not over it. */
+const SLACK = 1e-6;
+
+/** By how much the worst constraint is over its limit; 0 when all hold. */
+export function excess(tally: BiasTally): number {
+  const { representation, association } = tally.biases();
+  return [...representation, ...association].reduce((most, b) => Math.max(most, over(b)), 0);
+}
+
+/** By how much a constraint is over its limit. */
+export function over({ constraint, limit }: Bias): number {
+  return constraint > limit + SLACK ? constraint - limit : 0;
+}
+
 export interface DebiasResult {
   /** Keep probability of each sample. */
   probabilities: Float64Array;
   before: BiasTally;
   /** Samples weighted with their probabilities. */
   after: BiasTally;
+  /** Passes that it took. */
+  passes: number;
 }
 
 /**
- * Runs a stream over samples that are held in memory. More than one pass lets the multipliers settle where there are few
- * samples; the probabilities are those of the last pass.
+ * Runs a stream over samples that are held in memory, in random order: multipliers that were learned on one kind of samples do
+ * not fit the next kind. Where there are too few samples for one pass, it makes more, until the constraints hold; when none of
+ * them gets there, the result is that of the nearest one.
  */
-export function debias(samples: readonly Labels[], options: DebiasOptions, passes = 1): DebiasResult {
-  if (!(Number.isInteger(passes) && passes >= 1)) throw new ConfigError(`debias: passes must be an integer from 1 on but is ${passes}`);
-  const stream = new DebiasStream(options), probabilities = new Float64Array(samples.length);
-  const before = new BiasTally(options), after = new BiasTally(options);
-  for (let pass = 0; pass < passes; pass++) samples.forEach((labels, i) => { probabilities[i] = stream.next(labels); });
-  samples.forEach((labels, i) => {
-    before.add(labels);
-    after.add(labels, probabilities[i]!);
-  });
-  return { probabilities, before, after };
+export function debias(samples: readonly Labels[], options: DebiasOptions, maxPasses = 10, seed = 0): DebiasResult {
+  if (!(Number.isInteger(maxPasses) && maxPasses >= 1))
+    throw new ConfigError(`debias: passes must be an integer from 1 on but is ${maxPasses}`);
+  const stream = new DebiasStream(options), before = new BiasTally(options);
+  for (const labels of samples) before.add(labels);
+  let best: DebiasResult | undefined;
+  for (let pass = 0; pass < maxPasses && (best === undefined || excess(best.after) > 0); pass++) {
+    if (pass > 0) stream.restart();
+    const probabilities = new Float64Array(samples.length), after = new BiasTally(options);
+    for (const i of permutation(samples.length, new Random(seed, Stream.debias, pass))) {
+      probabilities[i] = stream.next(samples[i]!);
+      after.add(samples[i]!, probabilities[i]);
+    }
+    if (best === undefined || excess(after) < excess(best.after)) best = { probabilities, before, after, passes: pass + 1 };
+  }
+  return best!;
 }

@@ -1,12 +1,13 @@
 /** What a de-biasing run says: a text for the terminal and a page, with the same figures. */
 import { STYLE } from '../eval/report_style.js';
 import { escape } from '../eval/report.js';
-import type { Bias, BiasTally } from './debias.js';
+import { over, type Bias, type BiasTally } from './debias.js';
 
 export interface DebiasReport {
   /** Samples read, and the keep rate asked for. */
   samples: number;
   keep: number;
+  passes: number;
   /** All samples; samples weighted with their probabilities; the samples that the draw kept. */
   before: BiasTally;
   after: BiasTally;
@@ -23,14 +24,11 @@ interface Line {
   holds: boolean;
 }
 
-/** Figures are rounded on their way into a constraint; this much over a limit is not over it. */
-const SLACK = 1e-6;
-
 function lines(report: DebiasReport, kind: 'representation' | 'association'): Line[] {
   const [before, after, kept] = [report.before, report.after, report.kept].map((tally) => tally.biases()[kind]) as [Bias[], Bias[], Bias[]];
   return before.map((bias, i) => ({
     name: bias.target === undefined ? `${bias.group}/${bias.attribute}` : `${bias.target} × ${bias.group}/${bias.attribute}`,
-    before: bias, after: after[i]!, kept: kept[i]!, holds: after[i]!.constraint <= after[i]!.limit + SLACK,
+    before: bias, after: after[i]!, kept: kept[i]!, holds: over(after[i]!) === 0,
   })).sort((a, b) => b.before.bias - a.before.bias);
 }
 
@@ -52,22 +50,23 @@ export function debiasText(report: DebiasReport, limit = 12): string {
   const number = (x: number): string => x.toFixed(4).padStart(9);
   const out = [
     `${report.samples} samples, ${(100 * report.after.total / report.samples).toFixed(2)} % expected to stay of ` +
-      `${(100 * report.keep).toFixed(2)} % asked for, ${report.kept.total} kept`,
+      `${(100 * report.keep).toFixed(2)} % asked for, ${report.kept.total} kept; ${report.passes} ${report.passes === 1 ? 'pass' : 'passes'}`,
   ];
   for (const kind of ['representation', 'association'] as const) {
     const all = lines(report, kind);
     if (all.length === 0) continue;
+    const width = all.slice(0, limit).reduce((most, { name }) => Math.max(most, name.length), 0) + 2;
     const row = (name: string, before: number, after: number, kept: number, mark = ''): string =>
-      `  ${name.padEnd(36)}${number(before)}${number(after)}${number(kept)}${mark}`;
-    out.push('', `${HEADS[kind][0]}: ${HEADS[kind][1]}`, `  ${''.padEnd(36)}   before    after     kept`);
+      `  ${name.padEnd(width)}${number(before)}${number(after)}${number(kept)}${mark}`;
+    out.push('', `${HEADS[kind][0]}: ${HEADS[kind][1]}`, `  ${''.padEnd(width)}   before    after     kept`);
     for (const l of all.slice(0, limit)) out.push(row(l.name, l.before.bias, l.after.bias, l.kept.bias, l.holds ? '' : '  over the limit'));
     if (all.length > limit) out.push(`  … ${all.length - limit} more`);
     out.push(row('largest', largest(all, (l) => l.before), largest(all, (l) => l.after), largest(all, (l) => l.kept)));
     out.push(row('mean', mean(all, (l) => l.before), mean(all, (l) => l.after), mean(all, (l) => l.kept)));
   }
-  const over = violations(report);
-  out.push('', over.length === 0 ? 'all constraints hold' : `${over.length} constraints do not hold: ${over.slice(0, 5).join(', ')}` +
-    `${over.length > 5 ? ', …' : ''}; keep less, allow more, or make more passes`);
+  const broken = violations(report);
+  out.push('', broken.length === 0 ? 'all constraints hold' : `${broken.length} constraints do not hold: ${broken.slice(0, 5).join(', ')}` +
+    `${broken.length > 5 ? ', …' : ''}; keep less, allow more, or make more passes`);
   return out.join('\n');
 }
 
@@ -85,7 +84,7 @@ export function debiasPage(report: DebiasReport): string {
 <div class="scroll"><table><thead><tr><th></th><th>before</th><th>after, expected</th><th>kept</th><th>constraint</th></tr></thead>
 <tbody>${rows.join('\n')}</tbody></table></div></section>`;
   };
-  const over = violations(report), percent = (x: number): string => `${(100 * x).toFixed(2)} %`;
+  const broken = violations(report), percent = (x: number): string => `${(100 * x).toFixed(2)} %`;
   return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>siglip2 debias</title><style>${STYLE}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
@@ -93,8 +92,9 @@ th,td{text-align:left;padding:5px 10px;border-top:1px solid var(--line)}td{min-w
 .kept .bar::before{background:var(--right)}</style>
 <main><h1>De-biasing</h1><dl class="facts"><div><dt>Samples</dt><dd>${report.samples}</dd></div>
 <div><dt>Keep rate</dt><dd>${percent(report.after.total / report.samples)} of ${percent(report.keep)} asked for</dd></div>
+<div><dt>Passes</dt><dd>${report.passes}</dd></div>
 <div><dt>Kept</dt><dd>${report.kept.total}</dd></div>
-<div><dt>Constraints</dt><dd>${over.length === 0 ? 'all hold' : `${over.length} do not hold`}</dd></div></dl>
+<div><dt>Constraints</dt><dd>${broken.length === 0 ? 'all hold' : `${broken.length} do not hold`}</dd></div></dl>
 ${table('representation')}
 ${table('association')}
 </main></html>

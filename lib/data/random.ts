@@ -21,6 +21,7 @@ export const Stream = {
   parallel: 33,
   naflexLength: 34,
   mixture: 41,
+  debias: 42,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */

@@ -93,10 +93,12 @@ scipyTest('the weights come near to the optimum that scipy finds', () => {
   const distance = (q: (l: Labels, i: number) => number): number => samples.reduce((sum, l, i) => sum + (q(l, i) - 0.6) ** 2 / 2, 0) / samples.length;
   const optimum = distance((l) => best.get(l.join(''))!);
 
-  const settled = debias(samples, { ...OPTIONS, step: 0.005 }, 40).probabilities, once = debias(samples, OPTIONS).probabilities;
+  const once = debias(samples, OPTIONS).probabilities, settled = new Float64Array(samples.length);
+  const slow = new DebiasStream({ ...OPTIONS, step: 0.01 });
+  for (let pass = 0; pass < 20; pass++, slow.restart()) samples.forEach((l, i) => { settled[i] = slow.next(l); });
   expect(distance((_, i) => settled[i]!) / optimum).toBeGreaterThan(0.98);
-  expect(distance((_, i) => settled[i]!) / optimum).toBeLessThan(1.05);
-  expect(Math.sqrt(samples.reduce((sum, l, i) => sum + (settled[i]! - best.get(l.join(''))!) ** 2, 0) / samples.length)).toBeLessThan(0.03);
+  expect(distance((_, i) => settled[i]!) / optimum).toBeLessThan(1.06);
+  expect(Math.sqrt(samples.reduce((sum, l, i) => sum + (settled[i]! - best.get(l.join(''))!) ** 2, 0) / samples.length)).toBeLessThan(0.02);
   expect(distance((_, i) => once[i]!) / optimum).toBeLessThan(1.4);  // what learning on the way costs
 }, 300000);
 
@@ -128,10 +130,10 @@ test('the command: a table in, a list of keys and a report out, the same again',
     { name: 'sex', data: samples.map((l) => l[1] ? 'm' : ''), type: 'STRING' },
   ] })));
   const run = (out: string, input = table, config: unknown = CONFIG): ReturnType<typeof spawnSync> => spawnSync(process.execPath,
-    [main, 'debias', input, '--config', write('debias.json', config), '--out', join(folder, out), '--passes', '2'], { encoding: 'utf8' });
+    [main, 'debias', input, '--config', write('debias.json', config), '--out', join(folder, out)], { encoding: 'utf8' });
   const first = run('one');
   expect({ status: first.status, stderr: first.stderr }).toEqual({ status: 0, stderr: '' });
-  expect(first.stdout).toMatch(/6000 samples, 50\.\d\d % expected to stay of 50\.00 %[\s\S]*gender\/woman[\s\S]*doctor × gender\/man[\s\S]*all constraints hold/);
+  expect(first.stdout).toMatch(/6000 samples, (49\.9|50\.0)\d % expected to stay of 50\.00 % asked for, \d+ kept; \d+ pass[\s\S]*gender\/woman[\s\S]*doctor × gender\/man[\s\S]*all constraints hold/);
   const rows = await parquetReadObjects({ file: await asyncBufferFromFile(join(folder, 'one', 'keep.parquet')) });
   expect(rows).toHaveLength(6000);
   expect(rows[17]).toEqual({ file: table, key: 'k17', probability: expect.any(Number), kept: expect.any(Boolean) });
