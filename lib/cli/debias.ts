@@ -7,9 +7,8 @@ import { parseArgs } from 'node:util';
 import { parquetWriteBuffer } from 'hyparquet-writer';
 import { BiasTally, debias, type Labels } from '../curation/debias.js';
 import { debiasPage, debiasText, violations } from '../curation/debias_report.js';
-import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord } from '../curation/labels.js';
+import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord, type RecordSource } from '../curation/labels.js';
 import { SkipCounter } from '../data/skips.js';
-import type { SourceSpec } from '../data/source.js';
 import { ConfigError, DataError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
@@ -19,7 +18,8 @@ import type { Command } from './main.js';
 const BATCH = 256;
 
 export const command: Command = {
-  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N] [--model FOLDER [--device D] [--batch N]]',
+  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N] ' +
+    '[--model FOLDER [--device D] [--batch N]]',
   summary: 'balances attributes that the config names: INPUT are tars, folders, .jsonl or .parquet with a column "key"; ' +
     'writes keep.parquet (file, key, probability, kept), report.html and report.txt; exits 3 when a constraint does not hold',
   async run(args) {
@@ -30,7 +30,8 @@ export const command: Command = {
       },
     });
     if (positionals.length === 0) throw new ConfigError('debias needs tars, a folder, a .jsonl or a .parquet');
-    if (values.config === undefined || values.out === undefined) throw new ConfigError('debias needs --config FILE and --out DIR');
+    if (values.config === undefined || values.out === undefined)
+      throw new ConfigError('debias needs --config FILE and --out DIR');
     const config = await loadDebiasConfig(values.config), options = debiasOptions(config);
     const passes = wholeNumber('passes', values.passes);
     if (!/^\d{1,9}$/.test(values.seed)) throw new ConfigError(`--seed must be a whole number but is ${values.seed}`);
@@ -84,7 +85,7 @@ export const command: Command = {
 };
 
 /** What an argument names, by its ending. */
-function spec(input: string): SourceSpec | { type: 'parquet'; path: string } {
+function spec(input: string): RecordSource {
   if (input.endsWith('.parquet')) return { type: 'parquet', path: input };
   if (input.endsWith('.jsonl')) return { type: 'manifest', path: input };
   if (input.endsWith('.tar')) return { type: 'webdataset', tars: input };

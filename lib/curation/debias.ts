@@ -1,16 +1,19 @@
 /**
  * De-biasing of a data set by how often its samples are kept (M4: "CLIP the Bias", arXiv 2403.04547), in one stream.
  *
- * A sample z has sensitive attributes s ∈ {0, 1}^m with shares π that are wanted and targets y ∈ {0, 1}^c. Its keep probability
- * q(z) ∈ [0, 1] is as near to the keep rate η as the constraints allow: minimise ½ E[(q − η)²] under E[q] = η and
+ * A sample z has sensitive attributes s ∈ {0, 1}^m with shares π that are wanted and targets y ∈ {0, 1}^c. Its keep
+ * probability q(z) ∈ [0, 1] is as near to the keep rate η as the constraints allow: minimise ½ E[(q − η)²] under E[q] =
+ * η and
  *   representation  |E[q g (s_k − π_k)]| ≤ ε_R E[q g]           (first order)
  *   association     |E[q g (s_k − π_k) y_r]| ≤ ε_A E[q g]       (second order)
- * where g is 1 for the samples that the shares are about: those with some attribute of the group, or all. The Lagrangian is
- * smallest at q(z) = clip(η − vᵀa(z) − μ, 0, 1) with a(z) the constraints' integrands, and one step of dual ascent a sample is
+ * where g is 1 for the samples that the shares are about: those with some attribute of the group, or all. The
+ * Lagrangian is smallest at q(z) = clip(η − vᵀa(z) − μ, 0, 1) with a(z) the constraints' integrands, and one step of
+ * dual ascent a sample is
  *   v ← max(0, v + τ q a(z)),  μ ← μ + τ (q − η).
  * As v is never less than the sum of its steps, the mean of q·a over the stream so far, over that of q g, is at most
- * v/(τ Σ q g): what was kept too much before the multipliers were found. That debt (v − v at the beginning) is taken off the tolerance until later
- * samples have paid it, so the constraints hold over the stream as a whole and not only for its last samples.
+ * v/(τ Σ q g): what was kept too much before the multipliers were found. That debt (v − v at the beginning) is taken
+ * off the tolerance until later samples have paid it, so the constraints hold over the stream as a whole and not only
+ * for its last samples.
  */
 import { permutation, Random, Stream } from '../data/random.js';
 import { ConfigError } from '../errors.js';
@@ -69,7 +72,7 @@ function concerned({ from, to, all }: Attribute, labels: Labels): boolean {
   return false;
 }
 
-/** Gives every sample of a stream its keep probability. Memory: two numbers per constraint, whatever the stream's length. */
+/** Gives every sample of a stream its keep probability, in memory that does not depend on the stream's length. */
 export class DebiasStream {
   readonly #attributes: Attribute[];
   /** Multipliers of +a and −a, (attributes, 1 + targets), and what they were at the beginning. */
@@ -104,8 +107,8 @@ export class DebiasStream {
   }
 
   /**
-   * Begins another pass with the multipliers as they are and smaller steps, τ over the number of the pass: the constraints are
-   * to hold over the samples from here on.
+   * Begins another pass with the multipliers as they are and smaller steps, τ over the number of the pass: the
+   * constraints are to hold over the samples from here on.
    */
   restart(): void {
     this.#step = (this.options.step ?? STEP) / ++this.#pass;
@@ -128,15 +131,15 @@ export class DebiasStream {
     return q;
   }
 
-  /** The constraints that concern a sample: their number, and by how much (s − π) y is above and below what is allowed. */
+  /** The constraints that concern a sample: their number, and how far (s − π) y is above and below what is allowed. */
   #each(labels: Labels, visit: (index: number, above: number, below: number) => void): void {
-    const { targets, representation, association } = this.options, m = this.#attributes.length;
+    const { targets, representation, association } = this.options, m = this.#attributes.length, began = this.#began;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
       const d = labels[k]! - attribute.share, first = k * (1 + targets.length), weight = this.#step * this.#seen[k]!;
       const allowed = (epsilon: number, debt: number): number => debt > 0 ? Math.max(0, epsilon - debt / weight) : epsilon;
-      const one = (i: number, a: number, epsilon: number): void => visit(i, a - allowed(epsilon, this.#upper[i]! - this.#began.upper[i]!),
-        -a - allowed(epsilon, this.#lower[i]! - this.#began.lower[i]!));
+      const one = (i: number, a: number, epsilon: number): void =>
+        visit(i, a - allowed(epsilon, this.#upper[i]! - began.upper[i]!), -a - allowed(epsilon, this.#lower[i]! - began.lower[i]!));
       one(first, d, representation);
       for (let r = 0; r < targets.length; r++) one(first + 1 + r, labels[m + r] ? d : 0, association);
     });
@@ -165,7 +168,7 @@ export interface Bias {
 /** Adds up weighted samples and says how biased they are. */
 export class BiasTally {
   readonly #attributes: Attribute[];
-  /** Weights of: concerned samples; those with the attribute (m). With a target too, or a target and perhaps not the attribute: (m, c). */
+  /** Weights of concerned samples, and of those with the attribute, (m); the same of those with a target, (m, c). */
   readonly #concerned: Float64Array;
   readonly #having: Float64Array;
   readonly #target: Float64Array;
@@ -239,9 +242,9 @@ export interface DebiasResult {
 }
 
 /**
- * Runs a stream over samples that are held in memory, in random order: multipliers that were learned on one kind of samples do
- * not fit the next kind. Where there are too few samples for one pass, it makes more, until the constraints hold; when none of
- * them gets there, the result is that of the nearest one.
+ * Runs a stream over samples that are held in memory, in random order: multipliers that were learned on one kind of
+ * samples do not fit the next kind. Where there are too few samples for one pass, it makes more, until the constraints
+ * hold; when none of them gets there, the result is that of the nearest one.
  */
 export function debias(samples: readonly Labels[], options: DebiasOptions, maxPasses = 10, seed = 0): DebiasResult {
   if (!(Number.isInteger(maxPasses) && maxPasses >= 1))

@@ -25,7 +25,8 @@ interface Line {
 }
 
 function lines(report: DebiasReport, kind: 'representation' | 'association'): Line[] {
-  const [before, after, kept] = [report.before, report.after, report.kept].map((tally) => tally.biases()[kind]) as [Bias[], Bias[], Bias[]];
+  const of = (tally: BiasTally): Bias[] => tally.biases()[kind];
+  const before = of(report.before), after = of(report.after), kept = of(report.kept);
   return before.map((bias, i) => ({
     name: bias.target === undefined ? `${bias.group}/${bias.attribute}` : `${bias.target} × ${bias.group}/${bias.attribute}`,
     before: bias, after: after[i]!, kept: kept[i]!, holds: over(after[i]!) === 0,
@@ -34,10 +35,12 @@ function lines(report: DebiasReport, kind: 'representation' | 'association'): Li
 
 /** Constraints that do not hold for the probabilities, by name. */
 export function violations(report: DebiasReport): string[] {
-  return [...lines(report, 'representation'), ...lines(report, 'association')].filter(({ holds }) => !holds).map(({ name }) => name);
+  return [...lines(report, 'representation'), ...lines(report, 'association')].filter(({ holds }) => !holds)
+    .map(({ name }) => name);
 }
 
-const mean = (all: Line[], of: (line: Line) => Bias): number => all.length === 0 ? 0 : all.reduce((sum, l) => sum + of(l).bias, 0) / all.length;
+const mean = (all: Line[], of: (line: Line) => Bias): number =>
+  all.reduce((sum, l) => sum + of(l).bias, 0) / Math.max(1, all.length);
 const largest = (all: Line[], of: (line: Line) => Bias): number => all.reduce((most, l) => Math.max(most, of(l).bias), 0);
 
 const HEADS = {
@@ -50,7 +53,8 @@ export function debiasText(report: DebiasReport, limit = 12): string {
   const number = (x: number): string => x.toFixed(4).padStart(9);
   const out = [
     `${report.samples} samples, ${(100 * report.after.total / report.samples).toFixed(2)} % expected to stay of ` +
-      `${(100 * report.keep).toFixed(2)} % asked for, ${report.kept.total} kept; ${report.passes} ${report.passes === 1 ? 'pass' : 'passes'}`,
+      `${(100 * report.keep).toFixed(2)} % asked for, ${report.kept.total} kept; ` +
+      `${report.passes} ${report.passes === 1 ? 'pass' : 'passes'}`,
   ];
   for (const kind of ['representation', 'association'] as const) {
     const all = lines(report, kind);
@@ -59,14 +63,15 @@ export function debiasText(report: DebiasReport, limit = 12): string {
     const row = (name: string, before: number, after: number, kept: number, mark = ''): string =>
       `  ${name.padEnd(width)}${number(before)}${number(after)}${number(kept)}${mark}`;
     out.push('', `${HEADS[kind][0]}: ${HEADS[kind][1]}`, `  ${''.padEnd(width)}   before    after     kept`);
-    for (const l of all.slice(0, limit)) out.push(row(l.name, l.before.bias, l.after.bias, l.kept.bias, l.holds ? '' : '  over the limit'));
+    for (const l of all.slice(0, limit))
+      out.push(row(l.name, l.before.bias, l.after.bias, l.kept.bias, l.holds ? '' : '  over the limit'));
     if (all.length > limit) out.push(`  … ${all.length - limit} more`);
     out.push(row('largest', largest(all, (l) => l.before), largest(all, (l) => l.after), largest(all, (l) => l.kept)));
     out.push(row('mean', mean(all, (l) => l.before), mean(all, (l) => l.after), mean(all, (l) => l.kept)));
   }
   const broken = violations(report);
-  out.push('', broken.length === 0 ? 'all constraints hold' : `${broken.length} constraints do not hold: ${broken.slice(0, 5).join(', ')}` +
-    `${broken.length > 5 ? ', …' : ''}; keep less, allow more, or make more passes`);
+  out.push('', broken.length === 0 ? 'all constraints hold' : `${broken.length} constraints do not hold: ` +
+    `${broken.slice(0, 5).join(', ')}${broken.length > 5 ? ', …' : ''}; keep less, allow more, or make more passes`);
   return out.join('\n');
 }
 
@@ -75,9 +80,11 @@ export function debiasPage(report: DebiasReport): string {
   const table = (kind: 'representation' | 'association'): string => {
     const all = lines(report, kind), scale = Math.max(1e-9, largest(all, (l) => l.before), largest(all, (l) => l.kept));
     if (all.length === 0) return '';
-    const cell = (b: Bias, name: string): string => `<td class="${name}"><span class="bar" style="--w:${(100 * b.bias / scale).toFixed(1)}%"></span>` +
+    const cell = (b: Bias, name: string): string =>
+      `<td class="${name}"><span class="bar" style="--w:${(100 * b.bias / scale).toFixed(1)}%"></span>` +
       `<b>${b.bias.toFixed(4)}</b> <small>${b.value.toFixed(4)}</small></td>`;
-    const rows = all.map((l) => `<tr><th scope="row">${escape(l.name)}</th>${cell(l.before, 'before')}${cell(l.after, 'after')}${cell(l.kept, 'kept')}` +
+    const rows = all.map((l) => `<tr><th scope="row">${escape(l.name)}</th>` +
+      `${cell(l.before, 'before')}${cell(l.after, 'after')}${cell(l.kept, 'kept')}` +
       `<td>${l.after.constraint.toFixed(4)} ${l.holds ? '≤' : '<strong>&gt;</strong>'} ${l.after.limit}</td></tr>`);
     return `<section><h2>${HEADS[kind][0]}</h2><p class="note">${escape(HEADS[kind][1])}; small figures: ` +
       `${kind === 'representation' ? 'the share itself' : 'the difference itself'}.</p>
@@ -88,7 +95,9 @@ export function debiasPage(report: DebiasReport): string {
   return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>siglip2 debias</title><style>${STYLE}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
-th,td{text-align:left;padding:5px 10px;border-top:1px solid var(--line)}td{min-width:110px}.before .bar::before{background:var(--wrong)}
+th,td{text-align:left;padding:5px 10px;border-top:1px solid var(--line)}
+td{min-width:110px}
+.before .bar::before{background:var(--wrong)}
 .kept .bar::before{background:var(--right)}</style>
 <main><h1>De-biasing</h1><dl class="facts"><div><dt>Samples</dt><dd>${report.samples}</dd></div>
 <div><dt>Keep rate</dt><dd>${percent(report.after.total / report.samples)} of ${percent(report.keep)} asked for</dd></div>

@@ -1,6 +1,6 @@
 /**
- * Labels of samples for de-biasing: from columns, from regular expressions over captions, or from a model that is asked about
- * the picture. Samples come from image collections or from tables in parquet.
+ * Labels of samples for de-biasing: from columns, from regular expressions over captions, or from a model that is asked
+ * about the picture. Samples come from image collections or from tables in parquet.
  */
 import { readFile } from 'node:fs/promises';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } from 'hyparquet';
@@ -24,11 +24,13 @@ const rule = z.union([
 ]);
 type Rule = z.output<typeof rule>;
 
+const tolerance = z.number().min(0).default(0.01);
+
 const debiasConfigSchema = z.strictObject({
   /** Share of the samples to keep. */
   keep: z.number().gt(0).max(1),
   /** ε of representation and association: see `DebiasOptions`. */
-  tolerance: z.strictObject({ representation: z.number().min(0).default(0.01), association: z.number().min(0).default(0.01) }).prefault({}),
+  tolerance: z.strictObject({ representation: tolerance, association: tolerance }).prefault({}),
   step: z.number().positive().optional(),
   /** Groups of attributes with the share that each is to have. */
   attributes: z.record(z.string(), z.strictObject({
@@ -73,16 +75,21 @@ export interface LabelledRecord {
   image?: () => ImageInput;
 }
 
+/** Where records come from. */
+export type RecordSource = SourceSpec | { type: 'parquet'; path: string };
+
 const ROWS = 4096;
 
 /**
- * The samples of a collection, or the rows of a parquet file, whose columns `key` and `caption` become key and captions.
+ * The samples of a collection, or the rows of a parquet file, whose columns `key` and `caption` become key and
+ * captions.
  * @param skips counts what cannot be used
  * @throws DataError for a damaged file, or one without `key`
  */
-export async function* readRecords(input: SourceSpec | { type: 'parquet'; path: string }, skips: SkipCounter): AsyncGenerator<LabelledRecord> {
+export async function* readRecords(input: RecordSource, skips: SkipCounter): AsyncGenerator<LabelledRecord> {
   if (input.type === 'parquet') return yield* readTable(input.path);
-  const source = await openSource(input, skips.maxSkips === undefined ? {} : { maxSkips: skips.maxSkips }), reader = new FileReader();
+  const source = await openSource(input, skips.maxSkips === undefined ? {} : { maxSkips: skips.maxSkips });
+  const reader = new FileReader();
   skips.addAll(source.skips);
   try {
     for (const sample of source.samples) {
@@ -140,7 +147,8 @@ export class Labeller {
 
   /** Labels of a batch of records; undefined where the picture cannot be decoded, which is counted. */
   async label(records: readonly LabelledRecord[]): Promise<(Labels | undefined)[]> {
-    const labels: (Labels | undefined)[] = records.map((record) => Uint8Array.from(this.#rules, (r, i) => this.#holds(record, r, i) ? 1 : 0));
+    const labels: (Labels | undefined)[] = records.map((record) =>
+      Uint8Array.from(this.#rules, (r, i) => this.#holds(record, r, i) ? 1 : 0));
     if (this.#rules.some((r) => 'prompts' in r)) await this.#ask(records, labels);
     return labels;
   }
@@ -159,7 +167,8 @@ export class Labeller {
     this.#prompts ??= Promise.all(this.#rules.flatMap((r, i) =>
       'prompts' in r ? [model.encodeTexts(r.prompts).then((texts) => ({ rule: i, texts }))] : []));
     const images = records.map(({ image, file }) => {
-      if (!image) throw new ConfigError(`debias: ${file} is a table without pictures, so labels cannot be by prompts; give the collection`);
+      if (!image)
+        throw new ConfigError(`debias: ${file} is a table without pictures, so prompts need the collection itself`);
       return image();
     });
     const rows = await model.encodeImages(images, {
@@ -170,7 +179,8 @@ export class Labeller {
       },
     });
     for (const { rule: at, texts } of await this.#prompts) {
-      const { probabilities } = await model.similarity(rows, texts), { threshold } = this.#rules[at] as Extract<Rule, { prompts: string[] }>;
+      const { threshold } = this.#rules[at] as Extract<Rule, { prompts: string[] }>;
+      const { probabilities } = await model.similarity(rows, texts);
       labels.forEach((l, i) => {
         if (l && probabilities.subarray(i * texts.rows, (i + 1) * texts.rows).some((p) => p >= threshold)) l[at] = 1;
       });

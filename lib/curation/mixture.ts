@@ -1,5 +1,6 @@
 /**
- * How often each source and each language of a mixture is drawn, and in which order. A cell is one language of one source.
+ * How often each source and each language of a mixture is drawn, and in which order. A cell is one language of one
+ * source.
  */
 import { ConfigError } from '../errors.js';
 import { permutation, Random, Stream } from '../data/random.js';
@@ -21,7 +22,8 @@ export interface LanguageMix {
    */
   quotas?: Record<string, number>;
   /**
-   * Languages that share a quota get parts ∝ count^(1/temperature): 1 as they come, larger ones are more even. Default 1.
+   * Languages that share a quota get parts ∝ count^(1/temperature): 1 as they come, larger ones are more even. Default
+   * 1.
    */
   temperature?: number;
 }
@@ -63,9 +65,9 @@ export function languageShares(cells: readonly Cell[], mix: LanguageMix): Map<st
 }
 
 /**
- * The share of each cell in the draws: sources get their weights, languages their quotas, and beyond that every sample is as
- * likely as the next. Weights and quotas are reconciled by iterative proportional fitting (Deming and Stephan 1940), which
- * gives the shares nearest to the collection as it is.
+ * The share of each cell in the draws: sources get their weights, languages their quotas, and beyond that every sample
+ * is as likely as the next. Weights and quotas are reconciled by iterative proportional fitting (Deming and Stephan
+ * 1940), which gives the shares nearest to the collection as it is.
  * @param weights of the sources, in any unit; undefined leaves them to their languages
  * @returns shares that add up to 1
  * @throws ConfigError when quotas or weights are no shares, or cannot hold together
@@ -119,12 +121,12 @@ export function totals<K>(cells: readonly Cell[], values: ArrayLike<number>, key
 }
 
 /**
- * The order of the draws, epoch by epoch: a pure function of seed and epoch. An entry is one sample in one language; those of
- * a cell are neighbours, in the order of the cells.
+ * The order of the draws, epoch by epoch: a pure function of seed and epoch. An entry is one sample in one language;
+ * those of a cell are neighbours, in the order of the cells.
  *
- * In every epoch each cell gets its share to within one draw, and what is cut off one epoch comes in a later one. A cell's
- * draws are spread evenly, so any stretch of the order has the shares as nearly as whole numbers allow. Within a cell the
- * samples come in random order, each once before any comes again, across epochs.
+ * In every epoch each cell gets its share to within one draw, and what is cut off one epoch comes in a later one. A
+ * cell's draws are spread evenly, so any stretch of the order has the shares as nearly as whole numbers allow. Within a
+ * cell the samples come in random order, each once before any comes again, across epochs.
  */
 export class MixtureOrder {
   /** First entry of each cell, and their number. */

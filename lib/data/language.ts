@@ -1,6 +1,6 @@
 /**
- * Which language a caption is in, where nobody says: identified by eld (60 languages, Apache-2.0, offline). Its tables take
- * some hundred MB, so only the thread that indexes a collection loads them, and only when it is asked to.
+ * Which language a caption is in, where nobody says: identified by eld (60 languages, Apache-2.0, offline). Its tables
+ * take some hundred MB, so only the thread that indexes a collection loads them, and only when it is asked to.
  */
 
 /** As the language of a source: each sample's is identified from its captions. */

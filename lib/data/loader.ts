@@ -208,15 +208,16 @@ export class DataLoader implements AsyncIterable<Batch> {
     const { mixture } = source;
     mixture?.checkCaptions(captions);
     this.account = mixture?.account();
+    const plain = {
+      batchSize: options.batchSize,
+      seed: options.seed,
+      ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
+      ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
+      ...(classes === undefined ? {} : { classes }),
+    };
     this.sampler = new Sampler(
       mixture?.length ?? source.length,
-      mixture?.samplerOptions(options.batchSize, options.seed, options.uniqueBy && classes) ?? {
-        batchSize: options.batchSize,
-        seed: options.seed,
-        ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
-        ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
-        ...(classes === undefined ? {} : { classes }),
-      },
+      mixture?.samplerOptions(plain) ?? plain,
     );
     this.consumed = this.sampler.state;
     this.skips = source.skips.clone(options.maxSkips);

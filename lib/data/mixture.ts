@@ -44,7 +44,9 @@ export class Mixture {
    * @param sizes samples of each source
    * @throws ConfigError when quotas and weights cannot hold
    */
-  constructor(readonly names: readonly string[], private readonly whole: SampleSource, sizes: readonly number[], spec: MixtureSpec) {
+  constructor(
+    readonly names: readonly string[], private readonly whole: SampleSource, sizes: readonly number[], spec: MixtureSpec,
+  ) {
     const given = spec.sources.map(({ weight }) => weight);
     const members: number[][] = [];
     let first = 0;
@@ -80,20 +82,23 @@ export class Mixture {
   }
 
   /**
-   * Options that make a sampler draw from the mixture. No sample comes twice in a batch, nor with `classes` any class.
+   * Options that make a sampler draw from the mixture. No sample comes twice in a batch, nor with `uniqueBy` any class.
    * @param classes of the samples; negative means none
    * @throws ConfigError when a batch would need more samples of a cell than there are
    */
-  samplerOptions(batchSize: number, seed: number, classes: Int32Array | undefined): SamplerOptions {
+  samplerOptions({ batchSize, seed, uniqueBy, classes }: SamplerOptions): SamplerOptions {
+    if (uniqueBy !== undefined && classes === undefined)
+      throw new ConfigError('uniqueBy "class" needs samples with classes; this mixture has none');
     const lack = this.cells.findIndex(({ count }, c) => this.shares[c]! * batchSize > count);
     if (lack >= 0) {
       const { source, language, count } = this.cells[lack]!;
-      throw new ConfigError(`mixture: a batch of ${batchSize} needs ${(this.shares[lack]! * batchSize).toFixed(1)} samples in ${language} ` +
-        `from ${this.names[source]} but there are ${count}; lower its quota, the temperature or the batch`);
+      throw new ConfigError(`mixture: a batch of ${batchSize} needs ${(this.shares[lack]! * batchSize).toFixed(1)} samples ` +
+        `in ${language} from ${this.names[source]} but there are ${count}; lower its quota, the temperature or the batch`);
     }
-    const kinds = classes?.reduce((most, id) => Math.max(most, id + 1), 0) ?? 0;
+    const unique = uniqueBy === undefined ? undefined : classes;
+    const kinds = unique?.reduce((most, id) => Math.max(most, id + 1), 0) ?? 0;
     const ids = this.#samples.map((sample) => {
-      const id = classes?.[sample] ?? -1;
+      const id = unique?.[sample] ?? -1;
       return id >= 0 ? id : kinds + sample;
     });
     const counts = Int32Array.from(this.cells, ({ count }) => count);
@@ -108,8 +113,8 @@ export class Mixture {
   /** Throws ConfigError when captions are chosen by language elsewhere too. */
   checkCaptions({ pick = ['any'], languages }: CaptionChoice): void {
     if (languages !== undefined || pick.some((entry) => entry !== 'any'))
-      throw new ConfigError('captions: the quotas of a mixture choose the language, so pick can only be "any" and languages must ' +
-        'be absent; a quota of 0 leaves a language out');
+      throw new ConfigError('captions: the quotas of a mixture choose the language, so pick can only be "any" and ' +
+        'languages must be absent; a quota of 0 leaves a language out');
   }
 
   /** A fresh account of draws. */
@@ -162,8 +167,9 @@ export class DrawAccount {
     const keys = this.#keys();
     const other = keys.find((key, c) => state?.[key]?.share !== this.mixture.shares[c]);
     if (state === undefined || other !== undefined || Object.keys(state).length !== keys.length)
-      throw new DataError(`the data state was saved with another mixture${other === undefined ? '' : `: ${other} had a share of ` +
-        `${state?.[other]?.share ?? 'nothing'}`}; resume with the same sources, weights and quotas, or start a new run`);
+      throw new DataError('the data state was saved with another mixture' +
+        `${other === undefined ? '' : `: ${other} had a share of ${state?.[other]?.share ?? 'nothing'}`}; ` +
+        'resume with the same sources, weights and quotas, or start a new run');
     keys.forEach((key, c) => { this.#drawn[c] = state[key]!.drawn; });
   }
 
@@ -173,15 +179,16 @@ export class DrawAccount {
 }
 
 /**
- * Fills a collection with the samples of a mixture's sources. Throws what `open` throws, and ConfigError when weights and
- * quotas cannot hold.
+ * Fills a collection with the samples of a mixture's sources. Throws what `open` throws, and ConfigError when weights
+ * and quotas cannot hold.
  */
-export async function fillMixture(whole: SampleSource, spec: MixtureSpec, open: (spec: SingleSourceSpec) => Promise<SampleSource>):
-Promise<void> {
+export async function fillMixture(
+  whole: SampleSource, spec: MixtureSpec, open: (spec: SingleSourceSpec) => Promise<SampleSource>,
+): Promise<void> {
   const names = spec.sources.map(({ name }, i) => name ?? String(i));
   const twice = names.find((name, i) => names.indexOf(name) !== i);
-  if (names.length === 0 || twice !== undefined)
-    throw new ConfigError(`mixture: ${twice === undefined ? 'it needs at least one source' : `two sources are called "${twice}"`}`);
+  if (names.length === 0) throw new ConfigError('mixture: it needs at least one source');
+  if (twice !== undefined) throw new ConfigError(`mixture: two sources are called "${twice}"`);
   const sizes: number[] = [];
   for (const { source } of spec.sources) {
     const part = await open(source);
@@ -192,15 +199,17 @@ Promise<void> {
 }
 
 /**
- * Adds a collection to another. Class ids stay where both have the same classes; others are moved behind those there are, so
- * that they cannot collide.
+ * Adds a collection to another. Class ids stay where both have the same classes; others are moved behind those there
+ * are, so that they cannot collide.
  */
 function append(whole: SampleSource, part: SampleSource): void {
   const same = whole.classes !== undefined && JSON.stringify(part.classes) === JSON.stringify(whole.classes);
   const base = same ? 0 : whole.samples.reduce((most, sample) => Math.max(most, (sample.class ?? -1) + 1), 0);
   if (!same) whole.classes = whole.length === 0 ? part.classes : undefined;
   for (const sample of part.samples)
-    whole.samples.push({ ...sample, index: whole.length, ...(sample.class === undefined ? {} : { class: sample.class + base }) });
+    whole.samples.push({
+      ...sample, index: whole.length, ...(sample.class === undefined ? {} : { class: sample.class + base }),
+    });
   for (const list of part.sampleLanguages) whole.sampleLanguages.push(list);
   for (const [language, count] of part.languages) whole.languages.set(language, (whole.languages.get(language) ?? 0) + count);
   whole.skips.addAll(part.skips);

@@ -371,10 +371,11 @@ class Indexer {
     return sample;
   }
 
-  /** The language of the captions that do not say theirs; undefined when they are in none. */
+  /** The language of the captions that do not say theirs; undefined when no caption is in any. */
   private identify({ captions }: ParsedCaptions): string | undefined {
     const silent = captions.filter(({ lang }) => lang === DETECT);
-    return silent.length === 0 ? UNDETERMINED : this.detector!(silent.map(({ text }) => text).join('\n'));
+    const found = this.detector!(silent.map(({ text }) => text).join('\n'));
+    return found ?? (silent.length < captions.length ? UNDETERMINED : undefined);
   }
 
   private async folder(folder: string): Promise<void> {

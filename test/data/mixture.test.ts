@@ -73,10 +73,14 @@ test('the stream goes on exactly, whatever the number of workers', () => withFol
 
 test('what cannot work is refused in one sentence', () => withFolder(async (folder) => {
   const spec = await files(folder), source = await openSource(spec);
+  fs.writeFileSync(path.join(folder, 'a.png'), await picture(1));
+  fs.writeFileSync(path.join(folder, 'a.txt'), 'a picture');
   const refused = async (run: () => unknown, text: RegExp): Promise<void> => {
     expect(await errorOf(run)).toMatchObject({ code: 'ERR_CONFIG', message: expect.stringMatching(text) as never });
   };
   await refused(() => take(source, 1, { captions: { pick: ['en'] } }), /pick can only be "any"/);
+  const classless = await openSource({ type: 'mixture', sources: [{ source: { type: 'folder', path: folder } }], languages: { quotas: { en: 1 } } });
+  await refused(() => take(classless, 1, { batchSize: 1, uniqueBy: 'class' }), /needs samples with classes/);
   await refused(() => take(source, 1, { batchSize: 70 }), /a batch of 70 needs 28\.0 samples in en from clean but there are 20/);
   await refused(() => openSource({ ...spec, sources: [...spec.sources, spec.sources[0]!] }), /called "web"/);
   await refused(() => openSource({ ...spec, sources: [] }), /at least one source/);
@@ -100,11 +104,11 @@ test('languages are identified, and captions in none are skips that are counted 
     lines.push(JSON.stringify({ image: `${i}.png`, caption: text }));
   }
   fs.writeFileSync(path.join(folder, '8.png'), await picture(8));
-  lines.push(JSON.stringify({ image: '8.png', captions: { sv: '12' } }));  // said, so believed
+  lines.push(JSON.stringify({ image: '8.png', captions: [{ lang: 'sv', text: '12' }, '13'] }));  // said, so believed
   fs.writeFileSync(path.join(folder, 'list.jsonl'), lines.join('\n'));
   const spec: SourceSpec = { type: 'manifest', path: path.join(folder, 'list.jsonl'), language: 'detect' };
   const source = await openSource(spec);
-  expect(Object.fromEntries(source.languages)).toEqual({ en: 1, de: 1, fr: 1, ja: 1, und: 1, sv: 1 });
+  expect(Object.fromEntries(source.languages)).toEqual({ en: 1, de: 1, fr: 1, ja: 1, und: 2, sv: 1 });
   expect(source.skips.byReason.get('captions in no language')).toEqual({ count: 2, examples: [4, 5].map((i) => path.join(folder, `${i}.png`)) });
   expect((await errorOf(() => openSource(spec, { maxSkips: 1 }))).message).toMatch(/more than maxSkips = 1: captions in no language \(2: /);
 
