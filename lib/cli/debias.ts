@@ -21,7 +21,8 @@ export const command: Command = {
   usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N] ' +
     '[--model FOLDER [--device D] [--batch N]]',
   summary: 'balances attributes that the config names: INPUT are tars, folders, .jsonl or .parquet with a column "key"; ' +
-    'writes keep.parquet (file, key, probability, kept), report.html and report.txt; exits 3 when a constraint does not hold',
+    'writes keep.parquet (file, key, probability, kept), keep.txt, report.html and report.txt; ' +
+    'exits 3 when a constraint does not hold',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
@@ -76,6 +77,8 @@ export const command: Command = {
       { name: 'probability', data: probabilities, type: 'DOUBLE' }, { name: 'kept', data: keep, type: 'BOOLEAN' },
     ] });
     await writeFileAtomic(join(values.out, 'keep.parquet'), new Uint8Array(table));
+    const stay = files.flatMap((file, i) => keep[i] ? [`${basename(file)}\t${keys[i]!}\n`] : []);
+    await writeFileAtomic(join(values.out, 'keep.txt'), stay.join(''));
     await writeFileAtomic(join(values.out, 'report.html'), debiasPage(report));
     await writeFileAtomic(join(values.out, 'report.txt'), `${debiasText(report, Infinity)}\n`);
     console.log(debiasText(report));

@@ -81,8 +81,8 @@ export type RecordSource = SourceSpec | { type: 'parquet'; path: string };
 const ROWS = 4096;
 
 /**
- * The samples of a collection, or the rows of a parquet file, whose columns `key` and `caption` become key and
- * captions.
+ * The samples of a collection, or the rows of a parquet file, whose columns `key`, `caption` and `shard` become key,
+ * captions and file.
  * @param skips counts what cannot be used
  * @throws DataError for a damaged file, or one without `key`
  */
@@ -94,7 +94,7 @@ export async function* readRecords(input: RecordSource, skips: SkipCounter): Asy
   try {
     for (const sample of source.samples) {
       const { captions, meta } = readCaptions(reader, sample);
-      const file = sample.image.size < 0 ? sample.captions.path : sample.image.path;
+      const file = input.type === 'folder' ? input.path : sample.image.size < 0 ? sample.captions.path : sample.image.path;
       yield {
         key: sample.key, file, captions: captions.map(({ text }) => text), columns: meta,
         image: () => ({ bytes: reader.read(sample.image), name: describeSample(sample) }),
@@ -113,7 +113,7 @@ async function* readTable(path: string): AsyncGenerator<LabelledRecord> {
     for (let rowStart = 0, rows = Number(metadata.num_rows); rowStart < rows; rowStart += ROWS)
       for (const columns of await parquetReadObjects({ file, metadata, rowStart, rowEnd: Math.min(rows, rowStart + ROWS) })) {
         const captions = [columns['caption']].flat().filter((text): text is string => typeof text === 'string');
-        yield { key: String(columns['key']), file: path, captions, columns };
+        yield { key: String(columns['key']), file: String(columns['shard'] ?? path), captions, columns };
       }
   } catch (cause) {
     if (cause instanceof DataError) throw cause;

@@ -137,6 +137,8 @@ test('the command: a table in, a list of keys and a report out, the same again',
   const rows = await parquetReadObjects({ file: await asyncBufferFromFile(join(folder, 'one', 'keep.parquet')) });
   expect(rows).toHaveLength(6000);
   expect(rows[17]).toEqual({ file: table, key: 'k17', probability: expect.any(Number), kept: expect.any(Boolean) });
+  expect(readFileSync(join(folder, 'one', 'keep.txt'), 'utf8')).toBe(
+    rows.map(({ key, kept: stays }) => stays ? `scores.parquet\t${String(key)}\n` : '').join(''));
   const kept = new BiasTally(OPTIONS);
   rows.forEach(({ kept: stays }, i) => { if (stays) kept.add(samples[i]!); });
   expect(Math.abs(kept.total / 6000 - 0.5)).toBeLessThan(0.03);
