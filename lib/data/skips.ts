@@ -15,7 +15,8 @@ const kExamples = 5;
 export class SkipCounter {
   /** Reason to count and examples. */
   readonly byReason = new Map<string, SkipRecord>();
-  private readonly seen = new Set<string>();
+  /** Reason of every example. */
+  private readonly seen = new Map<string, string>();
 
   /** @param maxSkips most skips allowed; default 1 % of the samples or 100, whichever is larger */
   constructor(readonly maxSkips?: number) {}
@@ -31,12 +32,17 @@ export class SkipCounter {
    */
   add(reason: string, example: string): boolean {
     if (this.seen.has(example)) return false;
-    this.seen.add(example);
+    this.seen.set(example, reason);
     let record = this.byReason.get(reason);
     if (record === undefined) this.byReason.set(reason, (record = { count: 0, examples: [] }));
     record.count++;
     if (record.examples.length < kExamples) record.examples.push(example);
     return true;
+  }
+
+  /** Everything that was skipped, in order. */
+  entries(): { example: string; reason: string }[] {
+    return [...this.seen].map(([example, reason]) => ({ example, reason }));
   }
 
   /**
@@ -67,7 +73,7 @@ export class SkipCounter {
     for (const [reason, { count, examples }] of this.byReason) {
       copy.byReason.set(reason, { count, examples: [...examples] });
     }
-    for (const key of this.seen) copy.seen.add(key);
+    for (const [key, reason] of this.seen) copy.seen.set(key, reason);
     return copy;
   }
 }
