@@ -114,11 +114,12 @@ export async function openUnit(folder: string, unit: string): Promise<Table & { 
   return { ...table, notes: unitNotes(file, table) };
 }
 
-/** Embeddings of a unit's images, (rows, dim); they are unit rows to the precision of half floats. */
-export async function readEmbeddings(folder: string, unit: string): Promise<Float32Array> {
+/** Embeddings of a unit's images: half floats, (rows, dim), unit rows to their precision. */
+export async function readEmbeddings(folder: string, unit: string): Promise<Uint16Array> {
   const reader = await openSafetensors(unitFiles(folder, unit).embeddings);
   try {
-    return await reader.readFloat32('images');
+    const bytes = await reader.read('images');
+    return new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
   } finally {
     await reader.close();
   }

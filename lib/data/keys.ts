@@ -25,6 +25,9 @@ export class KeyList {
     return new KeyList(file, kept);
   }
 
+  /** A list of keys in any file. */
+  static of(keys: ReadonlySet<string>): KeyList { return new KeyList('the list', keys); }
+
   get size(): number { return this.kept.size; }
 
   /** @param file the tar, folder or manifest; its path does not matter */

@@ -16,7 +16,7 @@ import { KeyList } from './keys.js';
 import { parquetManifest } from './parquet_manifest.js';
 import { expandPaths, lines } from './paths.js';
 import { SkipCounter } from './skips.js';
-import { indexTar, type TarEntry } from './tar.js';
+import { indexTar, memberKey, type TarEntry } from './tar.js';
 
 /** Where a sample's captions are, and how they are written. */
 export interface CaptionLocation extends Location {
@@ -76,6 +76,8 @@ export interface SourceOptions {
    * none; any number of skips and an empty collection are fine. For whoever counts over many collections. Default false.
    */
   tolerant?: boolean;
+  /** Instead of the spec's key list. */
+  keys?: KeyList;
   /** Ends indexing early with the signal's reason. */
   signal?: AbortSignal;
 }
@@ -265,7 +267,7 @@ class Indexer {
   private async start(name: string, { language, keys }: SourceChoice = {}): Promise<void> {
     this.source = new SampleSource(name, this.options.maxSkips);
     this.language = language ?? 'en';
-    if (keys !== undefined) this.keys = await KeyList.read(keys);
+    this.keys = this.options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
   }
 
   /** Indexing is synchronous reads of small members; now and then the event loop gets its turn. */
@@ -288,12 +290,9 @@ class Indexer {
     }
   }
 
-  /** WebDataset's rule: the key is the path up to the first dot of its last part. */
   private member(file: string, entry: TarEntry, drafts: Map<string, Draft>): void {
-    const slash = entry.name.lastIndexOf('/') + 1;
-    const dot = entry.name.indexOf('.', slash);
-    if (dot <= slash) return; // no extension, or a hidden file
-    const key = entry.name.slice(0, dot);
+    const key = memberKey(entry.name);
+    if (key === undefined) return;
     const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
     const part = entry.name.endsWith('.mask.png')
       ? 'mask'

@@ -22,6 +22,15 @@ export interface TarEntry {
   size: number;
 }
 
+/**
+ * The sample that a member belongs to by WebDataset's rule: the path up to the first dot of its last part. undefined for
+ * hidden files and those without an extension.
+ */
+export function memberKey(name: string): string | undefined {
+  const slash = name.lastIndexOf('/') + 1, dot = name.indexOf('.', slash);
+  return dot <= slash ? undefined : name.slice(0, dot);
+}
+
 const kBlock = 512;
 /**
  * Bytes read at a time: small members come several to a read, and large ones cost one read for
