@@ -24,6 +24,18 @@ export interface NearOptions {
 /** Rows of a block: two of them and their products take 40 MiB at 1,152 values a row. */
 const BLOCK = 2048;
 
+/** A block of rows from row `from` on, of length 1 to the precision of f32: half floats alone would be off by 1e-4. */
+function unitRows({ data, dim }: HalfRows, from: number): Float32Array {
+  const rows = f16ToF32(data.subarray(from * dim, Math.min(data.length, (from + BLOCK) * dim)));
+  for (let at = 0; at < rows.length; at += dim) {
+    let sum = 0;
+    for (let d = at; d < at + dim; d++) sum += rows[d]! * rows[d]!;
+    const scale = 1 / (Math.sqrt(sum) || 1);
+    for (let d = at; d < at + dim; d++) rows[d]! *= scale;
+  }
+  return rows;
+}
+
 /**
  * Calls `onPair` for every pair of rows (i of a, j of b) with a cosine of at least `threshold`; without `b`, for every pair
  * i < j of a. Work: 2·|a|·|b|·dim operations, half of it without `b`.
@@ -32,12 +44,11 @@ export async function nearPairs(a: HalfRows, b: HalfRows | null, options: NearOp
   onPair: (i: number, j: number, cosine: number) => void): Promise<void> {
   const { threshold, device = 'cpu', signal, onProgress } = options, { dim } = a, other = b ?? a;
   const n = a.data.length / dim, m = other.data.length / dim;
-  const block = (rows: HalfRows, from: number) => f16ToF32(rows.data.subarray(from * dim, Math.min(rows.data.length, (from + BLOCK) * dim)));
   for (let i0 = 0; i0 < n; i0 += BLOCK) {
-    const left = block(a, i0), rows = left.length / dim;
+    const left = unitRows(a, i0), rows = left.length / dim;
     for (let j0 = b ? 0 : i0; j0 < m; j0 += BLOCK) {
       signal?.throwIfAborted();
-      const right = block(other, j0), columns = right.length / dim, tile = await scores(left, right, dim, device);
+      const right = unitRows(other, j0), columns = right.length / dim, tile = await scores(left, right, dim, device);
       for (let i = 0; i < rows; i++) {
         for (let j = !b && i0 === j0 ? i + 1 : 0; j < columns; j++) {
           const cosine = tile[i * columns + j]!;
