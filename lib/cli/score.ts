@@ -18,13 +18,15 @@ function naturalNumber(name: string, text: string): number {
 }
 
 /** Merges the tables of a folder: prints what was found, writes the report. */
-async function merge(folder: string, values: { near: string; leakage?: string[] | undefined; partial: boolean; model?: string | undefined;
-  device: string }): Promise<void> {
+async function merge(folder: string, values: {
+  near: string; leakage?: string[] | undefined; partial: boolean; model?: string | undefined; device: string;
+}): Promise<void> {
   const near = Number(values.near);
   if (!(near > 0 && near <= 1)) throw new ConfigError(`--near must be a cosine in (0, 1] but is ${values.near}`);
   const images = values.leakage ? await listImages(values.leakage) : [];
   const { learner: { source }, dtype, processor, alpha } = readSettings(folder);
-  using learner = values.leakage && await openModel('score', { device: values.device, model: values.model ?? source, dtype, processor, alpha });
+  using learner = values.leakage &&
+    await openModel('score', { device: values.device, model: values.model ?? source, dtype, processor, alpha });
   const progress = new Progress('merge');
   let shown = 0;
   const options: MergeOptions = {
@@ -45,19 +47,23 @@ async function merge(folder: string, values: { near: string; leakage?: string[] 
 }
 
 export const command: Command = {
-  usage: 'score --model MODEL [--reference MODEL] SHARDS|FOLDER|MANIFEST… --out DIR [--index I --count N] [--pick first|any|LANG] ' +
-    '[--language LANG] [--max-skips N] [--block 256] [--alpha drop|white] [--dtype f32|bf16] [--device cpu|cuda] [--batch N]\n' +
+  usage: 'score --model MODEL [--reference MODEL] SHARDS|FOLDER|MANIFEST… --out DIR [--index I --count N] ' +
+    '[--pick first|any|LANG] [--language LANG] [--max-skips N] [--block 256] [--alpha drop|white] ' +
+    '[--dtype f32|bf16] [--device cpu|cuda] [--batch N]\n' +
     '  score --merge DIR [--near 0.97] [--leakage IMAGES…] [--partial]',
-  summary: 'writes a table of scores for every tar (or 4,096 samples of a folder or .jsonl or .parquet manifest): cosine, probability, loss, ' +
-    'learnability against a reference; run it again to go on where it stopped; --index and --count divide the work among processes;\n' +
-    '      --merge makes scores.parquet, skipped.jsonl and report.html of the tables, marks duplicates, and with --leakage images of an evaluation set',
+  summary: 'writes a table of scores for every tar (or 4,096 samples of a folder or .jsonl or .parquet manifest): ' +
+    'cosine, probability, loss, learnability against a reference; run it again to go on where it stopped; ' +
+    '--index and --count divide the work among processes;\n' +
+    '      --merge makes scores.parquet, skipped.jsonl and report.html of the tables, marks duplicates, ' +
+    'and with --leakage images of an evaluation set',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
         ...MODEL_OPTIONS, reference: { type: 'string' }, out: { type: 'string' }, index: { type: 'string', default: '0' },
         count: { type: 'string', default: '1' }, pick: { type: 'string', default: 'first' }, language: { type: 'string' },
         'max-skips': { type: 'string' }, block: { type: 'string', default: '256' }, alpha: { type: 'string', default: 'drop' },
-        merge: { type: 'string' }, near: { type: 'string', default: '0.97' }, leakage: { type: 'string', multiple: true }, partial: { type: 'boolean', default: false },
+        merge: { type: 'string' }, near: { type: 'string', default: '0.97' },
+        leakage: { type: 'string', multiple: true }, partial: { type: 'boolean', default: false },
       },
     });
     if (values.merge !== undefined) {
@@ -69,7 +75,8 @@ export const command: Command = {
     if (alpha !== 'drop' && alpha !== 'white') throw new ConfigError(`--alpha must be drop or white but is ${alpha}`);
     const units = await scoreUnits(positionals, values.language === undefined ? {} : { language: values.language });
     using learner = await openModel('score', { ...values, alpha });
-    using reference = values.reference === undefined ? undefined : await openModel('score', { ...values, alpha, model: values.reference });
+    using reference = values.reference === undefined ? undefined
+      : await openModel('score', { ...values, alpha, model: values.reference });
     const progress = new Progress('score'), began = performance.now();
     let shown = 0;
     const options: ScoreOptions = {
@@ -80,7 +87,8 @@ export const command: Command = {
       onProgress: ({ units: done, ofUnits, samples, skipped }) => {
         if (done < ofUnits && performance.now() - shown < 1000) return;
         shown = performance.now();
-        progress.update(done, ofUnits, { samples, skipped, 'samples/s': Number((samples / (shown - began) * 1000).toFixed(1)) });
+        const rate = Number((samples / (shown - began) * 1000).toFixed(1));
+        progress.update(done, ofUnits, { samples, skipped, 'samples/s': rate });
       },
     };
     const { units: mine, resumed, rows, skips } = await scoreCollection(units, out, options);

@@ -88,7 +88,8 @@ export interface Duplicates {
  * Groups rows that have the same hash, or a chain of pairs that look the same between them.
  * @param embeddings one row for each hash
  */
-export async function groupDuplicates(hashes: readonly string[], embeddings: HalfRows, options: NearOptions): Promise<Duplicates> {
+export async function groupDuplicates(hashes: readonly string[], embeddings: HalfRows,
+  options: NearOptions): Promise<Duplicates> {
   const n = hashes.length, sets = new Sets(n), exact = new Uint8Array(n), seen = new Map<string, number>();
   hashes.forEach((hash, i) => {
     const before = seen.get(hash);

@@ -8,7 +8,7 @@ import type { Sample } from '../data/source.js';
 import { indexTar, memberKey, TarWriter, type TarEntry } from '../data/tar.js';
 import { ConfigError, DataError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
-import { openTable, type Columns } from '../io/parquet.js';
+import { openTable } from '../io/parquet.js';
 import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';
 
@@ -42,7 +42,8 @@ const OPERATORS: Record<string, (a: string | number, b: string | number) => bool
 
 function columnOf(name: string): Column {
   if (!Object.hasOwn(SCORE_COLUMNS, name))
-    throw new ConfigError(`filter: there is no column "${name}"; the columns are ${Object.keys(SCORE_COLUMNS).join(', ')}`);
+    throw new ConfigError(`filter: there is no column "${name}"; the columns are ` +
+      Object.keys(SCORE_COLUMNS).join(', '));
   return name as Column;
 }
 
@@ -51,11 +52,16 @@ const isText = (column: Column): boolean => SCORE_COLUMNS[column] === 'string';
 /** A condition as a column and a test; a row without a value meets none. */
 function parseCondition(text: string): { column: Column; meets: (value: Value) => boolean } {
   const match = /^\s*(\w+)\s*(>=|<=|!=|!~|>|<|=|~)\s*(.*?)\s*$/s.exec(text);
-  if (!match) throw new ConfigError(`filter: a condition is a column, one of ${Object.keys(OPERATORS).join(' ')} and a value, but got "${text}"`);
-  const [, name = '', operator = '', right = ''] = match, column = columnOf(name), textual = isText(column), compare = OPERATORS[operator]!;
+  if (!match)
+    throw new ConfigError(`filter: a condition is a column, one of ${Object.keys(OPERATORS).join(' ')} and a value, ` +
+      `but got "${text}"`);
+  const [, name = '', operator = '', right = ''] = match, compare = OPERATORS[operator]!;
+  const column = columnOf(name), textual = isText(column);
   const value = textual ? right : Number(right);
-  if (!textual && (right === '' || Number.isNaN(value))) throw new ConfigError(`filter: ${name} is a number but "${text}" compares it with "${right}"`);
-  if (operator.includes('~') && !textual) throw new ConfigError(`filter: ${name} is a number, which ${operator} is not for`);
+  if (!textual && (right === '' || Number.isNaN(value)))
+    throw new ConfigError(`filter: ${name} is a number but "${text}" compares it with "${right}"`);
+  if (operator.includes('~') && !textual)
+    throw new ConfigError(`filter: ${name} is a number, which ${operator} is not for`);
   if (column === 'flags' && operator.includes('~') && !Object.hasOwn(FLAGS, right))
     throw new ConfigError(`filter: there is no flag "${right}"; the flags are ${Object.keys(FLAGS).join(', ')}`);
   return { column, meets: (v) => v !== null && compare(v, value) };
@@ -71,18 +77,23 @@ const best = (rows: readonly number[], values: ArrayLike<Value>): number[] =>
  * @throws ConfigError for a column or condition that makes no sense; DataError when the folder was not merged
  */
 export async function chooseRows(folder: string, options: FilterOptions): Promise<Chosen> {
-  const { where = [], percentile, top, perLanguage = false, unique = false } = options, by = columnOf(options.by ?? 'cosine');
+  const { where = [], percentile, top, perLanguage = false, unique = false } = options;
+  const by = columnOf(options.by ?? 'cosine');
   const conditions = where.map(parseCondition);
   if (isText(by)) throw new ConfigError(`filter: ${by} is text, which has no order to go by`);
-  if (percentile !== undefined && !(percentile >= 0 && percentile <= 100)) throw new ConfigError(`filter: percentile must be in [0, 100] but is ${percentile}`);
-  if (top !== undefined && !(Number.isInteger(top) && top > 0)) throw new ConfigError(`filter: top must be a positive integer but is ${top}`);
+  if (percentile !== undefined && !(percentile >= 0 && percentile <= 100))
+    throw new ConfigError(`filter: percentile must be in [0, 100] but is ${percentile}`);
+  if (top !== undefined && !(Number.isInteger(top) && top > 0))
+    throw new ConfigError(`filter: top must be a positive integer but is ${top}`);
   const file = join(folder, 'scores.parquet');
-  if (!existsSync(file)) throw new DataError(`${folder}: has no scores.parquet; make it with \`siglip2 score --merge ${folder}\``);
+  if (!existsSync(file))
+    throw new DataError(`${folder}: has no scores.parquet; make it with \`siglip2 score --merge ${folder}\``);
   const table = await openTable(file);
   const needed = new Set<Column>(['shard', 'key', 'language', 'duplicate', by, ...conditions.map(({ column }) => column)]);
   const columns = await table.read([...needed]), duplicate = columns['duplicate']!, values = columns[by]!;
 
-  let rows = Array.from({ length: table.rows }, (_, i) => i).filter((row) => conditions.every(({ column, meets }) => meets(columns[column]![row]!)));
+  const meetsAll = (row: number): boolean => conditions.every(({ column, meets }) => meets(columns[column]![row]!));
+  let rows = Array.from({ length: table.rows }, (_, i) => i).filter(meetsAll);
   if (unique) {
     const seen = new Set<number>();
     rows = rows.filter((row) => {
@@ -100,11 +111,12 @@ export async function chooseRows(folder: string, options: FilterOptions): Promis
       else groups.set(group, [row]);
     }
     rows = [...groups.values()].flatMap((group) => {
-      const order = best(group, values), floor = percentile === undefined ? group.length : group.length - Math.ceil(percentile / 100 * (group.length - 1));
-      return order.slice(0, Math.min(floor, top ?? Infinity));
+      const below = percentile === undefined ? 0 : Math.ceil(percentile / 100 * (group.length - 1));
+      return best(group, values).slice(0, Math.min(group.length - below, top ?? Infinity));
     }).sort((a, b) => a - b);
   }
-  return { rows: table.rows, kept: rows.map((row) => ({ shard: columns['shard']![row] as string, key: columns['key']![row] as string })) };
+  const { shard, key } = columns as Record<string, string[]>;
+  return { rows: table.rows, kept: rows.map((row) => ({ shard: shard![row]!, key: key![row]! })) };
 }
 
 /** Writes the chosen rows as a key list, for `keys` of a data source. */
@@ -114,7 +126,9 @@ export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
 
 /** The files of a sample of a folder or manifest, as they are called in a tar. */
 function members(sample: Sample, reader: FileReader): [name: string, bytes: Uint8Array][] {
-  const { key, image, captions, mask } = sample, stem = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
+  const { key, image, captions, mask } = sample;
+  // A tar's key ends at the first dot of the name, and its members have relative paths.
+  const stem = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
   const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   return [[`${stem}${extname(image.path)}`, reader.read(image)], [`${stem}.${captions.format}`, text],
     ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : [])];
@@ -138,11 +152,12 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
   let written = 0;
   try {
     for (const unit of readSettings(folder).units) {
-      const table = await openUnit(folder, unit), columns: Columns = await table.read(['shard', 'key']);
-      const own = new Set(Array.from(columns['key'] as string[]).filter((key, i) => keys.get(columns['shard']![i] as string)?.has(key)));
+      const table = await openUnit(folder, unit), { shard, key } = await table.read(['shard', 'key']) as Record<string, string[]>;
+      const own = new Set(key!.filter((one, i) => keys.get(shard![i]!)?.has(one)));
       if (own.size === 0) continue;
       const target = join(out, unit.endsWith('.tar') ? unit : `${unit}.tar`);
-      if (!existsSync(target)) await (table.notes.spec.type === 'webdataset' ? copyMembers : copySamples)(folder, unit, own, target, reader);
+      const copy = table.notes.spec.type === 'webdataset' ? copyMembers : copySamples;
+      if (!existsSync(target)) await copy(folder, unit, own, target, reader);
       written += own.size;
     }
     return written;
@@ -151,17 +166,22 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
   }
 }
 
-async function copyMembers(folder: string, unit: string, keys: ReadonlySet<string>, target: string, reader: FileReader): Promise<void> {
+async function copyMembers(folder: string, unit: string, keys: ReadonlySet<string>, target: string,
+  reader: FileReader): Promise<void> {
   const { spec } = (await openUnit(folder, unit)).notes, tar = (spec as { tars: string[] }).tars[0]!;
   const entries: TarEntry[] = (await indexTar(tar, () => undefined)).filter(({ name }) => keys.has(memberKey(name) ?? ''));
   const missing = [...keys].find((key) => !entries.some(({ name }) => memberKey(name) === key));
-  if (missing !== undefined) throw new DataError(`${tar}: ${missing} is gone since it was scored; score the collection again`);
+  if (missing !== undefined)
+    throw new DataError(`${tar}: ${missing} is gone since it was scored; score the collection again`);
   write(target, entries.map(({ name, offset, size }) => () => [name, reader.read({ path: tar, offset, size })]));
 }
 
-async function copySamples(folder: string, unit: string, keys: ReadonlySet<string>, target: string, reader: FileReader): Promise<void> {
-  const samples = (await originalSamples(folder, new Map([[unit, keys]]))).get(unit), missing = [...keys].find((key) => !samples?.has(key));
-  if (missing !== undefined) throw new DataError(`${unit}: ${missing} is gone since it was scored; score the collection again`);
+async function copySamples(folder: string, unit: string, keys: ReadonlySet<string>, target: string,
+  reader: FileReader): Promise<void> {
+  const samples = (await originalSamples(folder, new Map([[unit, keys]]))).get(unit);
+  const missing = [...keys].find((key) => !samples?.has(key));
+  if (missing !== undefined)
+    throw new DataError(`${unit}: ${missing} is gone since it was scored; score the collection again`);
   write(target, [...keys].flatMap((key) => members(samples!.get(key)!, reader).map((member) => () => member)));
 }
 

@@ -15,7 +15,9 @@ import { f32ToF16 } from '../io/half.js';
 import { writeTable, type Columns } from '../io/parquet.js';
 import type { DeviceName } from '../tensor.js';
 import { groupDuplicates, nearPairs, type Duplicates, type HalfRows } from './duplicates.js';
-import { openUnit, readEmbeddings, readSettings, SCORE_COLUMNS, unitFiles, type Flag, type ScoreSettings } from './score_table.js';
+import {
+  openUnit, readEmbeddings, readSettings, SCORE_COLUMNS, unitFiles, type Flag, type ScoreSettings,
+} from './score_table.js';
 
 /** A file, as a path or as its bytes. */
 export interface NamedFile {
@@ -59,6 +61,12 @@ export interface MergeSummary {
   skips: SkipCounter;
 }
 
+/** An image of the evaluation set that a row looks like. */
+interface Match {
+  image: number;
+  cosine: number;
+}
+
 /** What is known of every row before the merged table is written. */
 interface Collected {
   hashes: string[];
@@ -74,7 +82,8 @@ async function collect(folder: string, units: readonly string[], dim: number, op
     for (const hash of (await table.read(['sha256']))['sha256'] as string[]) hashes.push(hash);
     parts.push(await readEmbeddings(folder, unit));
     if (parts.at(-1)!.length !== table.rows * dim)
-      throw new DataError(`${unitFiles(folder, unit).embeddings}: does not fit its table; remove both files and score the unit again`);
+      throw new DataError(`${unitFiles(folder, unit).embeddings}: does not fit its table; ` +
+        'remove both files and score the unit again');
   }
   const data = new Uint16Array(hashes.length * dim);
   parts.reduce((at, part) => (data.set(part, at), at + part.length), 0);
@@ -87,8 +96,8 @@ async function collect(folder: string, units: readonly string[], dim: number, op
 }
 
 /** The best match in the evaluation set of every row that has one. */
-async function findLeaks({ hashes, embeddings }: Collected, options: MergeOptions): Promise<Map<number, { image: number; cosine: number }>> {
-  const found = new Map<number, { image: number; cosine: number }>(), { images, learner } = options.leakage!;
+async function findLeaks({ hashes, embeddings }: Collected, options: MergeOptions): Promise<Map<number, Match>> {
+  const found = new Map<number, Match>(), { device = 'cpu', near: threshold = 0.97, signal, onProgress } = options, { images, learner } = options.leakage!;
   const byHash = new Map<string, number>();
   async function* opened(): AsyncGenerator<Uint8Array> {
     for (const [i, image] of images.entries()) {
@@ -101,12 +110,13 @@ async function findLeaks({ hashes, embeddings }: Collected, options: MergeOption
   }
   const rows: Float32Array[] = [];
   for await (const row of learner.streamImages(opened(), {
-    ...(options.signal ? { signal: options.signal } : {}), onProgress: (done) => options.onProgress?.('evaluation set', done, images.length),
+    ...(signal ? { signal } : {}), onProgress: (done) => onProgress?.('evaluation set', done, images.length),
   })) rows.push(row as Float32Array);
   const data = new Float32Array(rows.length * embeddings.dim);
   rows.forEach((row, i) => data.set(row, i * embeddings.dim));
-  await nearPairs(embeddings, { data: f32ToF16(data), dim: embeddings.dim }, { threshold: options.near ?? 0.97, device: options.device ?? 'cpu' },
-    (row, image, cosine) => { if (cosine > (found.get(row)?.cosine ?? -1)) found.set(row, { image, cosine }); });
+  await nearPairs(embeddings, { data: f32ToF16(data), dim: embeddings.dim }, { threshold, device }, (row, image, cosine) => {
+    if (cosine > (found.get(row)?.cosine ?? -1)) found.set(row, { image, cosine });
+  });
   hashes.forEach((hash, row) => { if (byHash.has(hash)) found.set(row, { image: byHash.get(hash)!, cosine: 1 }); });
   return found;
 }
@@ -120,14 +130,16 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
   const settings = readSettings(folder), { learner } = settings;
   const given = options.leakage?.learner;
   if (given && (given.dim !== learner.dim || given.scale !== learner.scale || given.bias !== learner.bias))
-    throw new ConfigError(`${folder}: was scored with ${learner.source}, which is not the model given; leakage needs the same one`);
+    throw new ConfigError(`${folder}: was scored with ${learner.source}, which is not the model given; ` +
+      'leakage needs the same one');
   const there = (unit: string): boolean => existsSync(unitFiles(folder, unit).table);
   const units = settings.units.filter(there), missing = settings.units.filter((unit) => !there(unit));
   if (missing.length > 0 && !options.partial)
-    throw new DataError(`${folder}: ${missing.length} of ${settings.units.length} tables are missing, ${missing[0]} first; ` +
-      'finish scoring, or merge what there is with --partial');
-  const collected = await collect(folder, units, learner.dim, options), { hashes, duplicates } = collected, rows = hashes.length;
-  const leaked = options.leakage ? await findLeaks(collected, options) : new Map<number, { image: number; cosine: number }>();
+    throw new DataError(`${folder}: ${missing.length} of ${settings.units.length} tables are missing, ` +
+      `${missing[0]} first; finish scoring, or merge what there is with --partial`);
+  const collected = await collect(folder, units, learner.dim, options), rows = collected.hashes.length;
+  const { group, exact } = collected.duplicates;
+  const leaked = options.leakage ? await findLeaks(collected, options) : new Map<number, Match>();
 
   const summary: MergeSummary = {
     settings, rows, units, missing, starts: [], flags: new Map(), leaks: [], skips: new SkipCounter(Infinity),
@@ -136,7 +148,7 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
       caption_length: new Float32Array(rows), language: [],
     },
   };
-  const skipped: string[] = [];
+  const skipped: object[] = [];
   async function* groups(): AsyncGenerator<Columns> {
     let at = 0;
     for (const unit of units) {
@@ -144,14 +156,14 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
       summary.starts.push(at);
       for (const skip of notes.skipped) {
         summary.skips.add(skip.reason, skip.example);
-        skipped.push(JSON.stringify({ unit, ...skip }));
+        skipped.push({ unit, ...skip });
       }
       for (const name of ['cosine', 'probability', 'learnability', 'caption_length'] as const)
         summary.columns[name].set(Array.from(columns[name]!, (v) => v === null ? NaN : Number(v)), at);
       for (const language of columns['language'] as string[]) summary.columns.language.push(language);
       const flags = Array.from(columns['flags'] as string[], (own, i) => {
-        const row = at + i, all = own === '' ? [] : own.split(',') as Flag[], first = duplicates.group[row]!;
-        if (duplicates.exact[row]) all.push('exact-duplicate');
+        const row = at + i, all = own === '' ? [] : own.split(',') as Flag[], first = group[row]!;
+        if (exact[row]) all.push('exact-duplicate');
         else if (first >= 0 && first !== row) all.push('near-duplicate');
         const leak = leaked.get(row);
         if (leak) {
@@ -162,13 +174,14 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
         for (const flag of all) summary.flags.set(flag, (summary.flags.get(flag) ?? 0) + 1);
         return all.join();
       });
-      const duplicate = Array.from({ length: table.rows }, (_, i) => (duplicates.group[at + i]! < 0 ? null : duplicates.group[at + i]!));
+      const duplicate = Array.from(group.subarray(at, at + table.rows), (first) => (first < 0 ? null : first));
       yield { ...columns, duplicate, flags };
       at += table.rows;
     }
   }
   await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups());
-  await writeFileAtomic(join(folder, 'skipped.jsonl'), skipped.map((line) => `${line}\n`).join(''));
-  if (options.leakage) await writeFileAtomic(join(folder, 'leaks.jsonl'), summary.leaks.map((leak) => `${JSON.stringify(leak)}\n`).join(''));
+  const asLines = (list: readonly object[]): string => list.map((item) => `${JSON.stringify(item)}\n`).join('');
+  await writeFileAtomic(join(folder, 'skipped.jsonl'), asLines(skipped));
+  if (options.leakage) await writeFileAtomic(join(folder, 'leaks.jsonl'), asLines(summary.leaks));
   return summary;
 }

@@ -9,7 +9,8 @@ import { openUnit, type UnitNotes } from './score_table.js';
  * @param wanted keys by unit
  * @returns samples by unit and key; none of a collection that is gone
  */
-export async function originalSamples(folder: string, wanted: ReadonlyMap<string, ReadonlySet<string>>): Promise<Map<string, Map<string, Sample>>> {
+export async function originalSamples(folder: string,
+  wanted: ReadonlyMap<string, ReadonlySet<string>>): Promise<Map<string, Map<string, Sample>>> {
   const found = new Map<string, Map<string, Sample>>();
   // Parts of a folder or manifest share it: it is indexed once, for the keys of all of them.
   const collections = new Map<string, { spec: UnitNotes['spec']; units: string[] }>();

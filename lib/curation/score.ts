@@ -24,7 +24,9 @@ import { writeFileAtomic } from '../io/files.js';
 import { addChosenScores, addDiagonalScores } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, tensor, zeros } from '../tensor.js';
-import { openUnit, ownFlags, readSettings, SCORE_COLUMNS, unitFiles, writeUnit, type ScoreSettings } from './score_table.js';
+import {
+  openUnit, ownFlags, readSettings, SCORE_COLUMNS, unitFiles, writeUnit, type ScoreSettings,
+} from './score_table.js';
 import type { ScoreUnit, Skipped, UnitContent } from './score_units.js';
 
 export interface ScoreOptions {
@@ -60,6 +62,8 @@ export interface ScoreSummary {
 
 /** Samples that are read, decoded and encoded together. */
 const CHUNK = 32;
+/** Samples of a chunk that are decoded at a time. */
+const LANES = 4;
 
 /** What a row says about an image and its caption. */
 interface Pair {
@@ -106,8 +110,8 @@ interface Scored extends Chunk {
  * @param images (n, E) unit rows
  * @param texts (n, E) unit rows
  */
-export async function pairLosses(model: Pick<Encoder, 'scale' | 'bias' | 'device'>, images: Float32Array, texts: Float32Array,
-  n: number, block: number): Promise<Float32Array> {
+export async function pairLosses(model: Pick<Encoder, 'scale' | 'bias' | 'device'>, images: Float32Array,
+  texts: Float32Array, n: number, block: number): Promise<Float32Array> {
   const E = images.length / n, groups = Math.ceil(n / block), losses = new Float32Array(n);
   for (let g = 0; g < groups; g++) {
     const from = Math.floor(g * n / groups), to = Math.floor((g + 1) * n / groups), B = to - from;
@@ -119,7 +123,8 @@ export async function pairLosses(model: Pick<Encoder, 'scale' | 'bias' | 'device
       };
       const total = zeros([B], 'f32', model.device);
       addDiagonalScores(total, e, 1);
-      if (B > 1) addChosenScores(total, e, tensor(Int32Array.from({ length: B }, (_, i) => i), [B], model.device), (block - 1) / (B - 1) / 2);
+      const everyone = tensor(Int32Array.from({ length: B }, (_, i) => i), [B], model.device);
+      if (B > 1) addChosenScores(total, e, everyone, (block - 1) / (B - 1) / 2);
       return total;
     })));
     try {
@@ -134,7 +139,8 @@ export async function pairLosses(model: Pick<Encoder, 'scale' | 'bias' | 'device
 /** The caption to score; undefined when none has a letter of any script, or all say that they are in no language. */
 function pickCaption(captions: readonly Caption[], pick: string, sample: Sample): Caption | undefined {
   const real = captions.filter(({ text, lang }) => /\p{L}/u.test(text) && lang !== 'zxx');
-  return pick === 'first' ? real[0] : chooseCaptions(real, { pick: [pick] }, new Random(0, Stream.caption, sample.index))?.[0];
+  if (pick === 'first') return real[0];
+  return chooseCaptions(real, { pick: [pick] }, new Random(0, Stream.caption, sample.index))?.[0];
 }
 
 /** An image no larger than its model needs; encoding it then gives what encoding the whole image gives. */
@@ -158,10 +164,11 @@ class Scorer {
   close(): void { this.reader.close(); }
 
   settings(units: readonly ScoreUnit[]): ScoreSettings {
-    const { learner, reference, pick, block } = this, about = ({ source, dim, scale, bias }: Encoder) => ({ source, dim, scale, bias });
+    const { learner, reference, pick, block } = this;
+    const about = ({ source, dim, scale, bias }: Encoder) => ({ source, dim, scale, bias });
     return {
-      version: 1, learner: about(learner), reference: reference ? about(reference) : null, processor: learner.processor.name,
-      dtype: learner.dtype, alpha: this.options.alpha ?? 'drop', pick, block, units: units.map(({ name }) => name),
+      version: 1, learner: about(learner), reference: reference ? about(reference) : null,
+      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? 'drop', pick, block, units: units.map(({ name }) => name),
     };
   }
 
@@ -177,7 +184,9 @@ class Scorer {
       const { samples, skipped } = await ahead!;
       ahead = open(units[i + 1]);
       for (let from = 0; from === 0 || from < samples.length; from += CHUNK)
-        yield { unit, samples: samples.slice(from, from + CHUNK), last: from + CHUNK < samples.length ? undefined : skipped };
+        yield {
+          unit, samples: samples.slice(from, from + CHUNK), last: from + CHUNK < samples.length ? undefined : skipped,
+        };
     }
   }
 
@@ -185,7 +194,7 @@ class Scorer {
   run(units: readonly ScoreUnit[]): AsyncGenerator<Scored> {
     return inBatches(this.chunks(units), {
       size: 1, ahead: 2, signal: this.options.signal,
-      prepare: async (chunk) => ({ chunk, read: await Promise.all(chunk.samples.map((sample) => this.read(sample))) }),
+      prepare: async (chunk) => ({ chunk, read: await this.readAll(chunk.samples) }),
       run: (batch) => Promise.all(batch.map(async ({ chunk, read }) => {
         const decoded = read.filter((r) => 'pair' in r), skipped = read.filter((r) => 'reason' in r);
         const pairs = decoded.map(({ pair }) => pair), texts = pairs.map(({ caption }) => caption.text);
@@ -198,6 +207,17 @@ class Scorer {
     });
   }
 
+  /** A few at a time: a decoded photograph takes 36 MiB until it is shrunk. */
+  private async readAll(samples: readonly Sample[]): Promise<(DecodedPair | Skipped)[]> {
+    const out: (DecodedPair | Skipped)[] = [];
+    let next = 0;
+    const lane = async (): Promise<void> => {
+      for (let i = next++; i < samples.length; i = next++) out[i] = await this.read(samples[i]!);
+    };
+    await Promise.all(Array.from({ length: LANES }, lane));
+    return out;
+  }
+
   private async read(sample: Sample): Promise<DecodedPair | Skipped> {
     const example = describeSample(sample), { alpha = 'drop', signal } = this.options;
     try {
@@ -206,12 +226,15 @@ class Scorer {
       if (!caption) return { example, reason: 'the caption is in no language' };
       const bytes = this.reader.read(sample.image);
       const image = await decodeInput({ bytes, name: example }, { alpha, signal });
-      const [learner, reference] = await Promise.all([shrunk(image, this.learner), this.reference && shrunk(image, this.reference)]);
+      const [learner, reference] = await Promise.all([
+        shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
+      ]);
       const sha256 = createHash('sha256').update(bytes).digest('hex');
       return { pair: { sample, caption, width: image.width, height: image.height, sha256 }, learner, reference };
     } catch (error) {
       if (!(error instanceof DataError || error instanceof IoError) || signal?.aborted) throw error;
-      return { example, reason: /cannot decode/.test(error.message) ? 'the image cannot be decoded' : 'the file cannot be read' };
+      const undecoded = error.message.includes('cannot decode');
+      return { example, reason: undecoded ? 'the image cannot be decoded' : 'the file cannot be read' };
     }
   }
 
@@ -240,9 +263,11 @@ class Scorer {
       return sum;
     });
     const bad = cosine.findIndex((c) => !Number.isFinite(c));
-    if (bad >= 0) throw new DataError(`${describeSample(pairs[bad]!.sample)}: the model gives ${cosine[bad]}; its weights are damaged`);
-    const loss = await pairLosses(this.learner, images, texts, n, this.block);
-    const other = this.reference && await pairLosses(this.reference, joined((c) => c.reference!.images), joined((c) => c.reference!.texts), n, this.block);
+    if (bad >= 0)
+      throw new DataError(`${describeSample(pairs[bad]!.sample)}: the model gives ${cosine[bad]}; its weights are damaged`);
+    const { reference, block } = this, loss = await pairLosses(this.learner, images, texts, n, block);
+    const other = reference &&
+      await pairLosses(reference, joined((c) => c.reference!.images), joined((c) => c.reference!.texts), n, block);
     const lengths = pairs.map(({ caption }) => [...caption.text].length);
     await writeUnit(out, unit, n, {
       shard: pairs.map(() => unit.shard), key: pairs.map((p) => p.sample.key),
@@ -261,11 +286,13 @@ async function claimFolder(out: string, settings: ScoreSettings): Promise<void> 
   const file = join(out, 'score.json');
   let units = settings.units;
   if (existsSync(file)) {
-    const before = readSettings(out), own = (s: ScoreSettings) => JSON.stringify({
-      ...s, units: null, learner: { ...s.learner, source: '' }, reference: s.reference && { ...s.reference, source: '' },
+    const before = readSettings(out), nameless = <T>(model: T): T => ({ ...model, source: '' });
+    const own = (s: ScoreSettings) => JSON.stringify({
+      ...s, units: null, learner: nameless(s.learner), reference: s.reference && nameless(s.reference),
     });
     if (own(before) !== own(settings))
-      throw new ConfigError(`${out} has scores of another model or with other options (score.json); choose another --out, or remove the folder`);
+      throw new ConfigError(`${out} has scores of another model or with other options (score.json); ` +
+        'choose another --out, or remove the folder');
     units = [...new Set([...before.units, ...units])];
     if (units.length === before.units.length) return;
   }
@@ -288,11 +315,13 @@ async function removeDrafts(out: string, units: readonly ScoreUnit[]): Promise<v
  * @throws ConfigError for options out of range, or when the folder has scores made in another way; DataError when too many
  *   samples cannot be scored, or none can; IoError when the disk says no; the signal's reason
  */
-export async function scoreCollection(units: readonly ScoreUnit[], out: string, options: ScoreOptions): Promise<ScoreSummary> {
+export async function scoreCollection(units: readonly ScoreUnit[], out: string,
+  options: ScoreOptions): Promise<ScoreSummary> {
   const { index = 0, count = 1, maxSkips, onProgress, block = 256 } = options;
   if (!(Number.isInteger(count) && count >= 1 && Number.isInteger(index) && index >= 0 && index < count))
     throw new ConfigError(`score: index must be in [0, count) but index is ${index} and count ${count}`);
-  if (!(Number.isInteger(block) && block >= 1)) throw new ConfigError(`score: block must be a positive integer but is ${block}`);
+  if (!(Number.isInteger(block) && block >= 1))
+    throw new ConfigError(`score: block must be a positive integer but is ${block}`);
   const scorer = new Scorer(options), skips = new SkipCounter(maxSkips);
   try {
     await mkdir(out, { recursive: true });

@@ -1,4 +1,4 @@
-/** The files of a scored collection: one table per unit, embeddings beside it, and score.json that says how they came about. */
+/** The files of a scored collection: a table per unit, embeddings beside it, and score.json: how they came about. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -31,7 +31,7 @@ export const SCORE_COLUMNS = {
   learnability: 'float?',
   /** Of the image file's bytes, hexadecimal. */
   sha256: 'string',
-  /** Row of the first of the images that look the same, in the merged table; null for one that is alone. Made by merging. */
+  /** Row of the first of the images that look the same; null for one that is alone. Made by merging. */
   duplicate: 'int?',
   /** Words of `FLAGS`, joined by commas. */
   flags: 'string',
@@ -51,7 +51,9 @@ export type Flag = keyof typeof FLAGS;
 /** Flags that follow from a row alone. */
 export function ownFlags(width: number, height: number, captionLength: number): Flag[] {
   const [short, long] = [Math.min(width, height), Math.max(width, height)];
-  const is: [Flag, boolean][] = [['small-image', short < 200], ['long-image', long > 3 * short], ['short-caption', captionLength <= 5]];
+  const is: [Flag, boolean][] = [
+    ['small-image', short < 200], ['long-image', long > 3 * short], ['short-caption', captionLength <= 5],
+  ];
   return is.filter(([, yes]) => yes).map(([flag]) => flag);
 }
 
@@ -95,7 +97,8 @@ export async function writeUnit(folder: string, unit: ScoreUnit, rows: number, c
   skipped: readonly Skipped[]): Promise<void> {
   const { table, embeddings } = unitFiles(folder, unit.name);
   if (rows > 0) {
-    await writeSafetensors(embeddings, [{ name: 'images', dtype: 'F16', shape: [rows, images.length / rows], data: f32ToF16(images) }]);
+    const shape = [rows, images.length / rows];
+    await writeSafetensors(embeddings, [{ name: 'images', dtype: 'F16', shape, data: f32ToF16(images) }]);
   }
   const notes: UnitNotes = { spec: unit.spec, skipped };
   await writeTable(table, SCORE_COLUMNS, [columns], { siglip2: JSON.stringify(notes) });

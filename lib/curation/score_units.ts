@@ -31,6 +31,8 @@ export interface ScoreUnit {
   open(signal?: AbortSignal): Promise<UnitContent>;
 }
 
+const KINDS = 'give .tar shards, folders, or .jsonl or .parquet manifests';
+
 /** Samples of a unit of a folder or manifest. */
 const UNIT_SAMPLES = 4096;
 
@@ -41,7 +43,7 @@ function specOf(path: string, language: string | undefined): SourceSpec {
   if (info.isDirectory()) return { type: 'folder', path: resolve(path), ...choice };
   if (/\.tar$/i.test(path)) return { type: 'webdataset', tars: [resolve(path)], ...choice };
   if (/\.(jsonl|parquet)$/i.test(path)) return { type: 'manifest', path: resolve(path), ...choice };
-  throw new ConfigError(`${path}: is no collection of images with captions; give .tar shards, folders, or .jsonl or .parquet manifests`);
+  throw new ConfigError(`${path}: is no collection of images with captions; ${KINDS}`);
 }
 
 async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promise<UnitContent> {
@@ -55,13 +57,15 @@ async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promi
  * @param language of captions that do not say theirs, default `en`
  * @throws DataError when something is missing; ConfigError for other kinds of files, or when two have the same name
  */
-export async function scoreUnits(specs: readonly string[], options: { language?: string; signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
+export async function scoreUnits(specs: readonly string[],
+  options: { language?: string; signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
   const units: ScoreUnit[] = [], seen = new Map<string, string>();
   for (const path of specs.flatMap((spec) => expandPaths(spec))) {
     const spec = specOf(path, options.language), shard = basename(resolve(path));
     const other = seen.get(shard);
     if (other !== undefined)
-      throw new ConfigError(`${other} and ${path} have the same name, but keys and results go by it; score them into different folders`);
+      throw new ConfigError(`${other} and ${path} have the same name, but keys and results go by it; ` +
+        'score them into different folders');
     seen.set(shard, path);
     if (spec.type === 'webdataset') {
       units.push({ name: shard, shard, spec, open: (signal) => content(spec, signal) });
@@ -69,10 +73,10 @@ export async function scoreUnits(specs: readonly string[], options: { language?:
     }
     const { samples, skipped } = await content(spec, options.signal);
     for (let from = 0, part = 0; part === 0 || from < samples.length; from += UNIT_SAMPLES, part++) {
-      const some: UnitContent = { samples: samples.slice(from, from + UNIT_SAMPLES), skipped: part === 0 ? skipped : [] };
+      const some = { samples: samples.slice(from, from + UNIT_SAMPLES), skipped: part === 0 ? skipped : [] };
       units.push({ name: `${shard}.${String(part).padStart(5, '0')}`, shard, spec, open: async () => some });
     }
   }
-  if (units.length === 0) throw new ConfigError('there is nothing to score; give .tar shards, folders, or .jsonl or .parquet manifests');
+  if (units.length === 0) throw new ConfigError(`there is nothing to score; ${KINDS}`);
   return units;
 }

@@ -123,7 +123,8 @@ export async function openTable(path: string): Promise<Table> {
         const scan = await parquetScan({ file, metadata, columns: [...wanted] });
         for (const { rowStart, rowEnd } of scan.ranges)
           for (const column of wanted)
-            for (const value of await scan.readColumn({ column, rowStart, rowEnd })) out[column]!.push(value as string | number | null);
+            for (const value of await scan.readColumn({ column, rowStart, rowEnd }))
+              out[column]!.push(value as string | number | null);
       } catch (cause) {
         throw damaged(cause);
       }
