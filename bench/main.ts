@@ -12,6 +12,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   soak: () => import('./soak.js'),
   cuda: () => import('./cuda.js'),
   select: () => import('./select.js'),
+  score: () => import('./score.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
@@ -27,6 +28,7 @@ if (!load) {
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
+    'score --model RUN [--reference RUN] [--samples 20480] [--kills 10] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }

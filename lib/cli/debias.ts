@@ -8,6 +8,7 @@ import { parquetWriteBuffer } from 'hyparquet-writer';
 import { BiasTally, debias, type Labels } from '../curation/debias.js';
 import { debiasPage, debiasText, violations } from '../curation/debias_report.js';
 import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord, type RecordSource } from '../curation/labels.js';
+import { keyLine } from '../data/keys.js';
 import { SkipCounter } from '../data/skips.js';
 import { ConfigError, DataError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
@@ -77,7 +78,7 @@ export const command: Command = {
       { name: 'probability', data: probabilities, type: 'DOUBLE' }, { name: 'kept', data: keep, type: 'BOOLEAN' },
     ] });
     await writeFileAtomic(join(values.out, 'keep.parquet'), new Uint8Array(table));
-    const stay = files.flatMap((file, i) => keep[i] ? [`${basename(file)}\t${keys[i]!}\n`] : []);
+    const stay = files.flatMap((file, i) => keep[i] ? [`${keyLine(basename(file), keys[i]!)}\n`] : []);
     await writeFileAtomic(join(values.out, 'keep.txt'), stay.join(''));
     await writeFileAtomic(join(values.out, 'report.html'), debiasPage(report));
     await writeFileAtomic(join(values.out, 'report.txt'), `${debiasText(report, Infinity)}\n`);

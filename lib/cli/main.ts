@@ -16,6 +16,8 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   embed: () => import('./embed.js'),
   classify: () => import('./classify.js'),
   search: () => import('./search.js'),
+  score: () => import('./score.js'),
+  filter: () => import('./filter.js'),
   convert: () => import('./convert.js'),
   export: () => import('./export.js'),
   info: () => import('./info.js'),

@@ -9,18 +9,22 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
+import { captionsFromJson, captionsFromObject, captionsFromText, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader, fileError, readJson, type Location } from './files.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
 import { fillMixture, type Mixture, type MixtureSpec } from './mixture.js';
+import { KeyList } from './keys.js';
+import { parquetManifest } from './parquet_manifest.js';
 import { expandPaths, lines } from './paths.js';
 import { SkipCounter } from './skips.js';
-import { indexTar, type TarEntry } from './tar.js';
+import { indexTar, memberKey, type TarEntry } from './tar.js';
 
 /** Where a sample's captions are, and how they are written. */
 export interface CaptionLocation extends Location {
   format: 'json' | 'txt';
+  /** The JSON itself, where it has no byte range of its own: in parquet manifests. */
+  inline?: string;
 }
 
 /** One sample of a collection. */
@@ -41,6 +45,13 @@ export interface Sample {
   mask?: Location;
 }
 
+interface SourceChoice {
+  /** Language of captions that do not say theirs. Default "en". */
+  language?: string;
+  /** A key list (`KeyList`): only the samples it names are used. */
+  keys?: string;
+}
+
 /** What to open; plain JSON, so that it can stand in a config. */
 export type SourceSpec = SingleSourceSpec | MixtureSpec;
 
@@ -50,11 +61,14 @@ export type SourceSpec = SingleSourceSpec | MixtureSpec;
  */
 export type SingleSourceSpec =
   /** WebDataset tars: paths with `*`, `?` in the last part, or `{000..012}`, `{a,b}` anywhere. */
-  | { type: 'webdataset'; tars: string | string[]; language?: string }
+  | ({ type: 'webdataset'; tars: string | string[] } & SourceChoice)
   /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
-  | { type: 'folder'; path: string; language?: string }
-  /** A .jsonl of `{image, caption | captions, ...}`; image paths are relative to the manifest. */
-  | { type: 'manifest'; path: string; language?: string }
+  | ({ type: 'folder'; path: string } & SourceChoice)
+  /**
+   * A .jsonl of `{image, caption | captions, ...}`, or a .parquet with such columns; image paths are relative to the
+   * manifest.
+   */
+  | ({ type: 'manifest'; path: string } & SourceChoice)
   /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
   | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] }
   /** One split, train by default, of what `buildScenes` makes. */
@@ -67,6 +81,13 @@ export interface SourceOptions {
    * larger.
    */
   maxSkips?: number;
+  /**
+   * Counts as skips what is an error otherwise: a damaged tar gives the samples before the damage, an unreadable manifest
+   * none; any number of skips and an empty collection are fine. For whoever counts over many collections. Default false.
+   */
+  tolerant?: boolean;
+  /** Instead of the spec's key list. */
+  keys?: KeyList;
   /** Ends indexing early with the signal's reason. */
   signal?: AbortSignal;
 }
@@ -125,7 +146,7 @@ export function readCaptions(
   sample: Pick<Sample, 'key' | 'captions' | 'language'>,
 ): ParsedCaptions {
   const { captions, language } = sample;
-  const data = reader.read(captions);
+  const data = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   if (captions.format === 'txt') return captionsFromText(data, language);
   try {
     return captionsFromJson(data, language);
@@ -193,31 +214,32 @@ class Indexer {
   private detector: LanguageDetector | undefined;
   private readonly lists = new Map<string, readonly string[]>();
   private language = 'en';
+  private keys: KeyList | undefined;
   private seen = 0;
 
   constructor(private readonly options: SourceOptions) {}
 
   async open(spec: SingleSourceSpec): Promise<SampleSource> {
-    const { maxSkips } = this.options;
     if ('language' in spec && spec.language === DETECT) this.detector = await languageDetector();
     switch (spec.type) {
       case 'webdataset': {
         const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
-        this.start(
-          tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`,
-          maxSkips,
-          spec.language,
-        );
+        await this.start(tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`, spec);
         for (const tar of tars) await this.tar(tar);
         break;
       }
       case 'folder':
-        this.start(spec.path, maxSkips, spec.language);
+        await this.start(spec.path, spec);
         await this.folder(spec.path);
         break;
       case 'manifest':
-        this.start(spec.path, maxSkips, spec.language);
-        await this.manifest(spec.path);
+        await this.start(spec.path, spec);
+        try {
+          await (spec.path.endsWith('.parquet') ? this.parquet(spec.path) : this.manifest(spec.path));
+        } catch (error) {
+          if (!this.options.tolerant || !(error instanceof DataError)) throw error;
+          this.source.skips.add('the manifest cannot be read', error.message);
+        }
         break;
       case 'emoji': {
         const manifest = readManifest(spec.path);
@@ -235,7 +257,7 @@ class Indexer {
               manifest.studios.map((studio) => studio.name).join(', '),
           );
         }
-        this.start(spec.path, maxSkips, 'en');
+        await this.start(spec.path);
         this.source.classes = readClasses(spec.path);
         for (const studio of studios) {
           for (const shard of studio.shards) await this.tar(path.join(spec.path, shard.file));
@@ -243,7 +265,7 @@ class Indexer {
         break;
       }
       case 'scenes': {
-        this.start(spec.path, maxSkips, 'en');
+        await this.start(spec.path);
         for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.tar(path.join(spec.path, file));
         break;
       }
@@ -254,17 +276,20 @@ class Indexer {
         );
     }
     const { source } = this;
+    if (this.options.tolerant) return source;
     source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
-      const why = source.skips.total > 0 ? `: ${source.skips.summary()}` : '';
+      const why = source.skips.total > 0 ? `: ${source.skips.summary()}`
+        : this.keys ? `: none of the ${this.keys.size} keys in ${this.keys.path} is there` : '';
       throw new DataError(`${source.name}: no image with a caption was found${why}`);
     }
     return source;
   }
 
-  private start(name: string, maxSkips: number | undefined, language: string | undefined): void {
-    this.source = new SampleSource(name, maxSkips);
+  private async start(name: string, { language, keys }: SourceChoice = {}): Promise<void> {
+    this.source = new SampleSource(name, this.options.maxSkips);
     this.language = language ?? 'en';
+    this.keys = this.options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
   }
 
   /** Indexing is synchronous reads of small members; now and then the event loop gets its turn. */
@@ -278,19 +303,18 @@ class Indexer {
   private async tar(file: string): Promise<void> {
     this.options.signal?.throwIfAborted();
     const drafts = new Map<string, Draft>();
-    for (const entry of await indexTar(file)) this.member(file, entry, drafts);
+    const onDamage = (error: DataError): void => void this.source.skips.add('the tar is damaged', error.message);
+    for (const entry of await indexTar(file, this.options.tolerant ? onDamage : undefined))
+      this.member(file, entry, drafts);
     for (const draft of drafts.values()) {
       await this.breathe();
       this.finish(draft, file);
     }
   }
 
-  /** WebDataset's rule: the key is the path up to the first dot of its last part. */
   private member(file: string, entry: TarEntry, drafts: Map<string, Draft>): void {
-    const slash = entry.name.lastIndexOf('/') + 1;
-    const dot = entry.name.indexOf('.', slash);
-    if (dot <= slash) return; // no extension, or a hidden file
-    const key = entry.name.slice(0, dot);
+    const key = memberKey(entry.name);
+    if (key === undefined) return;
     const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
     const part = entry.name.endsWith('.mask.png')
       ? 'mask'
@@ -300,6 +324,7 @@ class Indexer {
         ? extension
         : undefined;
     if (part === undefined) return;
+    if (this.keys && !this.keys.has(file, key)) return;
     let draft = drafts.get(key);
     if (draft === undefined) drafts.set(key, (draft = { key }));
     if (draft[part] !== undefined) {
@@ -390,6 +415,7 @@ class Indexer {
       const extension = path.extname(name);
       if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
         continue;
+      if (this.keys && !this.keys.has(folder, name)) continue;
       await this.breathe();
       const stem = name.slice(0, -extension.length);
       const file = path.join(folder, name);
@@ -419,26 +445,31 @@ class Indexer {
         this.source.skips.add('the line is not valid JSON', example);
         continue;
       }
-      const image = parsed.meta['image'];
-      if (typeof image !== 'string' || image === '') {
-        this.source.skips.add('no image', example);
-        continue;
-      }
-      const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
-      const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
-      if (size === undefined) this.source.skips.add('the image is missing', location.path);
-      else if (size === 0) this.source.skips.add('empty image', location.path);
-      else if (parsed.captions.length === 0)
-        this.source.skips.add('no caption', `${example} (${image})`);
-      else {
-        this.push(
-          image,
-          location,
-          { path: file, offset, size: data.length, format: 'json' },
-          parsed,
-          parsed.meta,
-        );
-      }
+      this.row(file, example, { path: file, offset, size: data.length, format: 'json' }, parsed);
     }
+  }
+
+  private async parquet(file: string): Promise<void> {
+    let number = 0;
+    for await (const row of parquetManifest(file)) {
+      number++;
+      await this.breathe();
+      const inline = JSON.stringify(row);
+      this.row(file, `${file} row ${number}`, { path: file, offset: 0, size: -1, format: 'json', inline },
+        captionsFromObject(row, this.language));
+    }
+  }
+
+  /** Makes a sample of a manifest's row, or counts why not. */
+  private row(file: string, example: string, captions: CaptionLocation, parsed: ParsedCaptions): void {
+    const { skips } = this.source, image = parsed.meta['image'];
+    if (typeof image !== 'string' || image === '') return void skips.add('no image', example);
+    if (this.keys && !this.keys.has(file, image)) return;
+    const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
+    const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
+    if (size === undefined) skips.add('the image is missing', location.path);
+    else if (size === 0) skips.add('empty image', location.path);
+    else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${image})`);
+    else this.push(image, location, captions, parsed, parsed.meta);
   }
 }

@@ -18,10 +18,13 @@ const duration = z.union([
 
 const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
 
+/** Of the user's own collections: language of captions that do not say theirs; a key list of the samples to use. */
+const choice = { language: z.string().optional(), keys: z.string().optional() };
+
 const single = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), language: z.string().optional() }),
-  z.strictObject({ type: z.literal('folder'), path: z.string(), language: z.string().optional() }),
-  z.strictObject({ type: z.literal('manifest'), path: z.string(), language: z.string().optional() }),
+  z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), ...choice }),
+  z.strictObject({ type: z.literal('folder'), path: z.string(), ...choice }),
+  z.strictObject({ type: z.literal('manifest'), path: z.string(), ...choice }),
   z.strictObject({
     type: z.literal('emoji'), path: z.string().default('data/emoji'),
     split: z.enum(['train', 'val', 'test']).optional(), studios: z.array(z.string()).optional(),
