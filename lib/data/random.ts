@@ -20,6 +20,7 @@ export const Stream = {
   decoder: 32,
   parallel: 33,
   naflexLength: 34,
+  captionSwap: 41,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */
