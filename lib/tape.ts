@@ -196,7 +196,9 @@ export function concatRows(parts: readonly Tensor[]): Tensor {
     scaleCast(place.handle, p.handle, p.size, 1);
     place.dispose();
   });
-  record({ inputs: [...parts], outputs: [y], saved: [], backward: (dy) => parts.map((p, i) => dy!.view(at[i]!, p.shape)) });
+  record({
+    inputs: [...parts], outputs: [y], saved: [], backward: (dy) => parts.map((p, i) => dy!.view(at[i]!, p.shape)),
+  });
   return y;
 }
 

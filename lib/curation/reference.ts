@@ -31,17 +31,20 @@ export interface Reference {
  * @param squares images of any side, for which positions are resized; null: the batch's NaFlex patches
  * @returns x and y (B, E) f32, the caller's to dispose
  */
-export function embedPairs(model: Siglip2Model, batch: Batch, ids: Int32Array, part: number, squares: Squares | null): PairEmbeddings {
+export function embedPairs(model: Siglip2Model, batch: Batch, ids: Int32Array, part: number,
+  squares: Squares | null): PairEmbeddings {
   const { params, config, options } = model, L = config.text.length, parts = partsOf(batch.size, part);
   const images = (from: number, to: number): Tensor => {
-    if (!squares) return model.encodeNaflex(takeSamples(batch, Array.from({ length: to - from }, (_, i) => from + i)).naflex!);
+    if (!squares)
+      return model.encodeNaflex(takeSamples(batch, Array.from({ length: to - from }, (_, i) => from + i)).naflex!);
     const { side } = squares, one = side * side * 3;
     const pixels = tensor(squares.images.subarray(from * one, to * one), [to - from, side, side, 3], params.device);
     return model.poolTokens(visionTokens(params, config, pixels, options));
   };
   const texts = (from: number, to: number): Tensor =>
     model.encodeTexts(tensor(ids.subarray(from * L, to * L), [to - from, L], params.device));
-  const [x, y] = scope(() => noGrad(() => [images, texts].map((encode) => embedAll(encode, batch.size, parts)))) as [Tensor, Tensor];
+  const [x, y] = scope(() => noGrad(() =>
+    [images, texts].map((encode) => embedAll(encode, batch.size, parts)))) as [Tensor, Tensor];
   return { x, y, logScale: model.logitScale, bias: model.logitBias };
 }
 
@@ -49,11 +52,13 @@ export function embedPairs(model: Siglip2Model, batch: Batch, ids: Int32Array, p
  * A model that embeds every batch anew. Owns the model.
  * @param squares the batch's images at the model's side; null for NaFlex
  */
-export async function modelReference(loaded: LoadedModel, part: number, squares: (batch: Batch) => Squares | null): Promise<Reference> {
+export async function modelReference(loaded: LoadedModel, part: number,
+  squares: (batch: Batch) => Squares | null): Promise<Reference> {
   const { model } = loaded, tokenizer = await tokenizerOf(loaded);
   return {
     async embed(batch) {
-      return embedPairs(model, batch, await tokenizer.encodeBatch(batch.texts.slice(0, batch.size)), part, squares(batch));
+      const ids = await tokenizer.encodeBatch(batch.texts.slice(0, batch.size));
+      return embedPairs(model, batch, ids, part, squares(batch));
     },
     dispose: () => model.dispose(),
   };

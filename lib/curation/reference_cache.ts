@@ -23,6 +23,7 @@ type CaptionChoice = TrainConfig['data']['captions'];
 const BATCH = 64, TEXTS = 4096;
 /** Rows that are embedded anew to see whether a file is of this reference, and how far their values may be apart. */
 const PROBES = 8, TOLERANCE = 0.02;
+const REMEDY = 'remove it, or name another file';
 
 export class ReferenceCache {
   readonly #rowOf: Map<string, number>;
@@ -41,29 +42,30 @@ export class ReferenceCache {
     note: (message: string) => void = () => undefined): Promise<ReferenceCache> {
     const E = reference.model.config.embed, texts = textsInUse(source, choice), { samples } = source;
     const content = JSON.stringify({ keys: samples.map(({ key }) => key), texts });
-    const cache = (images: Float32Array, captions: Float32Array): ReferenceCache => new ReferenceCache(E, images, texts, captions);
     if (existsSync(file)) {
       const { images, captions } = await read(file, content);
       const probes = samples.filter(({ index }) => !Number.isNaN(images[index * E])).slice(0, PROBES);
       const again = [...await embedSamples(reference, probes), ...await embedCaptions(reference, texts.slice(0, PROBES))];
-      const kept = [...probes.map(({ index }) => images.subarray(index * E, (index + 1) * E)), captions.subarray(0, PROBES * E)]
-        .flatMap((row) => [...row]);
+      const rows = probes.map(({ index }) => images.subarray(index * E, (index + 1) * E));
+      const kept = [...rows, captions.subarray(0, PROBES * E)].flatMap((row) => [...row]);
       if (images.length !== samples.length * E || captions.length !== texts.length * E
         || !kept.every((value, i) => Math.abs(value - again[i]!) < TOLERANCE))
-        throw new CheckpointError(`${file}: was made with another reference or for other images; remove it, or name another file`);
-      return cache(images, captions);
+        throw new CheckpointError(`${file}: was made with another reference or for other images; ${REMEDY}`);
+      return new ReferenceCache(E, images, texts, captions);
     }
     note(`reference: embedding ${samples.length} images and ${texts.length} captions once, into ${file}`);
     const images = new Float32Array(samples.length * E), captions = new Float32Array(texts.length * E);
-    for (let i = 0; i < samples.length; i += BATCH) images.set(await embedSamples(reference, samples.slice(i, i + BATCH)), i * E);
-    for (let i = 0; i < texts.length; i += TEXTS) captions.set(await embedCaptions(reference, texts.slice(i, i + TEXTS)), i * E);
+    for (let i = 0; i < samples.length; i += BATCH)
+      images.set(await embedSamples(reference, samples.slice(i, i + BATCH)), i * E);
+    for (let i = 0; i < texts.length; i += TEXTS)
+      captions.set(await embedCaptions(reference, texts.slice(i, i + TEXTS)), i * E);
     const bytes = Buffer.from(content);
     await writeSafetensors(file, [
       { name: 'images', dtype: 'F32', shape: [samples.length, E], data: images },
       { name: 'captions', dtype: 'F32', shape: [texts.length, E], data: captions },
       { name: 'content', dtype: 'U8', shape: [bytes.length], data: bytes },
     ]);
-    return cache(images, captions);
+    return new ReferenceCache(E, images, texts, captions);
   }
 
   /**
@@ -74,7 +76,8 @@ export class ReferenceCache {
     const E = this.width, x = new Float32Array(batch.size * E), y = new Float32Array(batch.size * E);
     batch.samples.forEach((sample, i) => {
       const row = this.#rowOf.get(batch.texts[i]!);
-      if (row === undefined) throw new DataError(`the reference's cache has no caption "${batch.texts[i]}" of ${batch.keys[i]}; make it anew`);
+      if (row === undefined)
+        throw new DataError(`the reference's cache lacks the caption "${batch.texts[i]}" of ${batch.keys[i]}; make it anew`);
       x.set(this.images.subarray(sample * E, (sample + 1) * E), i * E);
       y.set(this.captions.subarray(row * E, (row + 1) * E), i * E);
     });
@@ -86,11 +89,9 @@ async function read(file: string, content: string): Promise<{ images: Float32Arr
   const reader = await openSafetensors(file);
   try {
     if (!['images', 'captions', 'content'].every((name) => reader.tensors.has(name)))
-      throw new CheckpointError(`${file}: is no cache of reference embeddings; remove it, or name another file`);
-    if (Buffer.from(await reader.read('content')).toString() !== content) {
-      throw new CheckpointError(`${file}: holds the embeddings of other samples or captions than this collection's; remove it, ` +
-        'or name another file');
-    }
+      throw new CheckpointError(`${file}: is no cache of reference embeddings; ${REMEDY}`);
+    if (Buffer.from(await reader.read('content')).toString() !== content)
+      throw new CheckpointError(`${file}: was made for other samples or captions than this collection's; ${REMEDY}`);
     return { images: await reader.readFloat32('images'), captions: await reader.readFloat32('captions') };
   } finally {
     await reader.close();

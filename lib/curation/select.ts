@@ -93,7 +93,9 @@ export async function selectBatch(
  * S_ii, the worth of every pair by itself: (B) f32 on the embeddings' device.
  * @throws ConfigError when a model that the score needs is missing
  */
-export function diagonalScores(learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore): Tensor {
+export function diagonalScores(
+  learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore,
+): Tensor {
   const models = weighted(learner, reference, score), { x } = models[0]!.e;
   return scope(() => noGrad(() => {
     const total = zeros([x.shape[0]!], 'f32', x.device);

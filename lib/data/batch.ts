@@ -7,7 +7,8 @@ import type { SizedNaflexBatch } from './naflex_lengths.js';
  * @param rows positions in the batch
  */
 export function takeSamples(batch: Batch, rows: ArrayLike<number>): Batch {
-  const { views: _, ...rest } = batch, { size: B, sequences, classes, resized, naflex } = rest, captions = batch.texts.length / B;
+  const { views: _, ...rest } = batch, { size: B, sequences, classes, resized, naflex } = rest;
+  const captions = batch.texts.length / B;
   const pick = <T>(list: readonly T[]): T[] => Array.from(rows, (i) => list[i]!);
   const ofCaptions = Array.from({ length: captions }, (_, c) => Array.from(rows, (i) => c * B + i)).flat();
   const bytes = (images: Uint8Array): Uint8Array => blocks(images, images.length / B, rows);
@@ -34,6 +35,7 @@ function takeImages({ patches, offsets, shapes, length }: SizedNaflexBatch, rows
   const width = patches.length / offsets.at(-1)!, ends = new Int32Array(rows.length + 1);
   Array.from(rows, (from, to) => { ends[to + 1] = ends[to]! + offsets[from + 1]! - offsets[from]!; });
   const some = new Uint8Array(ends.at(-1)! * width);
-  Array.from(rows, (from, to) => some.set(patches.subarray(offsets[from]! * width, offsets[from + 1]! * width), ends[to]! * width));
+  Array.from(rows, (from, to) =>
+    some.set(patches.subarray(offsets[from]! * width, offsets[from + 1]! * width), ends[to]! * width));
   return { length, patches: some, offsets: ends, shapes: blocks(shapes, 2, rows) };
 }

@@ -22,10 +22,12 @@ export function swapCaptions(samples: Sample[], share: number, seed: number): Ui
   const random = new Random(seed, Stream.captionSwap), swapped = new Uint8Array(samples.length);
   const some = shuffle([...samples.keys()], random).slice(0, Math.round(share * samples.length));
   const from = shuffle([...some], random);
-  const right = (i: number, j: number): boolean => i === j || (samples[i]!.class ?? -1 - i) === (samples[j]!.class ?? -1 - j);
+  const classOf = (i: number): number => samples[i]!.class ?? -1 - i;
+  const right = (i: number, j: number): boolean => classOf(i) === classOf(j);
   some.forEach((i, k) => {
     for (let tries = 0; right(i, from[k]!); tries++) {
-      if (tries === TRIES) throw new ConfigError('noise.swapped: too few classes to give every sample wrong captions; lower it');
+      if (tries === TRIES)
+        throw new ConfigError('noise.swapped: too few classes to give every sample wrong captions; lower it');
       const other = random.below(some.length);
       if (right(i, from[other]!) || right(some[other]!, from[k]!)) continue;
       [from[k], from[other]] = [from[other]!, from[k]!];

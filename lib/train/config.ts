@@ -93,10 +93,15 @@ const selection = z.strictObject({
   /** Keys of chosen and rejected samples in selection.jsonl. */
   log: z.boolean().default(false),
 }).superRefine((s, issues) => {
-  const wrong = (key: keyof typeof s, message: string): void => { issues.addIssue({ code: 'custom', path: [key], message }); };
-  if (s.score !== 'learner' && s.reference === undefined) wrong('reference', `the score ${s.score} needs a checkpoint as reference`);
-  if (s.score === 'learner' && s.reference !== undefined) wrong('reference', 'the score learner has no reference; remove it');
-  if (s.reference === undefined && s.referenceCache !== false) wrong('referenceCache', 'there is no reference to cache; remove it');
+  const wrong = (key: keyof typeof s, message: string): void => {
+    issues.addIssue({ code: 'custom', path: [key], message });
+  };
+  if (s.score !== 'learner' && s.reference === undefined)
+    wrong('reference', `the score ${s.score} needs a checkpoint as reference`);
+  if (s.score === 'learner' && s.reference !== undefined)
+    wrong('reference', 'the score learner has no reference; remove it');
+  if (s.reference === undefined && s.referenceCache !== false)
+    wrong('referenceCache', 'there is no reference to cache; remove it');
   if (s.score === 'easy-reference' && s.resolution !== undefined)
     wrong('resolution', 'the score easy-reference does not ask the learner; remove it');
 });

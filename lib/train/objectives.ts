@@ -13,8 +13,8 @@ import { contrastiveLoss } from '../losses/sigmoid.js';
 import type { ModelConfig, ParameterShape } from '../model/config.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
-import type { Packed } from '../ops/attention.js';
 import { visionTokens } from '../model/vision.js';
+import type { Packed } from '../ops/attention.js';
 import { backward, concatRows } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
@@ -131,7 +131,8 @@ export class Objectives {
     if (batch.naflex) return model.naflexTokens(batch.naflex);
     const n = batch.size - (batch.coarse?.count ?? 0);
     if (n === 0) return { tokens: null, packed: null };
-    return { tokens: model.imageTokens(tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device)), packed: null };
+    const pixels = tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device);
+    return { tokens: model.imageTokens(pixels), packed: null };
   }
 
   /** Embeddings of the images at the model's size, followed by those of the last ones at another. */

@@ -81,7 +81,8 @@ export class OnlineSelection {
     note: (message: string) => void): Promise<Reference> {
     const { referenceCache } = this.config;
     if (referenceCache === false) {
-      return modelReference(loaded, this.batch, (candidates) => this.#squares(candidates, loaded.model.config.vision.imageSize));
+      const { imageSize } = loaded.model.config.vision;
+      return modelReference(loaded, this.batch, (candidates) => this.#squares(candidates, imageSize));
     }
     const file = referenceCache === true ? join(out, 'reference.safetensors') : referenceCache;
     return cachedReference(await ReferenceCache.open(file, source, loaded, data.captions, note), loaded);
@@ -89,8 +90,9 @@ export class OnlineSelection {
 
   /** A batch's images at one of the sides it was loaded with; null for NaFlex. */
   #squares(batch: Batch, side: number): Squares | null {
-    if (this.model.config.naflex) return null;
-    return { side, images: side === this.model.config.vision.imageSize ? batch.images : batch.resized![this.sizes.indexOf(side)]! };
+    const { naflex, vision: { imageSize } } = this.model.config;
+    if (naflex) return null;
+    return { side, images: side === imageSize ? batch.images : batch.resized![this.sizes.indexOf(side)]! };
   }
 
   /** Chooses what to train on. Waits for the device once for each chunk. */
@@ -108,11 +110,12 @@ export class OnlineSelection {
       diagonal.dispose();
       const scores = await reading, taken = new Set(rows);
       const others = candidates.keys.map((_, i) => i).filter((i) => !taken.has(i));
-      const mean = (of: ArrayLike<number>): number => Array.from(of, (i) => scores[i]!).reduce((a, b) => a + b, 0) / of.length;
+      const mean = (of: readonly number[]): number => of.reduce((sum, i) => sum + scores[i]!, 0) / of.length;
       const batch = takeSamples(candidates, rows);
-      if (resolution !== undefined) batch.coarse = { count: Math.round(coarse * rows.length), ...this.#squares(batch, side)! };
+      if (resolution !== undefined)
+        batch.coarse = { count: Math.round(coarse * rows.length), ...this.#squares(batch, side)! };
       return {
-        batch, figures: { chosen: mean(rows), rejected: mean(others), share: rows.length / candidates.size },
+        batch, figures: { chosen: mean([...rows]), rejected: mean(others), share: rows.length / candidates.size },
         chosen: batch.keys, rejected: others.map((i) => candidates.keys[i]!),
       };
     } finally {
@@ -123,8 +126,8 @@ export class OnlineSelection {
   dispose(): void { this.#reference?.dispose(); }
 }
 
-function checkSelection({ ratio, chunks, resolution, coarse }: SelectionConfig, { batch, objectives }: TrainConfig, model: ModelConfig,
-  samples: number): void {
+function checkSelection({ ratio, chunks, resolution, coarse }: SelectionConfig, { batch, objectives }: TrainConfig,
+  model: ModelConfig, samples: number): void {
   const candidates = superBatchSize(batch, ratio);
   if (samples < candidates) {
     throw new ConfigError(`selection: a super-batch of ${candidates} is more than the ${samples} samples there are; ` +

@@ -46,7 +46,7 @@ export interface StepMetrics {
   losses: Record<string, number>;
   /** Where there is selection; in the file as `selection/chosen` and so on. */
   selection?: SelectionFigures;
-  /** Where captions were swapped: their share among the samples loaded and among those trained on; `noise/…` in the file. */
+  /** Where captions were swapped: their share among the samples loaded and those trained on; `noise/…` in the file. */
   noise?: { loaded: number; trained: number };
   /** What is wrong with the teacher, in sentences; absent when nothing is. */
   alarms?: string[];
@@ -173,7 +173,8 @@ export class Trainer {
       if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
       selection = await OnlineSelection.open(config, model, source, note);
       loader = new DataLoader(source, {
-        batchSize: superBatchSize(config.batch, config.selection?.ratio ?? 0), sizes: selection?.sizes ?? [], seed: config.seed, size: shape.vision.imageSize,
+        batchSize: superBatchSize(config.batch, config.selection?.ratio ?? 0), seed: config.seed,
+        size: shape.vision.imageSize, sizes: selection?.sizes ?? [],
         transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
         ...made,
@@ -184,7 +185,8 @@ export class Trainer {
       if (resumed) loader.restore(resumed.state.loader as SamplerState);
       const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped);
       if (resumed) await trainer.#restore(resumed.state);
-      else for (const file of LOGS) rmSync(join(config.out, file), { force: true });  // of a run that ended before its first checkpoint
+      // Of a run that ended before its first checkpoint.
+      else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
       mkdirSync(config.out, { recursive: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
@@ -226,7 +228,7 @@ export class Trainer {
   /** Trains to the end, yielding each step's metrics in order. Returns early (after that step) when the signal aborts. */
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
-    const file = join(this.config.out, 'metrics.jsonl');
+    const file = join(this.config.out, LOGS[0]);
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
@@ -255,7 +257,7 @@ export class Trainer {
       await appendFile(file, `${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
       const { chosen, rejected } = p.chosen;
       if (this.config.selection?.log)
-        await appendFile(join(this.config.out, 'selection.jsonl'), `${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
+        await appendFile(join(this.config.out, LOGS[1]), `${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
       return metrics;
     };
     try {
@@ -273,8 +275,9 @@ export class Trainer {
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
   async #choose(loaded: Batch): Promise<Chosen> {
     const chosen: Chosen = await this.selection?.select(loaded) ?? { batch: loaded };
-    if (!this.swapped) return chosen;
-    const share = ({ samples }: Batch): number => samples.reduce((sum, i) => sum + this.swapped![i]!, 0) / samples.length;
+    const { swapped } = this;
+    if (!swapped) return chosen;
+    const share = ({ samples }: Batch): number => samples.reduce((sum, i) => sum + swapped[i]!, 0) / samples.length;
     return { ...chosen, noise: { loaded: share(loaded), trained: share(chosen.batch) } };
   }
 

@@ -8,6 +8,7 @@ import { selectBatch } from '../../lib/curation/select.js';
 import { DataLoader } from '../../lib/data/loader.js';
 import { openSource } from '../../lib/data/source.js';
 import { loadModel } from '../../lib/model/files.js';
+import { resizeImage } from '../../lib/native.js';
 import { liveCount, scope, tensor } from '../../lib/tensor.js';
 import { noGrad } from '../../lib/tape.js';
 import { stateOf } from '../../lib/train/checkpoint.js';
@@ -115,6 +116,24 @@ test.each(ways)('resumes to the bit: %s', async (name, selection) => {
   }
   const last = JSON.parse(readFileSync(join(folder, `whole ${name}`, 'metrics.jsonl'), 'utf8').trim().split('\n').at(-1)!) as Record<string, unknown>;
   expect(last['selection/chosen']).toBe(whole.metrics.at(-1)!.selection!.chosen);
+}, 60000);
+
+test('without random transforms a cache chooses what the reference chooses', async () => {
+  await run(config('cached', { batch: 8, ...selecting({ ratio: 0.5, chunks: 4, referenceCache: true }) }));
+  expect(lines('cached')).toEqual(lines('whole the reference itself'));
+}, 60000);
+
+test('a reference sees images at its own size', async () => {
+  const model = { variant: 'test', imageSize: 48, initLogitScale: Math.log(5), initLogitBias: -3 };
+  const other = (await run(config('larger', { model, total: 2 }))).folder;
+  const { metrics } = await run(config('smaller', { total: 3, ...selecting({ reference: other, resolution: 16 }) }));
+  for (const m of metrics) expect(Number.isFinite(m.loss)).toBe(true);
+  const loader = new DataLoader(await openSource({ type: 'folder', path: images }),
+    { batchSize: 2, seed: 1, size: 32, sizes: [48, 16], workers: 1, tokenizer: null });
+  const batch = await loader.next();
+  await loader.close();
+  [48, 16].forEach((side, k) => expect(batch.resized![k]!.subarray(side * side * 3))
+    .toEqual(resizeImage(batch.images.subarray(32 * 32 * 3), 32, 32, 3, side, side)));
 }, 60000);
 
 test('with a NaFlex model, packed images are embedded and chosen', async () => {
