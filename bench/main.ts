@@ -27,7 +27,7 @@ if (!load) {
     'stress [--calls 20000] [--cycles 20]',
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
-    'curation [--steps 700] [--swapped 0.4] [--seeds 1,2,3] [--data FOLDER] [--ways "uniform;learnability"] [--json FILE]',
+    'curation [--steps 500] [--swapped 0.4] [--seeds 1,2,3] [--data FOLDER] [--ways "uniform;learnability"] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
