@@ -37,6 +37,8 @@ export interface BuilderConfig {
   classes: boolean;
   /** Augmented views for self-distillation, beside the images. */
   views?: ViewsConfig;
+  /** Other sides at which the images are wanted as well. */
+  sizes?: readonly number[];
   /** Sequences for the caption decoder; undefined: none. */
   decoder?: DecoderTargets;
   /** Patches of aspect-preserving images instead of square images. */
@@ -76,6 +78,8 @@ export interface BuiltBatch {
   /** Where the loader was asked for views. */
   views?: ViewBatch;
   sequences?: (DecoderSequence | null)[][];
+  /** The images at every other side asked for, (B, s, s, 3) each. */
+  resized?: Uint8Array[];
   /** Where the loader was asked for NaFlex images; `images` is empty then. */
   naflex?: SizedNaflexBatch;
 }
@@ -185,6 +189,7 @@ export class Builder {
         contents: config.decoder ? [0, 1, 2].map(() => new Array<null>(size).fill(null)) : [],
         ...(config.classes ? { classes: new Int32Array(size) } : {}),
         ...(config.views ? { views: emptyViews(config.views, size) } : {}),
+        ...(config.sizes ? { resized: config.sizes.map((side) => new Uint8Array(size * side * side * 3)) } : {}),
       };
       slots = request.samples.map((_, i) => i);
       this.drafts.set(request.index, draft);
@@ -221,6 +226,7 @@ export class Builder {
       batch.samples,
       ...(batch.classes ? [batch.classes] : []),
       ...(batch.naflex ? [batch.naflex.patches] : []),
+      ...(batch.resized ?? []),
       ...(batch.views ? [batch.views.globalViews, batch.views.localViews, batch.views.masks] : []),
     ];
     this.post(
@@ -258,14 +264,17 @@ export class Builder {
     if (config.naflex !== undefined) {
       draft.patches[slot] = naflexImage(image, config.naflex.patch, draft.tokens);
     } else {
+      const made = draft.images.subarray(slot * pixels, (slot + 1) * pixels);
       applyTransforms(
         image,
         config.transforms,
         config.size,
         new Random(config.seed, Stream.augment, draft.visit, sample.index),
         resizeImage,
-        draft.images.subarray(slot * pixels, (slot + 1) * pixels),
+        made,
       );
+      config.sizes?.forEach((side, k) =>
+        draft.resized![k]!.set(resizeImage(made, config.size, config.size, 3, side, side), slot * side * side * 3));
     }
     if (draft.views !== undefined && config.views !== undefined) {
       makeViews(

@@ -55,6 +55,11 @@ export interface Batch extends BuiltBatch {
    * B of each; null where a sample has no region. Goes to `captionBatch`.
    */
   sequences?: (DecoderSequence | null)[][];
+  /**
+   * To train on the last `count` images at another side: all images at that side, (B, side, side, 3).
+   * The loader never sets it.
+   */
+  coarse?: { count: number; side: number; images: Uint8Array };
   /** Number of the batch since the start of training, from 0. */
   index: number;
   /** Epoch, from 0. */
@@ -84,6 +89,8 @@ export interface LoaderOptions {
   maxPixels?: number;
   /** Augmented views of every image for self-distillation, in `batch.views`. Default none. */
   views?: ViewsConfig;
+  /** Other sides, pixels, at which every image comes as well, made from what the transforms made, in `batch.resized`. */
+  sizes?: readonly number[];
   /** Default {pick: ['any']}. */
   captions?: CaptionChoice;
   /** Default: the Gemma tokenizer, 64 ids; null makes no ids. */
@@ -186,6 +193,8 @@ export class DataLoader implements AsyncIterable<Batch> {
     checkTransforms(transforms);
     checkCaptionChoice(captions);
     if (options.views !== undefined) checkViews(options.views);
+    if (!(options.sizes ?? []).every((side) => Number.isInteger(side) && side >= 1 && side <= 8192))
+      throw new ConfigError(`sizes: expected integers in [1, 8192] but got ${JSON.stringify(options.sizes)}`);
     if (options.decoder !== undefined) {
       const other = transforms.find(({ name }) => name !== 'resize' && name !== 'colour');
       if (other) {
@@ -199,6 +208,7 @@ export class DataLoader implements AsyncIterable<Batch> {
     if (options.naflex !== undefined) {
       checkNaflexTargets(options.naflex);
       const other = transforms.find(({ name }) => name !== 'resize');
+      if (options.sizes?.length) throw new ConfigError('naflex: packed images have no other sizes; leave `sizes` out');
       if (other)
         throw new ConfigError(`naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`);
     }
@@ -240,6 +250,7 @@ export class DataLoader implements AsyncIterable<Batch> {
             : { ...rest, vocab: vocab.toJSON() },
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       ...(options.views === undefined ? {} : { views: options.views }),
+      ...(options.sizes?.length ? { sizes: options.sizes } : {}),
       ...(options.decoder === undefined ? {} : { decoder: options.decoder }),
       ...(options.naflex === undefined ? {} : { naflex: options.naflex }),
     };

@@ -3,6 +3,7 @@
  * as many examples. A batch of the longest can be trained on in halves.
  */
 import { ConfigError } from '../errors.js';
+import { takeSamples } from './batch.js';
 import type { Batch } from './loader.js';
 import type { NaflexBatch } from './naflex.js';
 import { Random, Stream } from './random.js';
@@ -35,26 +36,6 @@ export function naflexLength(seed: number, index: number, { lengths }: NaflexTar
 /** The first and the second half of a NaFlex batch of at least two images; the first has the odd one. */
 export function naflexHalves(batch: Batch): [Batch, Batch] {
   const middle = Math.ceil(batch.size / 2);
-  return [part(batch, 0, middle), part(batch, middle, batch.size)];
-}
-
-/** Images `from` up to but not including `to` of a NaFlex batch. */
-function part(batch: Batch, from: number, to: number): Batch {
-  const { size: B, ids, naflex, sequences, classes } = batch, { patches, offsets, shapes, length } = naflex!;
-  const captions = batch.texts.length / B, L = ids.length / (B * captions), width = patches.length / offsets[B]!;
-  const rows = <T>(list: readonly T[]): T[] =>
-    Array.from({ length: captions }, (_, c) => list.slice(c * B + from, c * B + to)).flat();
-  const someIds = new Int32Array(captions * (to - from) * L);
-  for (let c = 0; c < captions; c++)
-    someIds.set(ids.subarray((c * B + from) * L, (c * B + to) * L), c * (to - from) * L);
-  return {
-    ...batch, size: to - from, ids: someIds, keys: batch.keys.slice(from, to), samples: batch.samples.slice(from, to),
-    langs: rows(batch.langs), texts: rows(batch.texts),
-    naflex: {
-      length, patches: patches.subarray(offsets[from]! * width, offsets[to]! * width),
-      offsets: offsets.slice(from, to + 1).map((o) => o - offsets[from]!), shapes: shapes.slice(2 * from, 2 * to),
-    },
-    ...(sequences ? { sequences: sequences.map((set) => set.slice(from, to)) } : {}),
-    ...(classes ? { classes: classes.slice(from, to) } : {}),
-  };
+  const rows = [...batch.keys.keys()];
+  return [takeSamples(batch, rows.slice(0, middle)), takeSamples(batch, rows.slice(middle))];
 }

@@ -13,8 +13,9 @@ import { contrastiveLoss } from '../losses/sigmoid.js';
 import type { ModelConfig, ParameterShape } from '../model/config.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
+import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward } from '../tape.js';
+import { backward, concatRows } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
@@ -94,7 +95,8 @@ export class Objectives {
     const L = model.config.text.length, B = batch.size, captions = batch.ids.length / (B * L);
     const [read] = scope(() => {
       const { tokens, packed } = this.#tokens(batch);
-      const images = model.poolTokens(tokens, packed ? { packed } : {});
+      const whole = tokens && model.poolTokens(tokens, packed ? { packed } : {});
+      const images = batch.coarse?.count ? this.#withCoarse(whole, batch.coarse, B) : whole!;
       // The first B rows of ids are every image's first caption.
       const texts = Array.from({ length: captions }, (_, c) =>
         model.encodeTexts(tensor(batch.ids.subarray(c * B * L, (c + 1) * B * L), [B, L], device)));
@@ -107,7 +109,7 @@ export class Objectives {
           length: model.config.decoder!.length, mask: model.config.text.vocab,
           parallel: parallelCount(B, caption.parallel, random), weights: TASKS.map((t) => caption.tasks[t]),
         });
-        tasks = captionLoss(model, tokens, sequences, { gradScale: caption.weight, packed });
+        tasks = captionLoss(model, tokens!, sequences, { gradScale: caption.weight, packed });
         roots.push([tasks, caption.weight]);
       }
       backward(roots);
@@ -123,10 +125,22 @@ export class Objectives {
     return read!;
   }
 
-  #tokens(batch: Batch): { tokens: Tensor; packed: Packed | null } {
+  /** Tokens of the images that are trained on at the model's size; null where there is none. */
+  #tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
     const { model } = this, { imageSize: S } = model.config.vision;
     if (batch.naflex) return model.naflexTokens(batch.naflex);
-    return { tokens: model.imageTokens(tensor(batch.images, [batch.size, S, S, 3], model.params.device)), packed: null };
+    const n = batch.size - (batch.coarse?.count ?? 0);
+    if (n === 0) return { tokens: null, packed: null };
+    const pixels = tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device);
+    return { tokens: model.imageTokens(pixels), packed: null };
+  }
+
+  /** Embeddings of the images at the model's size, followed by those of the last ones at another. */
+  #withCoarse(whole: Tensor | null, { count, side, images }: NonNullable<Batch['coarse']>, B: number): Tensor {
+    const { model } = this, { params, config, options } = model;
+    const pixels = tensor(images.subarray((B - count) * side * side * 3), [count, side, side, 3], params.device);
+    const coarse = model.poolTokens(visionTokens(params, config, pixels, options));
+    return whole ? concatRows([whole, coarse]) : coarse;
   }
 
   #distill(views: ViewBatch): Promise<Figures> {
