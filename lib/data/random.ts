@@ -20,8 +20,8 @@ export const Stream = {
   decoder: 32,
   parallel: 33,
   naflexLength: 34,
-  mixture: 41,
-  debias: 42,
+  mixture: 43,
+  debias: 44,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */
