@@ -35,9 +35,9 @@ export const command: Command = {
     if (values.config === undefined || values.out === undefined)
       throw new ConfigError('debias needs --config FILE and --out DIR');
     const config = await loadDebiasConfig(values.config), options = debiasOptions(config);
-    const passes = wholeNumber('passes', values.passes);
-    if (!/^\d{1,9}$/.test(values.seed)) throw new ConfigError(`--seed must be a whole number but is ${values.seed}`);
-    const skips = new SkipCounter(values['max-skips'] === undefined ? undefined : Number(values['max-skips']));
+    const passes = wholeNumber('passes', values.passes), seed = naturalNumber('seed', values.seed);
+    const maxSkips = values['max-skips'];
+    const skips = new SkipCounter(maxSkips === undefined ? undefined : naturalNumber('max-skips', maxSkips));
     using model = values.model === undefined ? undefined : await openModel('debias', values);
     const labeller = new Labeller(config, model, skips, values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {});
 
@@ -51,7 +51,6 @@ export const command: Command = {
         labels.push(l);
       });
       batch = [];
-      skips.check(labels.length + skips.total, positionals.join(' '));
     };
     for (const input of positionals.map(spec))
       for await (const record of readRecords(input, skips)) {
@@ -61,13 +60,14 @@ export const command: Command = {
         if (labels.length >= said + 100_000) console.error(`${said = labels.length} samples labelled`);
       }
     await flush();
+    skips.check(labels.length + skips.total, positionals.join(' '));
     options.groups.flatMap(({ name, attributes }) => attributes.map((a) => `${name}/${a.name}`)).forEach((name, k) => {
       if (!labels.some((l) => l[k])) throw new DataError(`debias: no sample is ${name}; check its rule in ${values.config}`);
     });
 
-    const { probabilities, ...result } = debias(labels, options, passes, Number(values.seed)), kept = new BiasTally(options);
+    const { probabilities, ...result } = debias(labels, options, passes, seed), kept = new BiasTally(options);
     const keep = labels.map((l, i) => {
-      const stays = uniform(values.seed, files[i]!, keys[i]!) < probabilities[i]!;
+      const stays = uniform(seed, files[i]!, keys[i]!) < probabilities[i]!;
       if (stays) kept.add(l);
       return stays;
     });
@@ -88,6 +88,12 @@ export const command: Command = {
   },
 };
 
+/** A number from 0 on. */
+function naturalNumber(name: string, text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new ConfigError(`--${name} must be a whole number but is ${JSON.stringify(text)}`);
+  return Number(text);
+}
+
 /** What an argument names, by its ending. */
 function spec(input: string): RecordSource {
   if (input.endsWith('.parquet')) return { type: 'parquet', path: input };
@@ -98,6 +104,6 @@ function spec(input: string): RecordSource {
 }
 
 /** A number in [0, 1) of seed, file name and key alone: the draw does not depend on the order of the samples. */
-function uniform(seed: string, file: string, key: string): number {
+function uniform(seed: number, file: string, key: string): number {
   return createHash('sha256').update(JSON.stringify([seed, basename(file), key])).digest().readUInt32BE() / 2 ** 32;
 }

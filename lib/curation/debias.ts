@@ -2,8 +2,8 @@
  * De-biasing of a data set by how often its samples are kept (M4: "CLIP the Bias", arXiv 2403.04547), in one stream.
  *
  * A sample z has sensitive attributes s ∈ {0, 1}^m with shares π that are wanted and targets y ∈ {0, 1}^c. Its keep
- * probability q(z) ∈ [0, 1] is as near to the keep rate η as the constraints allow: minimise ½ E[(q − η)²] under E[q] =
- * η and
+ * probability q(z) ∈ [0, 1] is as near to the keep rate η as the constraints allow: minimise ½ E[(q − η)²] under
+ *   keep rate       E[q] = η
  *   representation  |E[q g (s_k − π_k)]| ≤ ε_R E[q g]           (first order)
  *   association     |E[q g (s_k − π_k) y_r]| ≤ ε_A E[q g]       (second order)
  * where g is 1 for the samples that the shares are about: those with some attribute of the group, or all. The
