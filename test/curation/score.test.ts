@@ -97,6 +97,14 @@ test('a table says what the encoder says, and learnability is the difference of 
   }
 });
 
+test('a NaFlex model scores with whole images', async () => {
+  using flexible = await load(await smallCheckpoint({ naflex: true }), { maxPatches: 24 });
+  await scoreCollection(await scoreUnits([tars[2]!]), at('flexible'), { learner: flexible });
+  const { rows, n } = await rowsOf('flexible', 'part-2.tar'), pictures = await Promise.all(Array.from({ length: n }, (_, i) => picture(200 + i, 40)));
+  const { cosine } = await flexible.similarity(await flexible.encodeImages(pictures), await flexible.encodeTexts(Array.from(rows['caption'] as string[])));
+  for (let i = 0; i < n; i++) expect(rows['cosine']![i]).toBeCloseTo(cosine[i * n + i]!, 5);
+});
+
 test('the shares of a whole block add up to its sigmoid loss', async () => {
   const texts = (await learner.encodeTexts(WORDS)).data as Float32Array, images = (await learner.encodeImages(await Promise.all(WORDS.map((_, i) => picture(i))))).data as Float32Array;
   const shares = await pairLosses(learner, images, texts, WORDS.length, WORDS.length);
