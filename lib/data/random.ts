@@ -23,8 +23,6 @@ export const Stream = {
   captionSwap: 41,
   mixture: 43,
   debias: 44,
-  mixture: 43,
-  debias: 44,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */
