@@ -13,6 +13,8 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   cuda: () => import('./cuda.js'),
   vocabulary: () => import('./vocabulary.js'),
   select: () => import('./select.js'),
+  score: () => import('./score.js'),
+  curation: () => import('./curation.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
@@ -29,7 +31,9 @@ if (!load) {
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
     'vocabulary [--tokens 2048] [--vocab 256000] [--model B/16] [--dtype f32|bf16] [--loss-only] [--text-width N] [--json FILE]',
+    'curation [--steps 500] [--swapped 0.4] [--seeds 1,2,3] [--data FOLDER] [--ways "uniform;learnability"] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
+    'score --model RUN [--reference RUN] [--samples 20480] [--kills 10] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }

@@ -19,10 +19,13 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   search: () => import('./search.js'),
   caption: () => import('./caption.js'),
   locate: () => import('./locate.js'),
+  score: () => import('./score.js'),
+  filter: () => import('./filter.js'),
   convert: () => import('./convert.js'),
   export: () => import('./export.js'),
   info: () => import('./info.js'),
   dataset: () => import('./dataset.js'),
+  debias: () => import('./debias.js'),
   quickstart: () => import('./quickstart.js'),
 };
 

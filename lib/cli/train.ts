@@ -55,6 +55,10 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
 
 /** Builds the scenes of a config that says how, unless they are there. */
 async function buildData({ data: { source } }: TrainConfig): Promise<void> {
+  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source]) await buildSource(one);
+}
+
+async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>): Promise<void> {
   if (source.type !== 'scenes' || !source.build || existsSync(join(source.path, 'manifest.json'))) return;
   const progress = new Progress('scenes');
   await buildScenes(source.path, {

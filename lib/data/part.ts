@@ -5,7 +5,7 @@ import type { ViewBatch } from './views.js';
 
 /** Images `from` up to but not including `to` of a batch, with all that belongs to them, as a batch of its own. */
 export function batchPart(batch: Batch, from: number, to: number): Batch {
-  const { size: B, images, ids, naflex, views, sequences, classes } = batch;
+  const { size: B, images, ids, naflex, views, sequences, classes, resized, coarse } = batch;
   if (from === 0 && to === B) return batch;
   const captions = batch.texts.length / B;
   const rows = <T>(list: readonly T[]): T[] =>
@@ -18,6 +18,11 @@ export function batchPart(batch: Batch, from: number, to: number): Batch {
     ...(views ? { views: viewsPart(views, B, from, to) } : {}),
     ...(sequences ? { sequences: sequences.map((set) => set.slice(from, to)) } : {}),
     ...(classes ? { classes: classes.slice(from, to) } : {}),
+    ...(resized ? { resized: resized.map((all) => rowsOf(all, B, from, to)) } : {}),
+    // The last images of a batch are the coarse ones.
+    ...(coarse ? { coarse: {
+      ...coarse, count: Math.max(0, Math.min(to - from, to - B + coarse.count)), images: rowsOf(coarse.images, B, from, to),
+    } } : {}),
   };
 }
 

@@ -35,8 +35,7 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
   loss: (...embeddings: Tensor[]) => Roots): Tensor[] {
   for (const [name, n] of [['batch', batch], ['part', part]] as const)
     check(Number.isSafeInteger(n) && n > 0, 'gradCache', `${name} must be a positive integer but is ${n}`);
-  const parts = Array.from({ length: Math.ceil(batch / part) }, (_, i): [number, number] =>
-    [i * part, Math.min(batch, (i + 1) * part)]);
+  const parts = partsOf(batch, part);
   return scope(() => {
     const embeddings = noGrad(() => encoders.map((encode) => embedAll(encode, batch, parts)));
     // Nothing else than the loss is on the tape, so this backward pass ends at the embeddings.
@@ -58,8 +57,13 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
   });
 }
 
-/** The embeddings of all parts as one tensor. */
-function embedAll(encode: PartEncoder, batch: number, parts: readonly (readonly [number, number])[]): Tensor {
+/** Examples `from` up to but not including `to`, for each part of a batch. */
+export function partsOf(batch: number, part: number): [from: number, to: number][] {
+  return Array.from({ length: Math.ceil(batch / part) }, (_, i) => [i * part, Math.min(batch, (i + 1) * part)]);
+}
+
+/** The embeddings of all parts of a batch as one tensor (batch, E). Call it under noGrad(). */
+export function embedAll(encode: PartEncoder, batch: number, parts: readonly (readonly [number, number])[]): Tensor {
   let all: Tensor | undefined;
   for (const [from, to] of parts) {
     const one = scope(() => encode(from, to));

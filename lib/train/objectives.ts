@@ -14,8 +14,9 @@ import { contrastiveLoss } from '../losses/sigmoid.js';
 import type { ModelConfig, ParameterShape } from '../model/config.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
+import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward } from '../tape.js';
+import { backward, concatRows } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
@@ -107,10 +108,11 @@ export class Objectives {
     const said: Promise<ArrayLike<number>>[] = [];  // of each part, the tasks' losses
     const embedImages: PartEncoder = (from, to, others) => {
       const part = batchPart(batch, from, to), { tokens, packed } = this.tokens(part);
-      const images = model.poolTokens(tokens, packed ? { packed } : {});
+      const whole = tokens && model.poolTokens(tokens, packed ? { packed } : {});
+      const images = part.coarse?.count ? this.#withCoarse(whole, part.coarse, part.size) : whole!;
       if (caption && others) {
         // The last examples of the whole batch are in parallel prediction.
-        const tasks = this.captionLoss(part, tokens, packed, Math.max(0, Math.min(to - from, to - B + parallel)), B);
+        const tasks = this.captionLoss(part, tokens!, packed, Math.max(0, Math.min(to - from, to - B + parallel)), B);
         others.push([tasks, caption.weight]);
         said.push(tasks.read());
       }
@@ -162,11 +164,22 @@ export class Objectives {
     return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
   }
 
-  /** The images' tokens, with their activations on the tape. */
-  tokens(batch: Batch): { tokens: Tensor; packed: Packed | null } {
+  /** Tokens of the images that are trained on at the model's size, with their activations on the tape; null where there is none. */
+  tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
     const { model } = this, { imageSize: S } = model.config.vision;
     if (batch.naflex) return model.naflexTokens(batch.naflex);
-    return { tokens: model.imageTokens(tensor(batch.images, [batch.size, S, S, 3], model.params.device)), packed: null };
+    const n = batch.size - (batch.coarse?.count ?? 0);
+    if (n === 0) return { tokens: null, packed: null };
+    const pixels = tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device);
+    return { tokens: model.imageTokens(pixels), packed: null };
+  }
+
+  /** Embeddings of the images at the model's size, followed by those of the last ones at another. */
+  #withCoarse(whole: Tensor | null, { count, side, images }: NonNullable<Batch['coarse']>, B: number): Tensor {
+    const { model } = this, { params, config, options } = model;
+    const pixels = tensor(images.subarray((B - count) * side * side * 3), [count, side, side, 3], params.device);
+    const coarse = model.poolTokens(visionTokens(params, config, pixels, options));
+    return whole ? concatRows([whole, coarse]) : coarse;
   }
 
   #distill(batch: Batch): Promise<Figures> {

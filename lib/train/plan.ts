@@ -167,15 +167,15 @@ function keptActivations(objectives: Objectives, part: Batch, device: DryDeviceN
   });
   const vision = left(() => {
     const { tokens, packed } = objectives.tokens(part);
-    model.poolTokens(tokens, packed ? { packed } : {});
+    model.poolTokens(tokens!, packed ? { packed } : {});
   });
   const text = left(() => {
     for (let i = 0; i < ids.length; i += n * L) model.encodeTexts(tensor(ids.subarray(i, i + n * L), [n, L], device));
   });
   const decoder = part.sequences && scope(() => {
     const { tokens, packed } = noGrad(() => scope(() => objectives.tokens(part)));
-    requireGrad(tokens);
-    return left(() => objectives.captionLoss(part, tokens, packed, 0, n));
+    requireGrad(tokens!);
+    return left(() => objectives.captionLoss(part, tokens!, packed, 0, n));
   });
   const distillation = ssl && left(() => ssl.losses(part.views!));
   return { vision, text, ...(decoder ? { decoder } : {}), ...(distillation ? { distillation } : {}) };
