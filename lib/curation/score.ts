@@ -63,7 +63,7 @@ export interface ScoreSummary {
 /** Samples that are read, decoded and encoded together. */
 const CHUNK = 32;
 /** Samples of a chunk that are decoded at a time. */
-const LANES = 4;
+const LANES = 16;
 
 /** What a row says about an image and its caption. */
 interface Pair {
@@ -339,17 +339,31 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
     }
     await removeDrafts(out, missing);
     let open: Scored[] = [], done = 0, samples = 0;
-    for await (const chunk of scorer.run(missing)) {
-      open.push(chunk);
-      samples += chunk.samples.length;
-      if (chunk.last) {
-        const unit = await scorer.finish(out, open);
-        rows += unit.rows;
-        for (const { reason, example } of unit.skipped) skips.add(reason, example);
-        [open, done] = [[], done + 1];
-        if (maxSkips !== undefined) skips.check(rows + skips.total, out);
-      }
+    const report = (): void =>
       onProgress?.({ units: mine.length - missing.length + done, ofUnits: mine.length, samples, skipped: skips.total });
+    const finish = async (chunks: readonly Scored[]): Promise<void> => {
+      const unit = await scorer.finish(out, chunks);
+      rows += unit.rows;
+      for (const { reason, example } of unit.skipped) skips.add(reason, example);
+      done++;
+      report();
+      if (maxSkips !== undefined) skips.check(rows + skips.total, out);
+    };
+    // A unit is written while the next one is computed, and before that one is written.
+    let writing = Promise.resolve();
+    try {
+      for await (const chunk of scorer.run(missing)) {
+        open.push(chunk);
+        samples += chunk.samples.length;
+        report();
+        if (!chunk.last) continue;
+        await writing;
+        writing = finish(open);
+        writing.catch(() => undefined);
+        open = [];
+      }
+    } finally {
+      await writing;
     }
     skips.check(rows + skips.total, out);
     if (rows === 0 && mine.length > 0)

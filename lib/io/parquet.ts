@@ -2,7 +2,7 @@
 import { ByteWriter, parquetWrite, ParquetWriter } from 'hyparquet-writer';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaData } from 'hyparquet';
 import { DataError } from '../errors.js';
-import { errorCode, ioError, writeFileAtomic } from './files.js';
+import { ioError, writeFileAtomic } from './files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
 const GROUP = 4096;
@@ -93,8 +93,8 @@ export interface Table {
  */
 export async function openTable(path: string): Promise<Table> {
   const damaged = (cause: unknown): unknown => {
-    const code = errorCode(cause);
-    if (code !== undefined && code !== 'ENOENT') return ioError('read', path, cause);
+    const { code, syscall } = cause as NodeJS.ErrnoException;
+    if (syscall !== undefined && code !== 'ENOENT') return ioError('read', path, cause);
     return new DataError(code === 'ENOENT' ? `cannot read ${path}: there is no such file; check the path`
       : `${path}: is not a readable parquet file: ${(cause as Error).message}`, { cause });
   };
@@ -125,6 +125,9 @@ export async function openTable(path: string): Promise<Table> {
           for (const column of wanted)
             for (const value of await scan.readColumn({ column, rowStart, rowEnd }))
               out[column]!.push(value as string | number | null);
+        const wrong = wanted.find((column) => out[column]!.length !== Number(metadata.num_rows));
+        if (wrong !== undefined)
+          throw new Error(`column "${wrong}" has ${out[wrong]!.length} values for ${metadata.num_rows} rows`);
       } catch (cause) {
         throw damaged(cause);
       }
