@@ -158,14 +158,15 @@ function table(runs: readonly Run[]): void {
     'swapped among trained | arithmetic of a step | processor time |\n|---|---|---|---|---|---|---|---|---|');
   for (const way of new Set(runs.map((r) => r.way))) {
     const mine = runs.filter((r) => r.way === way), [{ steps, relativeFlops }] = mine as [Run];
-    // In steps of the uniform run; a run that never comes so far counts as infinitely long.
-    const needed = mine.flatMap((r) => {
-      const goal = uniform.get(r.seed);
-      return goal ? [(r.curve.find(([, seen]) => seen >= last(goal))?.[0] ?? Infinity) / goal.steps] : [];
+    // In steps of the uniform run of the same seed; a run that never comes so far counts as infinitely long.
+    const paired = mine.flatMap((r) => {
+      const other = uniform.get(r.seed);
+      return other ? [{ needed: (r.curve.find(([, seen]) => seen >= last(other))?.[0] ?? Infinity) / other.steps,
+        cpu: r.cpuPerStep / other.cpuPerStep }] : [];
     });
-    const cpu = mean(mine.map((r) => r.cpuPerStep / (uniform.get(r.seed)?.cpuPerStep ?? NaN)));
+    const needed = paired.map((p) => p.needed);
     console.log(`| ${[way, steps, mine.map((r) => percent(last(r)).trim()).join(', '), percent(mean(mine.map((r) => r.curve.at(-1)![2]))).trim(),
       needed.map((n) => percent(n).trim()).join(', '), percent(mean(needed) * relativeFlops).trim(), percent(mean(mine.map((r) => r.noise))).trim(),
-      `${relativeFlops.toFixed(2)}×`, `${cpu.toFixed(2)}×`].join(' | ')} |`);
+      `${relativeFlops.toFixed(2)}×`, `${mean(paired.map(({ cpu }) => cpu)).toFixed(2)}×`].join(' | ')} |`);
   }
 }
