@@ -184,7 +184,8 @@ inline int hopper_multiprocessors() {
 #endif
 
 template <bool kRows, int kTileRows> TensorMap tensor_map_of(const MatrixOperand<kRows>& m) {
-  return tensor_map_of(m.data, m.lines, m.length, m.stride, kBoxLines<kRows, kTileRows>);
+  return tensor_map_of<2>(m.data, {m.length, m.lines}, {m.stride}, {64, kBoxLines<kRows, kTileRows>},
+                          Swizzle::bytes128);
 }
 
 template <bool kA, bool kB, class E>
