@@ -84,6 +84,25 @@ export class Objectives {
     }));
   }
 
+  /**
+   * The sigmoid loss alone, of tensors on the device: adds its gradients, and brings nothing in from the host.
+   * @param images (B, S, S, 3) u8
+   * @param ids (B, L) for each caption of the images
+   * @returns one loss per caption
+   */
+  contrast(images: Tensor, ids: readonly Tensor[]): Tensor[] {
+    const { model } = this;
+    const losses = contrastiveLoss(model, model.poolTokens(model.imageTokens(images)), ids.map((t) => model.encodeTexts(t)));
+    backward(losses.map((l): [Tensor, number] => [l, 1 / ids.length]));
+    return losses;
+  }
+  /** Reads what contrast() returned. */
+  async contrastFigures(losses: readonly Tensor[]): Promise<Figures> {
+    const each = await Promise.all(losses.map((l) => l.item()));
+    const sigmoid = each.reduce((a, b) => a + b, 0) / losses.length;
+    return { losses: { sigmoid }, total: sigmoid, alarms: [] };
+  }
+
   /** Call after the optimizer's update. */
   afterUpdate(): void { this.ssl?.afterUpdate(); }
   dispose(): void { this.ssl?.dispose(); }

@@ -26,6 +26,7 @@ import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
 import { AdamW } from './optimizer.js';
+import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
@@ -96,7 +97,8 @@ export class Trainer {
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
-    readonly objectives: Objectives, readonly loader: DataLoader, readonly device: DeviceName) {
+    readonly objectives: Objectives, readonly loader: DataLoader, readonly device: DeviceName,
+    readonly recording: RecordedUpdate | null) {
     const unit = { batch: config.batch, examples: source.length };
     const total = toSteps(config.total, { ...unit, name: 'total' });
     const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
@@ -163,7 +165,8 @@ export class Trainer {
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as SamplerState);
-      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, loader, device);
+      const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
+      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, loader, device, recording);
       if (resumed) await trainer.#restore(resumed.state);
       else rmSync(join(config.out, 'metrics.jsonl'), { force: true });  // of a run that ended before its first checkpoint
       mkdirSync(config.out, { recursive: true });
@@ -248,19 +251,14 @@ export class Trainer {
 
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train(batch: Batch): Pending {
-    const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
+    const { config: { naflex } } = this, [begin, end] = this.#span;
     const halve = naflex.halveLongest && naflex.lengths.length > 1 && batch.naflex?.length === Math.max(...naflex.lengths);
     const parts = halve && batch.size > 1 ? naflexHalves(batch) : [batch];
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
       lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
-      model.params.zeroGrad();
-      const figures = objectives.run(part, i);
-      optimizer.update(lr);
-      objectives.afterUpdate();
-      const scalars = [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
-      return Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
+      return this.#update(part, i, lr);
     });
     this.#step++;
     this.#examples += batch.size;
@@ -268,6 +266,25 @@ export class Trainer {
       step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs,
       values: Promise.all(values),
     };
+  }
+
+  /** One update: its figures, the gradient's squared norm, and the sigmoid loss's scale and bias after it. */
+  #update(batch: Batch, turn: number, lr: number): Promise<[Figures, number, number, number]> {
+    const { model, optimizer, objectives, recording } = this;
+    const read = (): Promise<number>[] => [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
+    const together = (figures: Promise<Figures>, scalars: Promise<number>[]) =>
+      Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
+    if (recording) {
+      optimizer.advance(lr);
+      const done = recording.run(batch, read);
+      if (done) return together(done.figures, done.after);
+    }
+    model.params.zeroGrad();
+    const figures = objectives.run(batch, turn);
+    if (recording) optimizer.apply();
+    else optimizer.update(lr);
+    objectives.afterUpdate();
+    return together(figures, read());
   }
 
   /** Writes a checkpoint of the present step; returns its folder. Call between steps of `run()`. */
@@ -286,6 +303,7 @@ export class Trainer {
 
   async close(): Promise<void> {
     await this.loader.close();
+    this.recording?.dispose();
     this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();
