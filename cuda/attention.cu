@@ -1,7 +1,7 @@
 // Attention on CUDA (native/ops/attention.h): checks the arguments and chooses the kernel.
 //   one query for each sample         attention_single.cu
 //   bf16, D ≤ 128, 16-byte rows       attention_forward.cu, attention_backward.cu (tensor cores),
-//                                     attention_sm90.cu (forward on Hopper, more than 128 queries)
+//                                     attention_sm90.cu, attention_sm90_backward.cu (long ones on Hopper)
 //   everything else                   attention_plain.cu
 #include "../native/ops/attention.h"
 #include "attention.cuh"
@@ -84,7 +84,10 @@ template <class T> void backward(Stream& s, Problem<T> p) {
   p.delta = delta.data();
   if (needs_delta) attention::compute_delta(s, p);
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    if (tensor_cores(p)) return attention::mma_backward(s, p);
+    if (tensor_cores(p)) {
+      if (needs_delta && attention::wants_sm90_backward(p)) return attention::sm90_backward(s, p);
+      return attention::mma_backward(s, p);
+    }
   attention::plain_backward(s, p);
 }
 

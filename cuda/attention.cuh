@@ -103,7 +103,7 @@ template <class T> void sum_shared_dq(Stream& s, const Problem<T>& p);
 template <class T> void single_forward(Stream& s, const Problem<T>& p);
 template <class T> void single_backward(Stream& s, const Problem<T>& p);
 
-// ---- attention_forward.cu, attention_sm90.cu, attention_backward.cu: tensor cores ---------------
+// ---- attention_forward.cu, attention_backward.cu, attention_sm90*.cu: tensor cores --------------
 
 constexpr int kMmaColumns = 128;  // most columns; D is a multiple of 8, rows are whole 16-byte packs
 void mma_forward(Stream& s, const Problem<__nv_bfloat16>& p);
@@ -111,5 +111,7 @@ bool wants_sm90_forward(const Problem<__nv_bfloat16>& p);  // and the device has
 void sm90_forward(Stream& s, const Problem<__nv_bfloat16>& p);
 bool mma_backward_needs_delta(const Problem<__nv_bfloat16>& p);
 void mma_backward(Stream& s, const Problem<__nv_bfloat16>& p);
+bool wants_sm90_backward(const Problem<__nv_bfloat16>& p);
+void sm90_backward(Stream& s, const Problem<__nv_bfloat16>& p);  // with delta
 
 }  // namespace siglip2::cuda::attention
