@@ -3,8 +3,8 @@
 //   by keys:    a block owns 128 keys (K, V) and walks over tiles of Q and dO:     dK += dSᵀ·Q,  dV += Pᵀ·dO
 // with P = 2^(scale·log₂e·S − lse·log₂e) and dS = P ∘ (dP − delta). Both compute S = Q·Kᵀ and dP = dO·Vᵀ, or their
 // transposes, so there are 7 products where one pass would do with 5: the price of a fixed order of sums and of no float
-// dQ in memory. P and dS leave the accumulators as operands of the next products; nothing but tiles of the inputs is ever
-// in shared memory.
+// dQ in memory. P and dS leave the accumulators as operands of the next products; nothing but tiles of the inputs, lse
+// and delta is ever in shared memory.
 //
 // Blocks are persistent, a producer warpgroup and two consumers of 64 rows each, as in attention_sm90.cu. A consumer waits
 // for its products, and the other one's run meanwhile. Tiles of the ring have 128 rows where registers allow.
@@ -16,8 +16,8 @@ namespace siglip2::cuda::attention {
 template <int kD_, bool kByKeys_> struct GradientTile {
   static constexpr int kD = kD_;
   static constexpr bool kByKeys = kByKeys_;
-  // Accumulators: kRing for S and dP together, kD for dK and dV or half as many for dQ.
-  static constexpr int kRing = kByKeys && kD > 64 ? 64 : 128;
+  // Accumulators: kRing for S and dP together, kD for dK and dV or half as many for dQ. Producers that copy leave fewer.
+  static constexpr int kRing = (kByKeys && kD > 64) || !kByTma<kD> ? 64 : 128;
   using Own = HeadTile<kD, kOwnRows>;
   using Ring = HeadTile<kD, kRing>;
   static constexpr int kStatistics = kByKeys ? 2 * kRing : 0;  // floats of a stage: lse, delta of its queries
