@@ -1,6 +1,7 @@
 // Attention on CUDA (native/ops/attention.h): checks the arguments and chooses the kernel.
 //   one query for each sample         attention_single.cu
-//   bf16, D ≤ 128, 16-byte rows       attention_forward.cu, attention_backward.cu (tensor cores)
+//   bf16, D ≤ 128, 16-byte rows       attention_forward.cu, attention_backward.cu (tensor cores),
+//                                     attention_sm90.cu, attention_sm90_backward.cu (long ones on Hopper)
 //   everything else                   attention_plain.cu
 #include "../native/ops/attention.h"
 #include "attention.cuh"
@@ -67,7 +68,10 @@ template <class T> bool single(const Problem<T>& p) { return p.Nq == 1 && !p.q_s
 template <class T> void forward(Stream& s, const Problem<T>& p) {
   if (single(p)) return attention::single_forward(s, p);
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    if (tensor_cores(p)) return attention::mma_forward(s, p);
+    if (tensor_cores(p)) {
+      if (attention::wants_sm90_forward(p)) return attention::sm90_forward(s, p);
+      return attention::mma_forward(s, p);
+    }
   attention::plain_forward(s, p);
 }
 
@@ -80,7 +84,10 @@ template <class T> void backward(Stream& s, Problem<T> p) {
   p.delta = delta.data();
   if (needs_delta) attention::compute_delta(s, p);
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    if (tensor_cores(p)) return attention::mma_backward(s, p);
+    if (tensor_cores(p)) {
+      if (needs_delta && attention::wants_sm90_backward(p)) return attention::sm90_backward(s, p);
+      return attention::mma_backward(s, p);
+    }
   attention::plain_backward(s, p);
 }
 

@@ -77,9 +77,12 @@ template <class T> __device__ __forceinline__ Head<T> head_of(const Problem<T>& 
 struct BlockWork {
   int b, h, tile;
 };
-__device__ __forceinline__ BlockWork block_work(int tiles, int H) {
-  const int block = static_cast<int>(blockIdx.x), head = block / tiles;
+__device__ __forceinline__ BlockWork block_work(int block, int tiles, int H) {
+  const int head = block / tiles;
   return {head / H, head % H, block % tiles};
+}
+__device__ __forceinline__ BlockWork block_work(int tiles, int H) {
+  return block_work(static_cast<int>(blockIdx.x), tiles, H);
 }
 template <class T> unsigned grid_of(const Problem<T>& p, int tiles) {
   const int64_t blocks = static_cast<int64_t>(p.B) * p.H * tiles;
@@ -100,11 +103,15 @@ template <class T> void sum_shared_dq(Stream& s, const Problem<T>& p);
 template <class T> void single_forward(Stream& s, const Problem<T>& p);
 template <class T> void single_backward(Stream& s, const Problem<T>& p);
 
-// ---- attention_forward.cu, attention_backward.cu: tensor cores ----------------------------------
+// ---- attention_forward.cu, attention_backward.cu, attention_sm90*.cu: tensor cores --------------
 
 constexpr int kMmaColumns = 128;  // most columns; D is a multiple of 8, rows are whole 16-byte packs
 void mma_forward(Stream& s, const Problem<__nv_bfloat16>& p);
+bool wants_sm90_forward(const Problem<__nv_bfloat16>& p);  // and the device has wgmma
+void sm90_forward(Stream& s, const Problem<__nv_bfloat16>& p);
 bool mma_backward_needs_delta(const Problem<__nv_bfloat16>& p);
 void mma_backward(Stream& s, const Problem<__nv_bfloat16>& p);
+bool wants_sm90_backward(const Problem<__nv_bfloat16>& p);
+void sm90_backward(Stream& s, const Problem<__nv_bfloat16>& p);  // with delta
 
 }  // namespace siglip2::cuda::attention

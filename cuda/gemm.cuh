@@ -155,12 +155,14 @@ __device__ __forceinline__ void load_b(uint32_t (&f)[4], const unsigned char* ti
 // ---- epilogue -----------------------------------------------------------------------------------
 
 // An epilogue is a value of which each thread has a copy:
+//   skips(row0) whether the tile whose first row this is, is wanted by nobody: then nothing is done for it,
 //   begin(split) before the first output of a tile,
 //   operator()(row, column, v) with v[kWidth] the products at (row, column …), a multiple of kWidth;
 //     called only where row < M and column < N, and what lies behind N is to be ignored,
 //   finish(part, lane) after the last one; parts number all warps of all tiles.
-// Epilogues derive from this one, for which there is nothing to do at either end.
+// Epilogues derive from this one, which wants all tiles and has nothing to do at either end.
 struct Epilogue {
+  __device__ __forceinline__ bool skips(int) const { return false; }
   __device__ __forceinline__ void begin(int) {}
   __device__ __forceinline__ void finish(int, int) {}
 };
@@ -207,6 +209,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int tiles_across = ceil_div(N, Tile::kN), tile = static_cast<int>(blockIdx.x);
   const TilePlace place = place_of_tile(tile, ceil_div(M, Tile::kM), tiles_across);
   const int m0 = place.row * Tile::kM, n0 = place.column * Tile::kN;
+  if (epilogue.skips(m0)) return;  // the whole block
   const int k_first = static_cast<int>(blockIdx.z) * split_depth;
   const int steps = ceil_div(min(K - k_first, split_depth), Tile::kDepth);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

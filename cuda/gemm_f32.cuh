@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int tile = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const TilePlace place = place_of_tile(tile, ceil_div(M, Tile::kM), ceil_div(N, Tile::kN));
   const int m0 = place.row * Tile::kM, n0 = place.column * Tile::kN;
+  if (epilogue.skips(m0)) return;  // the whole block
   const int k_first = static_cast<int>(blockIdx.z) * split_depth;
   const int k_end = min(K, k_first + split_depth);
   const int row = thread / 16 * 4, column = thread % 16 * 4;

@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(HopperTile::kThreads, 1)
     if (thread != 0) return;
     for (int work = first; work < jobs.count(); work += blocks) {
       const TilePlace place = place_of_tile(jobs.tile(work), jobs.tiles_down, jobs.tiles_across);
+      if (epilogue.skips(place.row * Tile::kM)) continue;
       const int k_first = jobs.split(work) * jobs.split_depth, steps = jobs.steps(work);
       for (int step = 0; step < steps; ++step, ring.next()) {
         unsigned char* const stage = smem + ring.stage * Tile::kStageBytes;
@@ -121,6 +122,8 @@ __global__ void __launch_bounds__(HopperTile::kThreads, 1)
   const int consumer = group - 1, warp = thread / 32 - 4;
   for (int work = first; work < jobs.count(); work += blocks) {
     const int tile = jobs.tile(work), steps = jobs.steps(work);
+    const TilePlace place = place_of_tile(tile, jobs.tiles_down, jobs.tiles_across);
+    if (epilogue.skips(place.row * Tile::kM)) continue;
     float d[128];
     int before = 0;  // the stage of the step before, given back when its products are done
     for (int step = 0; step < steps; ++step, ring.next()) {
@@ -144,7 +147,6 @@ __global__ void __launch_bounds__(HopperTile::kThreads, 1)
     __syncwarp();
     if (lane == 0) mbarrier_arrive(empty + before);
 
-    const TilePlace place = place_of_tile(tile, jobs.tiles_down, jobs.tiles_across);
     E mine = epilogue;
     mine.begin(jobs.split(work));
 #pragma unroll
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(HopperTile::kThreads, 1)
 
 // Multiprocessors of the current device if it has wgmma, else 0.
 #ifdef SIGLIP2_CUDA_HOST
-inline int hopper_multiprocessors() { return 2; }  // so that a block has several tiles
+inline int hopper_multiprocessors() { return cuda_host::config().wgmma ? 2 : 0; }  // so that a block has several tiles
 #else
 inline int hopper_multiprocessors() {
   int device = 0, major = 0, count = 0;
@@ -184,7 +186,8 @@ inline int hopper_multiprocessors() {
 #endif
 
 template <bool kRows, int kTileRows> TensorMap tensor_map_of(const MatrixOperand<kRows>& m) {
-  return tensor_map_of(m.data, m.lines, m.length, m.stride, kBoxLines<kRows, kTileRows>);
+  return tensor_map_of<2>(m.data, {m.length, m.lines}, {m.stride}, {64, kBoxLines<kRows, kTileRows>},
+                          Swizzle::bytes128);
 }
 
 template <bool kA, bool kB, class E>

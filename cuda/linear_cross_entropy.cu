@@ -1,28 +1,23 @@
 // Vocabulary loss with all its gradients (formula in native/ops/linear_cross_entropy.h). Bound by
-// three products of rows·V·D: the logits, dh and dweight. The rows that count are numbered by one
-// small kernel, so that the products visit no others; the host does not know how many there are, so
-// it launches for all rows and blocks beyond the count leave at once. Then, kChunkRows rows at a
-// time, with their logits as the only large workspace:
-//   1. logits = h·Wᵀ + bias,
-//   2. for each row: lse, its loss, and in place G = (softmax − onehot)·weight,
-//   3. dh = G·W,  dweight += Gᵀ·h,  dbias += Σ G,
+// three products of rows·V·D: the logits, dh and dweight, all by the GEMM core. The rows that count are
+// numbered by one small kernel, so that the products visit no others; the host does not know how many
+// there are, so it launches for all rows, and blocks beyond the count leave at once. Then, kChunkRows
+// rows at a time, with their logits as the only large workspace:
+//   1. the rows of h side by side, logits = h·Wᵀ + bias in float,
+//   2. for each row: lse, its loss, and in place G = (softmax − onehot)·weight, in h's type,
+//   3. dh = G·W (split along V to fill the GPU),  dweight += Gᵀ·h,  dbias += Σ G,
 // and at the end one small kernel adds up the losses. Every sum has one owner and a fixed order, so
-// results do not vary from run to run. Operands are widened to float on their way into shared memory
-// and everything after that is float; all products share one 64 × 64 tile with 4 × 4 outputs for
-// each thread.
+// results do not vary from run to run.
 #include "../native/ops/linear_cross_entropy.h"
-#include "common.cuh"
+#include "gemm_launch.cuh"
 
 namespace siglip2::cuda {
 
 namespace {
 
-constexpr int kTile = 64, kDepth = 16;
-constexpr int kTileThreads = 256;  // 16 × 16 threads of 4 × 4 outputs
-constexpr int kPitch = kTile + 4;  // keeps rows 16-byte aligned and moves them to other banks
-constexpr size_t kTileSmem = 2 * kDepth * kPitch * sizeof(float);
-constexpr int64_t kChunkRows = 192;  // logits of 256,000 tokens: 187 MiB
-constexpr int64_t kMostLogits = 48 << 20;
+constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int64_t kChunkRows = 256;  // two tiles of rows; logits of 256,000 tokens: 250 MiB
+constexpr int64_t kMostLogits = 64 << 20;
 
 // Which rows count, made on the device.
 struct Counted {
@@ -31,69 +26,15 @@ struct Counted {
   const float* each;   // (1) 1 / denominator; NaN when a target is out of range
 };
 
-// An operand of a product, (rows, depth); outside of it are zeros. With `order`, row i (or depth i,
-// when gathered along it) lies at order[first + i].
-template <class T> struct Operand {
-  const T* data;
-  int64_t rows, depth;
-  int64_t row_step, depth_step;  // one of them is 1: neighbouring threads walk along that one
-  const int* order = nullptr;
-  bool gather_depth = false;
-
-  // Puts rows [row0, row0 + 64), depth [k0, k0 + 16) to shared memory as (depth, row).
-  __device__ __forceinline__ void load(float* tile, int64_t row0, int64_t k0) const {
-    const int t = static_cast<int>(threadIdx.x);
-#pragma unroll
-    for (int part = 0; part < kTile * kDepth / kTileThreads; ++part) {
-      const int i = part * kTileThreads + t;
-      const int k = depth_step == 1 ? i % kDepth : i / kTile;
-      const int r = depth_step == 1 ? i / kDepth : i % kTile;
-      float value = 0;
-      if (row0 + r < rows && k0 + k < depth) {
-        const int64_t row = order && !gather_depth ? order[row0 + r] : row0 + r;
-        const int64_t at = order && gather_depth ? order[k0 + k] : k0 + k;
-        value = static_cast<float>(data[row * row_step + at * depth_step]);
-      }
-      tile[k * kPitch + r] = value;
-    }
-  }
+// Of a product over the chunk from row `first`: nothing is done for rows that do not count.
+template <class E> struct CountedRows : E {
+  const int* count;
+  int first;
+  bool by_row;  // the product's rows are the chunk's; else it sums over them
+  CountedRows(const E& epilogue, const Counted& counted, int64_t first_, bool by_row_)
+      : E(epilogue), count(counted.count), first(static_cast<int>(first_)), by_row(by_row_) {}
+  __device__ __forceinline__ bool skips(int row0) const { return first + (by_row ? row0 : 0) >= *count; }
 };
-
-// c (64, 64) = a (64, depth) · b (64, depth)ᵀ; thread t has the 4 rows from 4 (t / 16) and the 4
-// columns from 4 (t % 16).
-template <class A, class B>
-__device__ __forceinline__ void multiply_tile(float (&c)[4][4], const Operand<A>& a, int64_t row0,
-                                              const Operand<B>& b, int64_t column0, float* smem) {
-  float* const a_tile = smem;
-  float* const b_tile = smem + kDepth * kPitch;
-  const int row = static_cast<int>(threadIdx.x) / 16 * 4,
-            column = static_cast<int>(threadIdx.x) % 16 * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) c[i][j] = 0;
-  for (int64_t k0 = 0; k0 < a.depth; k0 += kDepth) {
-    a.load(a_tile, row0, k0);
-    b.load(b_tile, column0, k0);
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      float u[4], v[4];
-      Pack<float>::load(a_tile + k * kPitch + row).unpack(u);
-      Pack<float>::load(b_tile + k * kPitch + column).unpack(v);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) c[i][j] += u[i] * v[j];
-    }
-    __syncthreads();
-  }
-}
-
-__device__ __forceinline__ int64_t chunk_rows(const Counted& counted, int64_t first, int64_t most) {
-  const int64_t left = *counted.count - first;
-  return left < most ? left : most;
-}
 
 // ---- which rows count ---------------------------------------------------------------------------
 
@@ -131,36 +72,26 @@ __global__ void __launch_bounds__(kWarp)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_zero_kernel(T* dh,  // (R, D)
                                      int64_t n) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n) dh[i] = static_cast<T>(0.0f);
 }
 
 // ---- logits and their slopes --------------------------------------------------------------------
 
+// The chunk's rows of h side by side; zeros behind the last one that counts.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
-    linear_cross_entropy_logits_kernel(float* logits,        // (chunk, V)
-                                       Operand<T> h,         // (chunk, D), gathered
-                                       Operand<T> weight,    // (V, D)
-                                       const float* bias,    // (V) or null
-                                       Counted counted, int64_t first) {
-  DYN_SMEM(smem);
-  h.rows = chunk_rows(counted, first, h.rows);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kTile,
-                column0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  if (row0 >= h.rows) return;  // the whole block
-  float c[4][4];
-  multiply_tile(c, h, row0, weight, column0, reinterpret_cast<float*>(smem));
-  const int64_t row = row0 + threadIdx.x / 16 * 4, column = column0 + threadIdx.x % 16 * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (row + i < h.rows && column + j < weight.rows)
-        logits[(row + i) * weight.rows + column + j] = c[i][j] + (bias ? bias[column + j] : 0.0f);
+__global__ void __launch_bounds__(kThreads)
+    linear_cross_entropy_gather_kernel(T* rows,     // (chunk, D)
+                                       const T* h,  // (R, D)
+                                       Counted counted, int64_t first, int64_t D) {
+  const int64_t place = first + blockIdx.x, count = *counted.count;
+  if (first >= count) return;
+  const T* const from = place < count ? h + counted.order[place] * D : nullptr;
+  for (int64_t d = threadIdx.x; d < D; d += kThreads)
+    rows[blockIdx.x * D + d] = from ? from[d] : static_cast<T>(0.0f);
 }
 
 __device__ __forceinline__ float block_max(float v, float* shared) {
@@ -170,32 +101,44 @@ __device__ __forceinline__ float block_max(float v, float* shared) {
   if (lane == 0) shared[warp] = v;
   __syncthreads();
   float most = shared[0];
-  for (unsigned w = 1; w < kTileThreads / kWarp; ++w) most = fmaxf(most, shared[w]);
+  for (unsigned w = 1; w < kWarps; ++w) most = fmaxf(most, shared[w]);
   return most;
 }
 
-// One block for each row: its loss, and its logits become G.
-__global__ void __launch_bounds__(kTileThreads)
-    linear_cross_entropy_slopes_kernel(float* logits,         // (chunk, V)
+// One block for each row: its loss, and its logits become G: the same `pitch` floats hold G's elements from their start.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    linear_cross_entropy_slopes_kernel(float* logits,         // (chunk, pitch)
                                        double* losses,        // (R), by place in the order
                                        const int* targets,    // (R)
                                        const float* weights,  // (R) or null
-                                       Counted counted, int64_t first, int64_t V, float grad_scale,
-                                       bool gradients) {
+                                       Counted counted, int64_t first, int64_t V, int64_t pitch,
+                                       float grad_scale, bool gradients) {
   DYN_SMEM(smem);
   float* const maxima = reinterpret_cast<float*>(smem);
-  double* const sums = reinterpret_cast<double*>(maxima + kWarp);  // kTileThreads / kWarp + 1 of them
-  const int64_t place = first + blockIdx.x;
-  if (place >= *counted.count) return;  // the whole block
+  double* const sums = reinterpret_cast<double*>(maxima + kWarp);  // kWarps + 1 of them
+  const int64_t place = first + blockIdx.x, count = *counted.count;
+  if (first >= count) return;  // the whole block
+  float* const l = logits + static_cast<int64_t>(blockIdx.x) * pitch;
+  T* const g = reinterpret_cast<T*>(l);
+  if (place >= count) {  // the products sum over whole chunks
+    for (int64_t v = threadIdx.x; v < V; v += kThreads) g[v] = static_cast<T>(0.0f);
+    return;
+  }
   const int row = counted.order[place], target = targets[row];
-  float* const l = logits + static_cast<int64_t>(blockIdx.x) * V;
-  float most = -INFINITY;
-  for (int64_t v = threadIdx.x; v < V; v += kTileThreads) most = fmaxf(most, l[v]);
-  most = block_max(most, maxima);
-  double part = 0;
-  for (int64_t v = threadIdx.x; v < V; v += kTileThreads) part += expf(l[v] - most);
-  const double block_total = block_sum(part, sums);
-  double* const shared_total = sums + kTileThreads / kWarp;
+  float mine = -INFINITY;
+  double part = 0;  // Σ exp(l − mine)
+  for (int64_t v = threadIdx.x; v < V; v += kThreads) {
+    const float x = l[v];
+    if (x > mine) {
+      part *= expf(mine - x);
+      mine = x;
+    }
+    part += expf(x - mine);
+  }
+  const float most = block_max(mine, maxima);
+  const double block_total = block_sum(part * expf(mine - most), sums);
+  double* const shared_total = sums + kWarps;
   const double w = (weights ? weights[row] : 1.0f) * static_cast<double>(*counted.each);
   const float at = l[target];
   if (threadIdx.x == 0) {
@@ -206,99 +149,117 @@ __global__ void __launch_bounds__(kTileThreads)
   if (!gradients) return;
   const double total = *shared_total, scale = w * grad_scale;
   const float norm = static_cast<float>(scale / total);
-  for (int64_t v = threadIdx.x; v < V; v += kTileThreads) l[v] = expf(l[v] - most) * norm;
-  __syncthreads();
   // p − 1 from p would cancel for a confident row.
-  if (threadIdx.x == 0)
-    l[target] = static_cast<float>(scale * ((exp(static_cast<double>(at) - most) - total) / total));
+  const float own = static_cast<float>(scale * ((exp(static_cast<double>(at) - most) - total) / total));
+  for (int64_t v0 = 0; v0 < V; v0 += kThreads) {
+    const int64_t v = v0 + threadIdx.x;
+    const float slope = v >= V ? 0 : v == target ? own : expf(l[v] - most) * norm;
+    // G may be narrower than the logits: what is written now has been read by now.
+    if constexpr (sizeof(T) < sizeof(float)) __syncthreads();
+    if (v < V) g[v] = static_cast<T>(slope);
+  }
 }
 
 // ---- gradients ----------------------------------------------------------------------------------
 
-// dh rows (gathered) = g (chunk, V) · W (V, D).
+// dh rows (gathered) = Σ_splits parts.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
-    linear_cross_entropy_dh_kernel(T* dh,             // (R, D)
-                                   Operand<float> g,  // (chunk, V)
-                                   Operand<T> weight,  // (D, V): the transposed view of (V, D)
-                                   Counted counted, int64_t first) {
-  DYN_SMEM(smem);
-  g.rows = chunk_rows(counted, first, g.rows);
-  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kTile,
-                column0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  if (row0 >= g.rows) return;  // the whole block
-  float c[4][4];
-  multiply_tile(c, g, row0, weight, column0, reinterpret_cast<float*>(smem));
-  const int64_t row = row0 + threadIdx.x / 16 * 4, column = column0 + threadIdx.x % 16 * 4;
-  const int64_t D = weight.rows;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (row + i < g.rows && column + j < D)
-        dh[counted.order[first + row + i] * D + column + j] = static_cast<T>(c[i][j]);
-}
-
-// dweight (V, D) += gᵀ (V, chunk) · h (chunk, D).
-template <class T>
-__global__ void __launch_bounds__(kTileThreads)
-    linear_cross_entropy_dweight_kernel(float* dweight,    // (V, D)
-                                        Operand<float> g,  // (V, chunk): transposed view
-                                        Operand<T> h,      // (D, chunk): transposed view, gathered
-                                        Counted counted, int64_t first) {
-  DYN_SMEM(smem);
-  g.depth = h.depth = chunk_rows(counted, first, g.depth);
-  if (g.depth <= 0) return;  // the whole grid
-  const int64_t row0 = static_cast<int64_t>(blockIdx.y) * kTile,
-                column0 = static_cast<int64_t>(blockIdx.x) * kTile;
-  float c[4][4];
-  multiply_tile(c, g, row0, h, column0, reinterpret_cast<float*>(smem));
-  const int64_t row = row0 + threadIdx.x / 16 * 4, column = column0 + threadIdx.x % 16 * 4;
-  const int64_t D = h.rows;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (row + i < g.rows && column + j < D) dweight[(row + i) * D + column + j] += c[i][j];
+__global__ void __launch_bounds__(kThreads)
+    linear_cross_entropy_dh_kernel(T* dh,               // (R, D)
+                                   const float* parts,  // (splits, chunk, stride)
+                                   Counted counted, int64_t first, int64_t D, int64_t stride,
+                                   int64_t split_stride, int splits) {
+  const int64_t place = first + blockIdx.x;
+  if (place >= *counted.count) return;
+  T* const to = dh + counted.order[place] * D;
+  for (int64_t d = threadIdx.x; d < D; d += kThreads) {
+    float sum = 0;
+    for (int s = 0; s < splits; ++s) sum += parts[s * split_stride + blockIdx.x * stride + d];
+    to[d] = static_cast<T>(sum);
+  }
 }
 
 // A thread owns a token.
-__global__ void __launch_bounds__(kTileThreads)
-    linear_cross_entropy_dbias_kernel(float* dbias,    // (V)
-                                      const float* g,  // (chunk, V)
-                                      Counted counted, int64_t first, int64_t most, int64_t V) {
-  const int64_t v = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
-  const int64_t rows = chunk_rows(counted, first, most);
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    linear_cross_entropy_dbias_kernel(float* dbias,  // (V)
+                                      const T* g,    // (chunk, stride)
+                                      Counted counted, int64_t first, int64_t chunk, int64_t V,
+                                      int64_t stride) {
+  const int64_t v = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t left = *counted.count - first, rows = left < chunk ? left : chunk;
   if (v >= V) return;  // no barrier follows
   float sum = 0;
-  for (int64_t r = 0; r < rows; ++r) sum += g[r * V + v];
+  for (int64_t r = 0; r < rows; ++r) sum += static_cast<float>(g[r * stride + v]);
   dbias[v] += sum;
 }
 
 // One block for each group.
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_finish_kernel(float* loss,           // (groups)
                                        const double* losses,  // (R)
                                        Counted counted, int64_t group_rows) {
   DYN_SMEM(smem);
   double total = 0;
-  for (int64_t i = threadIdx.x; i < *counted.count; i += kTileThreads)
+  for (int64_t i = threadIdx.x; i < *counted.count; i += kThreads)
     if (counted.order[i] / group_rows == static_cast<int64_t>(blockIdx.x)) total += losses[i];
   const double sum = block_sum(total, reinterpret_cast<double*>(smem));
   const float each = *counted.each;
   if (threadIdx.x == 0) loss[blockIdx.x] += each != each ? each : static_cast<float>(sum);
 }
 
-dim3 tile_grid(int64_t rows, int64_t columns) {
-  return {static_cast<unsigned>(ceil_div<int64_t>(columns, kTile)),
-          static_cast<unsigned>(ceil_div<int64_t>(rows, kTile))};
+// ---- launching ----------------------------------------------------------------------------------
+
+template <class T, bool kDepthInLine>
+using Rows = std::conditional_t<std::is_same_v<T, float>, FloatOperand<kDepthInLine>, MatrixOperand<kDepthInLine>>;
+
+template <class T> struct Work {
+  Stream& s;
+  const T *h, *weight;
+  const float* bias;
+  const int* targets;
+  const float* row_weights;
+  T* dh;
+  float *dweight, *dbias;
+  double* losses;
+  int64_t V, D, chunk, pitch;
+  float grad_scale;
+};
+
+template <class T>
+void run_chunk(const Work<T>& w, const Counted& counted, int64_t first, T* rows, float* logits) {
+  constexpr int64_t kNarrower = sizeof(float) / sizeof(T);
+  const unsigned chunk = static_cast<unsigned>(w.chunk);
+  const Splits whole_depth{1, w.D}, whole_chunk{1, w.chunk};
+  launch(linear_cross_entropy_gather_kernel<T>, chunk, kThreads, 0, w.s, rows, w.h, counted, first, w.D);
+  launch_gemm(w.s, Rows<T, true>(rows, w.chunk, w.D, w.D), Rows<T, true>(w.weight, w.V, w.D, w.D), w.chunk, w.V, w.D,
+              CountedRows(StoreEpilogue<float>(logits, w.bias, w.V, w.pitch, false), counted, first, true), whole_depth);
+  const bool gradients = w.dh || w.dweight || w.dbias;
+  launch(linear_cross_entropy_slopes_kernel<T>, chunk, kThreads, kWarp * sizeof(float) + (kWarps + 1) * sizeof(double),
+         w.s, logits, w.losses, w.targets, w.row_weights, counted, first, w.V, w.pitch, w.grad_scale, gradients);
+  const T* const g = reinterpret_cast<const T*>(logits);
+  const int64_t stride = w.pitch * kNarrower;
+  if (w.dh) {
+    const Splits splits = splits_of(w.chunk, w.D, w.V);
+    const int64_t row = ceil_div<int64_t>(w.D, 8) * 8;
+    Scratch<float> parts(w.s, splits.count * w.chunk * row);
+    launch_gemm(w.s, Rows<T, true>(g, w.chunk, w.V, stride), Rows<T, false>(w.weight, w.V, w.D, w.D), w.chunk, w.D, w.V,
+                CountedRows(StoreEpilogue<float>(parts.data(), nullptr, w.D, row, false, w.chunk * row), counted, first,
+                            true),
+                splits);
+    launch(linear_cross_entropy_dh_kernel<T>, chunk, kThreads, 0, w.s, w.dh, static_cast<const float*>(parts.data()),
+           counted, first, w.D, row, w.chunk * row, static_cast<int>(splits.count));
+  }
+  if (w.dweight)
+    launch_gemm(w.s, Rows<T, false>(g, w.chunk, w.V, stride), Rows<T, false>(rows, w.chunk, w.D, w.D), w.V, w.D, w.chunk,
+                CountedRows(StoreEpilogue<float>(w.dweight, nullptr, w.D, w.D, true), counted, first, false),
+                whole_chunk);
+  if (w.dbias)
+    launch(linear_cross_entropy_dbias_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(w.V, kThreads)), kThreads, 0,
+           w.s, w.dbias, g, counted, first, w.chunk, w.V, stride);
 }
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 }  // namespace
-
-// ---- launcher -----------------------------------------------------------------------------------
 
 void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight,
                                            Tensor dbias, Tensor h, Tensor weight, Tensor bias,
@@ -306,54 +267,27 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
                                            int64_t D, int64_t groups, float denominator,
                                            float grad_scale) {
   if (R == 0) return;
+  check_extent(R, V, D);
   dispatch_element(h.dtype, [&](auto t) {
     using T = decltype(t);
-    const T* const hs = h.as<T>(R * D);
-    const T* const ws = weight.as<T>(V * D);
-    const float* const b = bias.as_or_null<float>(V);
-    const int* const target = targets.as<int>(R);
-    const float* const row_weights = weights.as_or_null<float>(R);
-    T* const dhs = dh.as_or_null<T>(R * D);
-    float* const dws = dweight.as_or_null<float>(V * D);
-    float* const dbs = dbias.as_or_null<float>(V);
-    const int64_t fits = kMostLogits / V;
-    const int64_t at_once = least(least(R, kChunkRows), fits > 0 ? fits : 1);
+    const int64_t pitch = ceil_div<int64_t>(V, 8) * 8;
+    const int64_t chunk = std::min({R, kChunkRows, std::max<int64_t>(kMostLogits / pitch, 1)});
     Scratch<int> order(s, R + 1);
-    Scratch<float> each(s, 1), logits(s, at_once * V);
+    Scratch<float> each(s, 1), logits(s, chunk * pitch);
     Scratch<double> losses(s, R);
+    Scratch<T> rows(s, chunk * D);
     const Counted counted{order.data(), order.data() + R, each.data()};
-    const bool gradients = dhs || dws || dbs;
-
+    const Work<T> work{s, h.as<T>(R * D), weight.as<T>(V * D), bias.as_or_null<float>(V), targets.as<int>(R),
+                       weights.as_or_null<float>(R), dh.as_or_null<T>(R * D), dweight.as_or_null<float>(V * D),
+                       dbias.as_or_null<float>(V), losses.data(), V, D, chunk, pitch, grad_scale};
     launch(linear_cross_entropy_count_kernel, 1, kWarp, 0, s, order.data(), order.data() + R,
-           each.data(), target, row_weights, R, V, denominator);
-    if (dhs)
-      launch(linear_cross_entropy_zero_kernel<T>,
-             static_cast<unsigned>(ceil_div<int64_t>(R * D, kTileThreads)), kTileThreads, 0, s, dhs,
-             R * D);
-    for (int64_t first = 0; first < R; first += at_once) {
-      const int* const here = order.data() + first;
-      launch(linear_cross_entropy_logits_kernel<T>, tile_grid(at_once, V), kTileThreads, kTileSmem,
-             s, logits.data(), Operand<T>{hs, at_once, D, D, 1, here}, Operand<T>{ws, V, D, D, 1}, b,
-             counted, first);
-      launch(linear_cross_entropy_slopes_kernel, static_cast<unsigned>(at_once), kTileThreads,
-             kWarp * sizeof(float) + (kTileThreads / kWarp + 1) * sizeof(double), s, logits.data(),
-             losses.data(), target, row_weights, counted, first, V, grad_scale, gradients);
-      if (dhs)
-        launch(linear_cross_entropy_dh_kernel<T>, tile_grid(at_once, D), kTileThreads, kTileSmem, s,
-               dhs, Operand<float>{logits.data(), at_once, V, V, 1}, Operand<T>{ws, D, V, 1, D},
-               counted, first);
-      if (dws)
-        launch(linear_cross_entropy_dweight_kernel<T>, tile_grid(V, D), kTileThreads, kTileSmem, s,
-               dws, Operand<float>{logits.data(), V, at_once, 1, V},
-               Operand<T>{hs, D, at_once, 1, D, here, true}, counted, first);
-      if (dbs)
-        launch(linear_cross_entropy_dbias_kernel,
-               static_cast<unsigned>(ceil_div<int64_t>(V, kTileThreads)), kTileThreads, 0, s, dbs,
-               static_cast<const float*>(logits.data()), counted, first, at_once, V);
-    }
-    launch(linear_cross_entropy_finish_kernel, static_cast<unsigned>(groups), kTileThreads,
-           kTileThreads / kWarp * sizeof(double), s, loss.as<float>(groups),
-           static_cast<const double*>(losses.data()), counted, R / groups);
+           each.data(), work.targets, work.row_weights, R, V, denominator);
+    if (work.dh)
+      launch(linear_cross_entropy_zero_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(R * D, kThreads)), kThreads, 0,
+             s, work.dh, R * D);
+    for (int64_t first = 0; first < R; first += chunk) run_chunk(work, counted, first, rows.data(), logits.data());
+    launch(linear_cross_entropy_finish_kernel, static_cast<unsigned>(groups), kThreads, kWarps * sizeof(double), s,
+           loss.as<float>(groups), static_cast<const double*>(losses.data()), counted, R / groups);
   });
 }
 

@@ -243,6 +243,22 @@ __device__ __forceinline__ void tma_load_2d(void* dst, const TensorMap* map, int
   __trap();
 #endif
 }
+// The same of a map with three dimensions.
+__device__ __forceinline__ void tma_load_3d(void* dst, const TensorMap* map, int x, int y, int z,
+                                            uint64_t* barrier) {
+#ifdef SIGLIP2_CUDA_HOST
+  const int coordinates[3] = {x, y, z};
+  cuda_host::tma_load(dst, map, coordinates, barrier);
+#elif defined(SIGLIP2_SM90)
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4, %5}], [%2];" ::"r"(shared_address(dst)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+#else
+  __trap();
+#endif
+}
 __device__ __forceinline__ void tma_store_2d(const TensorMap* map, int x, int y, const void* src) {
 #ifdef SIGLIP2_CUDA_HOST
   const int coordinates[2] = {x, y};

@@ -1,6 +1,7 @@
-// Tensor maps, by which TMA finds its way in a matrix of bf16 in global memory.
+// Tensor maps, by which TMA finds its way in bf16 data in global memory.
 #pragma once
 #include "common.cuh"
+#include "wgmma.cuh"
 
 namespace siglip2::cuda {
 
@@ -9,28 +10,27 @@ inline bool tensor_map_fits(const void* data, int64_t stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
 }
 
-// Lines of `length` elements, `stride` apart; boxes of 64 elements (128 bytes, swizzled) of each of
-// `box_lines` lines. Outside of the matrix a box reads zeros.
+// Dimensions innermost first; pitch[i] elements from one index of dimension i + 1 to the next. A box is read with
+// `swizzle` into shared memory; outside of the tensor it reads zeros.
+template <int kRank>
+TensorMap tensor_map_of(const __nv_bfloat16* data, const int64_t (&size)[kRank], const int64_t (&pitch)[kRank - 1],
+                        const uint32_t (&box)[kRank], Swizzle swizzle) {
+  // CU_TENSOR_MAP_SWIZZLE_* counts upwards from none, 32, 64 to 128 bytes; descriptors count 128 as 1.
+  const int mode = swizzle == Swizzle::none ? 0 : 4 - static_cast<int>(swizzle);
 #ifdef SIGLIP2_CUDA_HOST
-inline TensorMap tensor_map_of(const __nv_bfloat16* data, int64_t lines, int64_t length,
-                               int64_t stride, uint32_t box_lines) {
   TensorMap map{};
   map.base = reinterpret_cast<const uint8_t*>(data);
-  map.rank = 2;
+  map.rank = kRank;
   map.element_bytes = 2;
-  map.swizzle = 3;
-  map.dim[0] = static_cast<uint64_t>(length);
-  map.dim[1] = static_cast<uint64_t>(lines);
-  map.stride[0] = 2;
-  map.stride[1] = static_cast<uint64_t>(stride) * 2;
-  map.box[0] = 64;
-  map.box[1] = box_lines;
+  map.swizzle = static_cast<uint8_t>(mode);
+  for (int i = 0; i < kRank; ++i) {
+    map.dim[i] = static_cast<uint64_t>(size[i]);
+    map.stride[i] = i ? static_cast<uint64_t>(pitch[i - 1]) * 2 : 2;
+    map.box[i] = box[i];
+  }
   return map;
-}
 #else
-// The driver's function comes through the runtime, so that nothing links to libcuda.
-inline TensorMap tensor_map_of(const __nv_bfloat16* data, int64_t lines, int64_t length,
-                               int64_t stride, uint32_t box_lines) {
+  // The driver's function comes through the runtime, so that nothing links to libcuda.
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};
@@ -42,17 +42,22 @@ inline TensorMap tensor_map_of(const __nv_bfloat16* data, int64_t lines, int64_t
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   TensorMap map;
-  const cuuint64_t size[2] = {static_cast<cuuint64_t>(length), static_cast<cuuint64_t>(lines)};
-  const cuuint64_t pitch[1] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[2] = {64, box_lines}, step[2] = {1, 1};
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-                                 const_cast<__nv_bfloat16*>(data), size, pitch, box, step,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  cuuint64_t sizes[kRank], pitches[kRank - 1];
+  cuuint32_t boxes[kRank], steps[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    sizes[i] = static_cast<cuuint64_t>(size[i]);
+    boxes[i] = box[i];
+    steps[i] = 1;
+    if (i) pitches[i - 1] = static_cast<cuuint64_t>(pitch[i - 1]) * 2;
+  }
+  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<__nv_bfloat16*>(data), sizes,
+                                 pitches, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                 static_cast<CUtensorMapSwizzle>(mode), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     throw std::runtime_error("cuTensorMapEncodeTiled failed with status " + std::to_string(status));
   return map;
-}
 #endif
+}
 
 }  // namespace siglip2::cuda

@@ -37,6 +37,7 @@ struct Config {
   // race, which is what they are on a GPU. Kernels with static __shared__ variables need true, as
   // all blocks share those here.
   bool ordered_blocks = false;
+  bool wgmma = true;  // what the device says that it has; false chooses the kernels of older GPUs
 };
 Config& config();  // of the calling OS thread
 

@@ -189,6 +189,11 @@ export const trainConfigSchema = z.strictObject({
   microBatch: count.optional(),
   /** Gradient checkpointing per block. */
   checkpointBlocks: z.boolean().default(false),
+  /**
+   * CUDA: records the step once and replays it, which spares the host from enqueuing it op by op. Only for the sigmoid
+   * loss on images of one size; a run whose steps vary says so and goes on without.
+   */
+  graph: z.boolean().default(false),
   /** How often a checkpoint is written, and how many are kept. */
   checkpointEvery: duration.default('25%'),
   keepCheckpoints: count.default(2),

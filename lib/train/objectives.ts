@@ -77,12 +77,13 @@ export class Objectives {
   /**
    * One update of the model from a batch.
    * @param turn number of the update among those of the same batch
-   * @param schedule multiplies learning rate and decay
+   * @param schedule multiplies learning rate and decay; null when the optimizer has been told
    */
-  update(batch: Batch, turn: number, schedule: number): Promise<Figures> {
+  update(batch: Batch, turn: number, schedule: number | null): Promise<Figures> {
     this.model.params.zeroGrad();
     const figures = this.run(batch, turn);
-    this.optimizer.update(schedule);
+    if (schedule === null) this.optimizer.apply();
+    else this.optimizer.update(schedule);
     this.ssl?.afterUpdate();
     return figures;
   }
@@ -95,6 +96,26 @@ export class Objectives {
       losses: Object.assign({}, ...all.map((f) => f.losses)) as Record<string, number>,
       total: all.reduce((sum, f) => sum + f.total, 0), alarms: all.flatMap((f) => f.alarms),
     }));
+  }
+
+  /**
+   * The sigmoid loss alone, of tensors on the device: adds its gradients, and brings nothing in from the host.
+   * @param images (B, S, S, 3) u8
+   * @param ids (B, L) for each caption of the images
+   * @returns one loss per caption
+   */
+  contrast(images: Tensor, ids: readonly Tensor[]): Tensor[] {
+    const { model } = this;
+    const losses = contrastiveLoss(model, model.poolTokens(model.imageTokens(images)), ids.map((t) => model.encodeTexts(t)));
+    backward(losses.map((l): [Tensor, number] => [l, 1 / ids.length]));
+    return losses;
+  }
+
+  /** Reads what contrast() returned. */
+  async contrastFigures(losses: readonly Tensor[]): Promise<Figures> {
+    const each = await Promise.all(losses.map((l) => l.item()));
+    const sigmoid = each.reduce((a, b) => a + b, 0) / losses.length;
+    return { losses: { sigmoid }, total: sigmoid, alarms: [] };
   }
 
   dispose(): void { this.ssl?.dispose(); }
@@ -164,7 +185,7 @@ export class Objectives {
     return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
   }
 
-  /** Tokens of the images that are trained on at the model's size, with their activations on the tape; null where there is none. */
+  /** Tokens of the images that are trained on at the model's size, on the tape; null where there is none. */
   tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
     const { model } = this, { imageSize: S } = model.config.vision;
     if (batch.naflex) return model.naflexTokens(batch.naflex);

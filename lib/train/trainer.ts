@@ -27,6 +27,7 @@ import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
 import { AdamW } from './optimizer.js';
+import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { OnlineSelection, superBatchSize, type Selected, type SelectionFigures } from './selection.js';
 import { trimmedVocabulary } from './vocabulary.js';
@@ -115,7 +116,7 @@ export class Trainer {
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
     readonly objectives: Objectives, readonly selection: OnlineSelection | null, readonly loader: DataLoader,
-    readonly device: DeviceName, readonly swapped: Uint8Array | null) {
+    readonly device: DeviceName, readonly swapped: Uint8Array | null, readonly recording: RecordedUpdate | null) {
     const unit = { batch: config.batch, examples: source.length };
     const total = toSteps(config.total, { ...unit, name: 'total' });
     const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
@@ -186,7 +187,9 @@ export class Trainer {
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as LoaderState);
-      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped);
+      const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
+      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped,
+        recording);
       if (resumed) await trainer.#restore(resumed.state);
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
@@ -288,15 +291,12 @@ export class Trainer {
 
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train({ batch, ...chosen }: Chosen): Pending {
-    const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
-    const parts = naflexUpdates(batch, naflex);
+    const parts = naflexUpdates(batch, this.config.naflex), [begin, end] = this.#span;
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
       lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
-      const figures = objectives.update(part, i, lr);
-      const scalars = [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
-      return Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
+      return this.#update(part, i, lr);
     });
     this.#step++;
     this.#examples += batch.size;
@@ -305,6 +305,21 @@ export class Trainer {
       drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
       values: Promise.all(values),
     };
+  }
+
+  /** One update: its figures, the gradient's squared norm, and the sigmoid loss's scale and bias after it. */
+  #update(batch: Batch, turn: number, lr: number): Promise<[Figures, number, number, number]> {
+    const { model, optimizer, objectives, recording } = this;
+    const read = (): Promise<number>[] => [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
+    const together = (figures: Promise<Figures>, scalars: Promise<number>[]) =>
+      Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
+    if (recording) {
+      optimizer.advance(lr);
+      const done = recording.run(batch, read);
+      if (done) return together(done.figures, done.after);
+    }
+    const figures = objectives.update(batch, turn, recording ? null : lr);
+    return together(figures, read());
   }
 
   /** Writes a checkpoint of the present step; returns its folder. Call between steps of `run()`. */
@@ -324,6 +339,7 @@ export class Trainer {
   async close(): Promise<void> {
     await this.loader.close();
     this.selection?.dispose();
+    this.recording?.dispose();
     this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();

@@ -3,11 +3,13 @@
 // means what the hardware does: every PTX wrapper, every descriptor mode.
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <vector>
 #include "kernels/depth_72.cuh"
 #include "kernels/hopper_gemm.cuh"
 #include "kernels/mma_gemm.cuh"
 #include "kernels/small.cuh"
+#include "kernels/wgmma_tile.cuh"
 #ifdef SIGLIP2_CUDA_HOST
 #include "tensor_map.h"
 #endif
@@ -42,7 +44,9 @@ template <class T> class Array {
   explicit Array(int n, uint32_t seed = 0) : host_(static_cast<size_t>(n)) {
     if (seed) {
       Values v(seed);
-      for (T& e : host_) e = static_cast<T>(v.next());
+      // Integers from 0 to half of the greatest.
+      constexpr float scale = std::is_integral_v<T> ? static_cast<float>(1ull << (std::numeric_limits<T>::digits - 2)) : 1;
+      for (T& e : host_) e = static_cast<T>((v.next() + std::is_integral_v<T>) * scale);
     }
 #ifdef SIGLIP2_CUDA_HOST
     data_ = host_.data();
@@ -135,6 +139,20 @@ void sm80_cases() {
   launch(count_kernel, dim3(3, 2, 2), dim3(8, 4), 0, stream, counter.data(), total.data());
   counter.print("integer atomics");
   total.print("float atomics");
+  const Array<uint32_t> bytes(128, 11);
+  Array<uint32_t> copied(128);
+  launch(short_copy_kernel, 1, 32, kShortCopySmem, stream, bytes.data(), copied.data());
+  copied.print("cp.async of 0 to 16 bytes");
+  const Array<float> numbers(32, 12);
+  Array<float> rounded(32);
+  launch(round_kernel, 1, 32, 0, stream, numbers.data(), rounded.data());
+  rounded.print("rounding to bf16");
+  Array<unsigned long long> least(1, 16);
+  Array<int> most(1), taken(2);
+  launch(extremes_kernel, 1, 64, 0, stream, least.data(), most.data(), taken.data());
+  least.print("atomic minimum");
+  most.print("atomic maximum");
+  taken.print("atomic exchange and compare");
 }
 
 void sm90_cases() {
@@ -156,6 +174,23 @@ void sm90_cases() {
   launch(tma_copy_kernel, dim3(2, 2), 32, kTmaSmem, stream, map_of(from.data(), 20, 11, kTmaColumns, kTmaRows, 0),
          map_of(to.data(), 20, 11, kTmaColumns, kTmaRows, 0));
   to.print("TMA load and store over the bounds");
+  each_wgmma_case([](const char* name, auto k) {
+    using Tile = typename decltype(k)::Tile;
+    const Array<bf16> left(64 * kTileDepth, 13), right(k.kN * kTileDepth, 14);
+    Array<float> product(64 * k.kN);
+    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(left.data()), Tile::B::map(right.data()),
+           static_cast<const bf16*>(left.data()), product.data());
+    product.print(name);
+  });
+  const Array<bf16> heads(72 * 3 * 5, 15);
+  Array<bf16> box(kBoxRows * kBoxColumns);
+  launch(tma_box_kernel, 1, 32, kBoxSmem, stream,
+         tensor_map_of<3>(heads.data(), {72, 3, 5}, {72, 72 * 3}, {kBoxColumns, 1, kBoxRows}, Swizzle::bytes64), 64, 1, 2,
+         box.data());
+  box.print("TMA box of three dimensions over the bounds, 64-byte swizzle");
+  Array<int> phases(32);
+  launch(mbarrier_phases_kernel, 1, 64, kPhasesSmem, stream, 5, phases.data());
+  phases.print("mbarrier phases");
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include "../../cuda/attention_forward.cu"
 #include "../../cuda/attention_plain.cu"
 #include "../../cuda/attention_single.cu"
+#include "../../cuda/attention_sm90.cu"
+#include "../../cuda/attention_sm90_backward.cu"
 #include "check.h"
 
 namespace {
@@ -283,6 +285,41 @@ TEST(attention_two_passes) {
   run<half>(with(cross(3, 1, 3, 20, 96), [](Case& c) { c.shared = true; }));
   run<half>(with(self(1, 1, 270, 72), [](Case& c) { c.key_lengths = {261}; }));
   run<half>(with(self(1, 1, 262, 64), [](Case& c) { c.causal = true; }));
+}
+
+// Long sequences without wgmma.
+TEST(attention_of_older_gpus) {
+  if (test::small) return;
+  cuda_host::config().wgmma = false;
+  run<half>(with(self(1, 1, 270, 72), [](Case& c) { c.key_lengths = {261}; }));
+  run<half>(with(self(1, 1, 262, 64), [](Case& c) { c.causal = true; }));
+  run<half>(with(cross(2, 1, 140, 140, 128), [](Case& c) { c.key_lengths = {129, 0}; }));
+  cuda_host::config().wgmma = true;
+}
+
+// By wgmma: one and several tiles, every width, what needs fewer columns. Up to 256 keys and 72 columns only forward.
+TEST(attention_sm90) {
+  run<half>(with(self(1, 1, 132, 96), [](Case& c) { c.key_lengths = {129}; }));
+  run<half>(with(self(1, 2, 132, 72), [](Case& c) { c.key_lengths = {129}; c.want_dq = c.want_dkv = false; }));
+  if (test::small) return;
+  run<half>(self(1, 1, 300, 64));
+  run<half>(self(1, 2, 261, 72));
+  run<half>(self(1, 1, 256, 64));
+  run<half>(self(1, 1, 200, 128));
+  run<half>(self(1, 1, 260, 40));
+  run<half>(self(1, 1, 130, 104));
+  run<half>(with(self(1, 1, 150, 96), [](Case& c) { c.want_dq = false; }));
+  run<half>(with(self(1, 1, 150, 96), [](Case& c) { c.want_dkv = false; }));
+  run<half>(with(self(4, 1, 150, 88), [](Case& c) { c.key_lengths = {0, 150, 1, 128}; }));
+  run<half>(with(self(3, 1, 260, 72), [](Case& c) { c.key_lengths = {0, 257, 1}; }));
+  run<half>(with(self(1, 1, 290, 64), [](Case& c) { c.causal = true; }));
+  run<half>(with(self(1, 1, 290, 72), [](Case& c) { c.causal = true; }));
+  run<half>(with(packed(2, {0, 1, 300, 63, 150}, 64), [](Case& c) { c.causal = true; }));
+  run<half>(packed(1, {7, 0, 300, 63, 150}, 72));
+  run<half>(packed(1, {190, 3, 131}, 128));
+  run<half>(with(cross(2, 1, 140, 40, 96), [](Case& c) { c.shared = true, c.key_lengths = {40, 0}; }));
+  run<half>(with(cross(2, 1, 129, 270, 64), [](Case& c) { c.shared = true; }));
+  run<half>(with(cross(2, 1, 270, 131, 72), [](Case& c) { c.causal = true; }));
 }
 
 // A GPU cannot say that starts are wrong; it must stay inside the tensors and do the others.

@@ -4,6 +4,7 @@
 #include "kernels/hopper_gemm.cuh"
 #include "kernels/mma_gemm.cuh"
 #include "kernels/small.cuh"
+#include "kernels/wgmma_tile.cuh"
 #include "tensor_map.h"
 
 namespace {
@@ -64,6 +65,23 @@ TEST(hopper_gemm) {
   run_hopper<false, true>(64, 128, 64);
 }
 
+TEST(wgmma_tiles) {
+  test::HostStream stream;
+  each_wgmma_case([&](const char* name, auto k) {
+    if (test::small && k.kN > 64) return;
+    Random random(static_cast<unsigned>(k.kN));
+    const auto a = random.buffer<bf16>(64 * kTileDepth), b = random.buffer<bf16>(k.kN * kTileDepth);
+    const Buffer<float> c(64 * k.kN);
+    using Tile = typename decltype(k)::Tile;
+    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(a.data()), Tile::B::map(b.data()), a.data(), c.data());
+    const Buffer<bf16> rows(64 * kTileDepth);  // A as (64, depth)
+    for (int m = 0; m < 64; ++m)
+      for (int i = 0; i < kTileDepth; ++i)
+        rows[m * kTileDepth + i] = k.kTransposeA ? a[i * 64 + m] : a[m * kTileDepth + i];
+    CHECK_CLOSE(c, product(rows, b, 64, k.kN, kTileDepth, k.kTransposeB), 1e-11, name);
+  });
+}
+
 TEST(head_dimension_72) {
   test::HostStream stream;
   Random random(1);
@@ -105,6 +123,43 @@ TEST(tma_copies_and_keeps_to_the_bounds) {
   CHECK_CLOSE(to, want, 0, "copy");
 }
 
+TEST(tma_box_of_three_dimensions) {
+  constexpr int kColumns = 72, kHeads = 3, kRows = 5;
+  test::HostStream stream;
+  Random random(4);
+  const auto from = random.buffer<bf16>(kColumns * kHeads * kRows);
+  const Buffer<bf16> out(kBoxRows * kBoxColumns);
+  launch(tma_box_kernel, 1, 32, kBoxSmem, stream,
+         tensor_map_of<3>(from.data(), {kColumns, kHeads, kRows}, {kColumns, kColumns * kHeads},
+                          {kBoxColumns, 1, kBoxRows}, Swizzle::bytes64),
+         64, 1, 2, out.data());
+  for (int r = 0; r < kBoxRows; ++r)
+    for (int c = 0; c < kBoxColumns; ++c) {
+      const bool inside = 64 + c < kColumns && 2 + r < kRows;
+      CHECK(out.at(r * kBoxColumns + c) == (inside ? from.at(((2 + r) * kHeads + 1) * kColumns + 64 + c) : 0));
+    }
+}
+
+TEST(copies_shorter_than_16_bytes) {
+  test::HostStream stream;
+  const Buffer<uint32_t> from(128), out(128);
+  for (int i = 0; i < 128; ++i) from[i] = 0x01020304u * static_cast<unsigned>(i + 1);
+  launch(short_copy_kernel, 1, 32, kShortCopySmem, stream, from.data(), out.data());
+  for (int l = 0; l < 32; ++l) {
+    unsigned char got[16], want[16] = {};
+    std::memcpy(got, out.data() + l * 4, 16);
+    std::memcpy(want, from.data() + l * 4, static_cast<size_t>(l / 2));
+    CHECK(std::memcmp(got, want, 16) == 0);
+  }
+}
+
+TEST(mbarrier_phases) {
+  test::HostStream stream;
+  const Buffer<int> out(32);
+  launch(mbarrier_phases_kernel, 1, 64, kPhasesSmem, stream, 5, out.data());
+  for (int l = 0; l < 32; ++l) CHECK(out[l] == 15 * (31 - l));
+}
+
 TEST(named_barriers) {
   test::HostStream stream;
   const Buffer<float> out(64);
@@ -130,6 +185,30 @@ TEST(intrinsics) {
   }
   CHECK(bits[0] == 0x49249249u);
   CHECK(bits[1] == 0xc0203f80u);
+}
+
+TEST(rounding_to_bf16) {
+  test::HostStream stream;
+  Buffer<float> x(32), out(32);
+  for (int i = 0; i < 32; ++i) x[i] = std::ldexp(1 + static_cast<float>(i) / 1024, i - 16);
+  x[0] = INFINITY, x[1] = -1e-40f, x[2] = 3.4e38f;
+  launch(round_kernel, 1, 32, 0, stream, x.data(), out.data());
+  for (int i = 3; i < 32; ++i) {  // eight bits: to multiples of 1/128 of the leading one
+    const int tie = i * 128 % 1024 * 2 == 1024, down = i / 8;
+    const int steps = tie ? down + down % 2 : (i + 4) / 8;
+    CHECK(out[i] == std::ldexp(1 + static_cast<float>(steps) / 128, i - 16));
+  }
+  CHECK(std::isinf(out[0]) && std::isinf(out[2]) && out[1] < 0);
+}
+
+TEST(extremes) {
+  test::HostStream stream;
+  Buffer<unsigned long long> least(1);
+  Buffer<int> most(1), taken(2);
+  least[0] = ~0ull, most[0] = -1, taken[0] = taken[1] = 0;
+  launch(extremes_kernel, 1, 64, 0, stream, least.data(), most.data(), taken.data());
+  CHECK(least[0] == 5ull << 32);
+  CHECK(most[0] == 63 && taken[0] == 1 && taken[1] == 7);
 }
 
 TEST(atomics_over_blocks) {

@@ -164,7 +164,7 @@ const f32 = (c: OpCase): OpCase => ({ ...c, dtypes: ['f32'] });
 
 export const cases: OpCase[] = [
   self(2, 2, 1, 8), self(2, 2, 2, 30), self(1, 2, 15, 32), self(1, 1, 63, 8), self(1, 1, 64, 72), self(1, 1, 65, 64),
-  self(1, 1, 130, 30), self(1, 1, 137, 96), self(1, 1, 50, 128), forwardOnly(self(2, 3, 197, 64)), forwardOnly(self(1, 2, 260, 72)),
+  self(1, 1, 130, 30), self(1, 1, 137, 96), self(1, 1, 131, 104, { causal: true }), self(1, 1, 50, 128), forwardOnly(self(2, 3, 197, 64)), forwardOnly(self(1, 2, 260, 72)),
   self(4, 1, 20, 32, { lengths: [0, 1, 7, 20] }), self(3, 2, 70, 30, { lengths: [70, 64, 3] }),
   self(2, 1, 140, 8, { lengths: [129, 128] }), f32(self(1, 2, 5, 64, { lengths: [0] })),
   self(2, 2, 15, 32, { causal: true }), self(1, 1, 65, 72, { causal: true }), self(1, 1, 150, 16, { causal: true }),

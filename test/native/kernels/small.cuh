@@ -74,6 +74,84 @@ __global__ void __launch_bounds__(32)
   }
 }
 
+// A box of three dimensions over the bounds of two of them, swizzled by 64 bytes; out gets it line by line.
+constexpr int kBoxColumns = 32, kBoxRows = 8;
+constexpr size_t kBoxSmem = kBoxColumns * kBoxRows * 2 + sizeof(uint64_t);
+__global__ void __launch_bounds__(32) tma_box_kernel(const __grid_constant__ TensorMap map, int x, int y, int z,
+                                                     __nv_bfloat16* out) {  // (8, 32)
+  DYN_SMEM(smem);
+  uint64_t* const landed = reinterpret_cast<uint64_t*>(smem + kBoxColumns * kBoxRows * 2);
+  if (threadIdx.x == 0) {
+    mbarrier_init(landed, 1);
+    fence_mbarrier_init();
+    mbarrier_arrive_expect(landed, kBoxColumns * kBoxRows * 2);
+    tma_load_3d(smem, &map, x, y, z, landed);
+  }
+  __syncwarp();
+  mbarrier_wait(landed, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < kBoxColumns * kBoxRows / 8; i += 32) {
+    const int row = i / 4, chunk = i % 4;  // the swizzle: 16-byte chunk xor bits 7 and 8 of the address
+    *reinterpret_cast<uint4*>(out + i * 8) =
+        *reinterpret_cast<const uint4*>(smem + row * 64 + (chunk ^ row / 2 % 4) * 16);
+  }
+}
+
+// Copies of 0 to 16 bytes, the rest zeros: lane l asks for l / 2.
+constexpr size_t kShortCopySmem = 32 * 16;
+__global__ void __launch_bounds__(32) short_copy_kernel(const uint32_t* from, uint32_t* out) {  // (32, 4) both
+  DYN_SMEM(smem);
+  const int lane = static_cast<int>(threadIdx.x);
+  cp_async_16_of(smem + lane * 16, from + lane * 4, lane / 2);
+  cp_async_commit();
+  cp_async_wait<0>();
+  for (int i = 0; i < 4; ++i) out[lane * 4 + i] = reinterpret_cast<const uint32_t*>(smem)[lane * 4 + i];
+}
+
+// A ring of one stage between two warps over several phases: 32 arrivals fill it, one empties it.
+constexpr size_t kPhasesSmem = 32 * sizeof(int) + 2 * sizeof(uint64_t);
+__global__ void __launch_bounds__(64) mbarrier_phases_kernel(int rounds, int* out) {  // (32)
+  DYN_SMEM(smem);
+  int* const box = reinterpret_cast<int*>(smem + 2 * sizeof(uint64_t));
+  uint64_t* const full = reinterpret_cast<uint64_t*>(smem);
+  uint64_t* const empty = full + 1;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 32);
+    mbarrier_init(empty, 1);
+    fence_mbarrier_init();
+  }
+  __syncthreads();
+  int total = 0;
+  for (int r = 0; r < rounds; ++r) {
+    const uint32_t parity = r % 2;
+    if (threadIdx.x < 32) {
+      mbarrier_wait(empty, parity ^ 1);
+      box[lane] = lane * (r + 1);
+      mbarrier_arrive(full);
+    } else {
+      mbarrier_wait(full, parity);
+      total += box[31 - lane];
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(empty);
+    }
+  }
+  if (threadIdx.x >= 32) out[lane] = total;
+}
+
+// Rounding to bf16, to the nearest and to even between two, of normal, subnormal and infinite numbers.
+__global__ void __launch_bounds__(32) round_kernel(const float* x, float* out) {  // (32) both
+  const int i = static_cast<int>(threadIdx.x);
+  out[i] = static_cast<float>(static_cast<__nv_bfloat16>(x[i]));
+}
+
+// The other atomics, by 64 threads on one word each: minimum, maximum, number of exchanges that saw another value.
+__global__ void __launch_bounds__(64) extremes_kernel(unsigned long long* least, int* most, int* taken) {
+  const int i = static_cast<int>(threadIdx.x);
+  atomicMin(least, static_cast<unsigned long long>(i * 37 % 64 + 5) << 32);
+  atomicMax(most, i * 29 % 64);
+  if (atomicCAS(taken, 0, 1) == 0) atomicExch(taken + 1, 7);
+}
+
 __global__ void count_kernel(int* counter, float* total) {
   atomicAdd(counter, 1);
   atomicAdd(total, 0.5f);
