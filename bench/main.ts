@@ -12,6 +12,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   soak: () => import('./soak.js'),
   cuda: () => import('./cuda.js'),
   select: () => import('./select.js'),
+  ablation: () => import('./ablation.js'),
 };
 const load = what === undefined ? undefined : benches[what];
 if (!load) {
@@ -27,6 +28,7 @@ if (!load) {
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
+    'ablation [--seeds 3] [--steps 2000] [--probe 500] [--data data/scenes] [--work DIR] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }

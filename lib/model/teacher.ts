@@ -23,9 +23,10 @@ export interface TeacherOutput {
 export class Teacher {
   /** The averaged parameters, for the same model code as the student's. */
   readonly params: ParamStore;
-  /** (K) f32 each; start at zero. */
+  /** (K) f32 each; zero until `startCentres` or `write`. */
   readonly imageCentre: Tensor;
   readonly patchCentre: Tensor;
+  #centred = false;
 
   /**
    * @param student parameters with the heads of `sslShapes`
@@ -58,8 +59,17 @@ export class Teacher {
     }));
   }
 
+  /**
+   * Starts the centres at a batch's means unless they have values already; call before its losses. From zero they would
+   * need some 1/(1 − momentum) batches, in which all images have nearly the same target and the losses look too good.
+   */
+  startCentres(output: TeacherOutput): void {
+    if (!this.#centred) this.updateCentres(output, 0);
+  }
+
   /** Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. */
   updateCentres(output: TeacherOutput, momentum: number): void {
+    this.#centred = true;
     scope(() => {
       updateCentre(this.imageCentre, teacherMean(output.image), momentum);
       updateCentre(this.patchCentre, teacherMean(output.patches), momentum);
@@ -80,6 +90,8 @@ export class Teacher {
           `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
       }
       to.write(data);
+      // All zero when the checkpoint was written before the first step.
+      this.#centred = data.some((v) => v !== 0);
     }
   }
   dispose(): void {

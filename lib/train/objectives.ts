@@ -24,11 +24,26 @@ import { SelfDistillation } from './self_distillation.js';
 type ObjectivesConfig = TrainConfig['objectives'];
 type Without<T> = { [K in keyof T]: Exclude<T[K], undefined> };
 
-/** Losses by name, unweighted unless a task has a factor of its own, and what their weighted sum is. */
+/** What one update says of itself. */
 export interface Figures {
+  /** By name, unweighted unless a task has a factor of its own. */
   losses: Record<string, number>;
+  /** The losses' weighted sum. */
   total: number;
+  /** Of self-distillation; see `SslFigures`. Null without it. */
+  ssl: SslFigures | null;
   alarms: string[];
+}
+
+/**
+ * A loss of self-distillation is the entropy of the teacher's targets plus the student's divergence from them (KL). The
+ * first moves by itself as the teacher sharpens or its centre settles; the second is what the student can learn. Nats.
+ */
+export interface SslFigures {
+  entropy: number;
+  divergence: number;
+  patchEntropy: number;
+  patchDivergence: number;
 }
 
 /** The decoder's tasks in the loader's order, by the name of their loss. */
@@ -81,6 +96,7 @@ export class Objectives {
     return Promise.all(parts).then((all) => ({
       losses: Object.assign({}, ...all.map((f) => f.losses)) as Record<string, number>,
       total: all.reduce((sum, f) => sum + f.total, 0), alarms: all.flatMap((f) => f.alarms),
+      ssl: all.find((f) => f.ssl)?.ssl ?? null,
     }));
   }
 
@@ -117,7 +133,7 @@ export class Objectives {
         const losses: Record<string, number> = { sigmoid: mean };
         Array.from(said as ArrayLike<number>).forEach((value, i) => { losses[TASKS[i]!] = value; });
         const sum = Array.from(said as ArrayLike<number>).reduce((a, b) => a + b, 0);
-        return { losses, total: mean + (caption?.weight ?? 0) * sum, alarms: [] };
+        return { losses, total: mean + (caption?.weight ?? 0) * sum, alarms: [], ssl: null };
       })];
     });
     return read!;
@@ -146,6 +162,10 @@ export class Objectives {
         Promise.all(distances.map((d) => d.item()))]);
       return [values.then(([d, m, image, patch, distance]) => ({
         losses: { distill: d, masked: m }, total: distillWeight * d + maskedWeight * m,
+        ssl: {
+          entropy: figures(image).entropy, divergence: d - figures(image).entropy,
+          patchEntropy: figures(patch).entropy, patchDivergence: m - figures(patch).entropy,
+        },
         alarms: [
           ...teacherAlarms(figures(image), ssl!.teacher.imageCentre.size, images),
           ...teacherAlarms(figures(patch), ssl!.teacher.patchCentre.size, rows),

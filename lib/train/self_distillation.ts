@@ -73,6 +73,7 @@ export class SelfDistillation {
       throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
     const rows = tensor(hidden, [hidden.length], device);
     const said = teacher.forward(config, images, rows, tower);
+    teacher.startCentres(said);
     const whole = { logits: said.image, centre: teacher.imageCentre };
     const parts = { logits: said.patches, centre: teacher.patchCentre };
     const distill = distillationLoss(params, config, locals, whole, tower, t);

@@ -24,7 +24,7 @@ import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from
 import type { TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
-import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
+import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { trimmedVocabulary } from './vocabulary.js';
@@ -42,6 +42,8 @@ export interface StepMetrics {
    * columns, mean over rows, mean over the captions per image (SigLIP eq. 1).
    */
   losses: Record<string, number>;
+  /** With self-distillation, what its losses are made of; in the file as `ssl/entropy` and so on. */
+  ssl?: SslFigures;
   /** What is wrong with the teacher, in sentences; absent when nothing is. */
   alarms?: string[];
   /** Learning rate of this step. */
@@ -222,15 +224,16 @@ export class Trainer {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
         scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
-        ...(alarms.length > 0 ? { alarms } : {}),
+        ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}), ...(alarms.length > 0 ? { alarms } : {}),
       };
       if (!Number.isFinite(metrics.loss)) {
         throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
           'lower learning rate (optimizer.lr) or a longer warm-up');
       }
-      const { losses: each, ...line } = metrics;
-      const flat = Object.fromEntries(Object.entries(each).map(([name, value]) => [`loss/${name}`, value]));
-      await appendFile(file, `${JSON.stringify({ ...line, ...flat })}\n`);
+      const { losses: each, ssl = {}, ...line } = metrics;
+      const flat = (group: string, of: object): object =>
+        Object.fromEntries(Object.entries(of).map(([name, value]) => [`${group}/${name}`, value]));
+      await appendFile(file, `${JSON.stringify({ ...line, ...flat('loss', each), ...flat('ssl', ssl) })}\n`);
       return metrics;
     };
     try {
