@@ -2,9 +2,10 @@
  * What each part of the recipe brings at home: the tiny recipe trained with the sigmoid loss alone, with LocCa, with
  * self-distillation and masked prediction, and with all, for the same number of steps, then judged on scenes whose studios
  * training never showed. Arms of a seed share the part before self-distillation begins. Box from text is judged by a fresh
- * decoder on the frozen encoder, for every arm alike; where LocCa was trained also by its own decoder.
+ * decoder on the frozen encoder, for every arm alike; where LocCa was trained also by its own decoder. The table is of all
+ * runs in the results file with as many steps, so seeds may run in several processes; `--seeds 0` only prints it.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -28,27 +29,28 @@ const COLUMNS = [
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args, options: {
-      seeds: { type: 'string', default: '3' }, steps: { type: 'string', default: '2000' }, data: { type: 'string', default: 'data/scenes' },
+      seeds: { type: 'string', default: '3' }, first: { type: 'string', default: '1' }, steps: { type: 'string', default: '2000' }, data: { type: 'string', default: 'data/scenes' },
       probe: { type: 'string', default: '500' }, work: { type: 'string' }, json: { type: 'string' },
     },
   });
-  const work = values.work ?? mkdtempSync(join(tmpdir(), 'siglip2-ablation-')), results: Result[] = [];
+  const work = values.work ?? mkdtempSync(join(tmpdir(), 'siglip2-ablation-')), first = Number(values.first), steps = Number(values.steps);
+  const results: Result[] = [];
   try {
-    for (let seed = 1; seed <= Number(values.seeds); seed++) {
+    for (let seed = first; seed < first + Number(values.seeds); seed++) {
       for (const loc of [false, true]) {
-        const stages = readStages(recipe(join(work, `${seed}-${loc ? 'locca' : 'sigmoid'}`), seed, Number(values.steps), values.data, loc));
+        const stages = readStages(recipe(join(work, `${seed}-${loc ? 'locca' : 'sigmoid'}`), seed, steps, values.data, loc));
         for (const stage of stages) {
           const { config } = stage, resume = stageProgress(config.out);
           if (resume !== 'finished') await train(resume === 'begun' ? config : withStart(stage, stages), { resume: resume === 'begun' });
           const arm = stage.name === 'ssl' ? loc ? 'all' : '+SSL' : loc ? '+LocCa' : 'sigmoid';
           const result = { seed, arm, scores: await judge(config.out, values.data, loc, seed, Number(values.probe)) };
           results.push(result);
-          save(values.json, { bench: 'ablation', ...result, steps: Number(values.steps), probe: Number(values.probe), ...circumstances('cpu') });
+          save(values.json, { bench: 'ablation', ...result, steps, probe: Number(values.probe), ...circumstances('cpu') });
           console.log(JSON.stringify(result));
         }
       }
     }
-    print(results);
+    print(values.json === undefined ? results : saved(values.json, steps));
   } finally {
     if (values.work === undefined) rmSync(work, { recursive: true, force: true });
   }
@@ -75,6 +77,12 @@ async function judge(run: string, data: string, loc: boolean, seed: number, step
   } finally {
     loaded.model.dispose();
   }
+}
+
+/** Results in a file, of runs with so many steps. */
+function saved(file: string, steps: number): Result[] {
+  const lines = existsSync(file) ? readFileSync(file, 'utf8').split('\n').filter((l) => l !== '') : [];
+  return lines.map((l) => JSON.parse(l) as Result & { steps: number }).filter((r) => r.steps === steps);
 }
 
 /** Mean over the seeds, with the smallest and largest value, in percent. */

@@ -28,7 +28,7 @@ if (!load) {
     'soak [--steps 2000] [--json FILE]',
     'cuda [--only attention] [--rounds 5] [--small] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
-    'ablation [--seeds 3] [--steps 2000] [--probe 500] [--data data/scenes] [--work DIR] [--json FILE]',
+    'ablation [--seeds 3] [--first 1] [--steps 2000] [--probe 500] [--data data/scenes] [--work DIR] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }
