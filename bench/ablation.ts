@@ -2,8 +2,9 @@
  * What each part of the recipe brings at home: the tiny recipe trained with the sigmoid loss alone, with LocCa, with
  * self-distillation and masked prediction, and with all, for the same number of steps, then judged on scenes whose studios
  * training never showed. Arms of a seed share the part before self-distillation begins. Box from text is judged by a fresh
- * decoder on the frozen encoder, for every arm alike; where LocCa was trained also by its own decoder. The table is of all
- * runs in the results file with as many steps, so seeds may run in several processes; `--seeds 0` only prints it.
+ * decoder on the frozen encoder, for every arm alike; where LocCa was trained also by its own decoder. What the results file
+ * and the work folder have is not done again; the table is of all runs in the file with as many steps, so seeds may run in
+ * several processes, and `--seeds 0` only prints it.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -34,7 +35,7 @@ export async function main(args: string[]): Promise<void> {
     },
   });
   const work = values.work ?? mkdtempSync(join(tmpdir(), 'siglip2-ablation-')), first = Number(values.first), steps = Number(values.steps);
-  const results: Result[] = [];
+  const results = values.json === undefined ? [] : saved(values.json, steps);
   try {
     for (let seed = first; seed < first + Number(values.seeds); seed++) {
       for (const loc of [false, true]) {
@@ -43,6 +44,7 @@ export async function main(args: string[]): Promise<void> {
           const { config } = stage, resume = stageProgress(config.out);
           if (resume !== 'finished') await train(resume === 'begun' ? config : withStart(stage, stages), { resume: resume === 'begun' });
           const arm = stage.name === 'ssl' ? loc ? 'all' : '+SSL' : loc ? '+LocCa' : 'sigmoid';
+          if (results.some((r) => r.seed === seed && r.arm === arm)) continue;
           const result = { seed, arm, scores: await judge(config.out, values.data, loc, seed, Number(values.probe)) };
           results.push(result);
           save(values.json, { bench: 'ablation', ...result, steps, probe: Number(values.probe), ...circumstances('cpu') });
@@ -50,7 +52,7 @@ export async function main(args: string[]): Promise<void> {
         }
       }
     }
-    print(values.json === undefined ? results : saved(values.json, steps));
+    print(values.json === undefined ? results : saved(values.json, steps));  // of other processes too
   } finally {
     if (values.work === undefined) rmSync(work, { recursive: true, force: true });
   }

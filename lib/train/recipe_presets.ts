@@ -1,17 +1,27 @@
 /** SigLIP 2's recipe as presets: for every released model, and for a tiny one at home. */
 import type { RecipeInput, StageInput } from './recipe.js';
 
-/** Self-distillation at home: small heads, whose weights start accordingly larger. */
+/** Views that are crops and mirror images only. */
+const plain = { colour: 0, greyscale: 0, blur: 0 };
+/**
+ * Self-distillation at home: small heads, whose weights start accordingly larger, and views without changes of colour,
+ * to which a model of two layers is not indifferent enough for the teacher's targets to be foreseeable.
+ */
 const ssl: StageInput = {
   optimizer: { ema: 0.996 },
   objectives: {
-    distill: { views: { locals: 4 }, head: { hidden: 256, bottleneck: 64, prototypes: 256, patchPrototypes: 256, std: 0.07 } },
+    distill: {
+      views: { locals: 4, global: plain, local: plain },
+      head: { hidden: 256, bottleneck: 64, prototypes: 256, patchPrototypes: 256, std: 0.07 },
+    },
   },
 };
+/** Of the branches: so near the end of a short schedule the base's rate moves nothing any more. */
+const branchRate = 1e-2;
 /**
  * All stages at home, on scenes composed of emoji artwork with boxes, built when first needed. Everything is the
- * paper's but the sizes (boxes in hundredths among them), the learning rate with its warm-up, and the momentum of the
- * teacher, for which a stage of hundreds of steps needs more than one of many thousands.
+ * paper's but the sizes (boxes in hundredths among them), learning rates and warm-up, the views' colours, and the
+ * length of the resolution branch.
  */
 const tinyRecipe: RecipeInput = {
   out: 'runs/tiny-recipe',
@@ -40,10 +50,13 @@ const tinyRecipe: RecipeInput = {
   stages: {
     base: { span: { to: '90%' } },
     ssl: { from: 'base@80%', span: { from: '80%' }, ...ssl },
-    resolution: { from: 'ssl@95%', span: { from: '95%' }, model: { imageSize: 96 }, ...ssl },
+    resolution: {
+      ...ssl, from: 'ssl@95%', span: { from: '95%', stretch: 2 }, model: { imageSize: 96 },
+      optimizer: { ...ssl.optimizer, lr: branchRate },
+    },
     naflex: {
       from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true },
-      naflex: { lengths: [32, 64, 144, 196, 256] },
+      naflex: { lengths: [32, 64, 144, 196, 256] }, optimizer: { lr: branchRate },
     },
   },
 };
