@@ -160,18 +160,20 @@ export class Objectives {
       backward(roots);
       const values = Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read(),
         Promise.all(distances.map((d) => d.item()))]);
-      return [values.then(([d, m, image, patch, distance]) => ({
-        losses: { distill: d, masked: m }, total: distillWeight * d + maskedWeight * m,
-        ssl: {
-          entropy: figures(image).entropy, divergence: d - figures(image).entropy,
-          patchEntropy: figures(patch).entropy, patchDivergence: m - figures(patch).entropy,
-        },
-        alarms: [
-          ...teacherAlarms(figures(image), ssl!.teacher.imageCentre.size, images),
-          ...teacherAlarms(figures(patch), ssl!.teacher.patchCentre.size, rows),
-          ...[deadTeacher(distance.reduce((a, b) => a + b, 0), moved)].filter((a) => a !== null),
-        ],
-      }))];
+      return [values.then(([d, m, ...read]) => {
+        const [image, patch] = [figures(read[0]), figures(read[1])], distance = read[2].reduce((a, b) => a + b, 0);
+        const { imageCentre, patchCentre } = ssl!.teacher;
+        return {
+          losses: { distill: d, masked: m }, total: distillWeight * d + maskedWeight * m,
+          ssl: {
+            entropy: image.entropy, divergence: d - image.entropy, patchEntropy: patch.entropy, patchDivergence: m - patch.entropy,
+          },
+          alarms: [
+            ...teacherAlarms(image, imageCentre.size, images), ...teacherAlarms(patch, patchCentre.size, rows),
+            ...[deadTeacher(distance, moved)].filter((alarm) => alarm !== null),
+          ],
+        };
+      })];
     });
     return read!;
   }

@@ -20,8 +20,8 @@ const ssl: StageInput = {
 const branchRate = 1e-2;
 /**
  * All stages at home, on scenes composed of emoji artwork with boxes, built when first needed. Everything is the
- * paper's but the sizes (boxes in hundredths among them), learning rates and warm-up, the views' colours, and the
- * length of the resolution branch.
+ * paper's but the sizes (boxes in hundredths among them), learning rates and warm-up, the views' colours, and where the
+ * resolution branch begins: its last 5 % would be 150 steps.
  */
 const tinyRecipe: RecipeInput = {
   out: 'runs/tiny-recipe',
@@ -51,8 +51,7 @@ const tinyRecipe: RecipeInput = {
     base: { span: { to: '90%' } },
     ssl: { from: 'base@80%', span: { from: '80%' }, ...ssl },
     resolution: {
-      ...ssl, from: 'ssl@95%', span: { from: '95%', stretch: 2 }, model: { imageSize: 96 },
-      optimizer: { ...ssl.optimizer, lr: branchRate },
+      ...ssl, from: 'ssl@90%', span: { from: '90%' }, model: { imageSize: 96 }, optimizer: { ...ssl.optimizer, lr: branchRate },
     },
     naflex: {
       from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true },
