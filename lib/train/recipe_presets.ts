@@ -16,8 +16,6 @@ const ssl: StageInput = {
     },
   },
 };
-/** Of the branches: so near the end of a short schedule the base's rate moves nothing any more. */
-const branchRate = 1e-2;
 /**
  * All stages at home, on scenes composed of emoji artwork with boxes, built when first needed. Everything is the
  * paper's but the sizes (boxes in hundredths among them), learning rates and warm-up, the views' colours, and where the
@@ -51,11 +49,13 @@ const tinyRecipe: RecipeInput = {
     base: { span: { to: '90%' } },
     ssl: { from: 'base@80%', span: { from: '80%' }, ...ssl },
     resolution: {
-      ...ssl, from: 'ssl@90%', span: { from: '90%' }, model: { imageSize: 96 }, optimizer: { ...ssl.optimizer, lr: branchRate },
+      ...ssl, from: 'ssl@90%', span: { from: '90%' }, model: { imageSize: 96 },
+      // So near the end of a short schedule the base's rate moves nothing any more; nor does it in the next stage.
+      optimizer: { ...ssl.optimizer, lr: 2e-2 },
     },
     naflex: {
       from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true },
-      naflex: { lengths: [32, 64, 144, 196, 256] }, optimizer: { lr: branchRate },
+      naflex: { lengths: [32, 64, 144, 196, 256] }, optimizer: { lr: 1e-2 },
     },
   },
 };

@@ -92,7 +92,7 @@ test('segmentation: tokens that tell the colour give the exact masks', async () 
   } finally {
     model.dispose();
   }
-}, 60000);
+}, 240000);
 
 test('referring: a fresh decoder on the frozen encoder learns where the named thing is', async () => {
   const loaded = await untrained(), { model } = loaded;
@@ -113,7 +113,7 @@ test('referring: a fresh decoder on the frozen encoder learns where the named th
   const without = { ...loaded, model: new Siglip2Model(modelConfig('test')) };
   await expect(referringProbe(without, folder, await readScenes(folder, { size: 32 }))).rejects.toThrow(/has no decoder.*set model\.decoder/);
   without.model.dispose();
-}, 120000);
+}, 240000);
 
 test('retrieval counts captions, not images', async () => {
   const unit = (...angles: number[]): Float32Array => Float32Array.from(angles.flatMap((a) => [Math.cos(a), Math.sin(a)]));
