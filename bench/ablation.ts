@@ -30,24 +30,27 @@ const COLUMNS = [
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args, options: {
-      seeds: { type: 'string', default: '3' }, first: { type: 'string', default: '1' }, steps: { type: 'string', default: '2000' }, data: { type: 'string', default: 'data/scenes' },
+      seeds: { type: 'string', default: '3' }, first: { type: 'string', default: '1' },
+      steps: { type: 'string', default: '2000' }, data: { type: 'string', default: 'data/scenes' },
       probe: { type: 'string', default: '500' }, work: { type: 'string' }, json: { type: 'string' },
     },
   });
-  const work = values.work ?? mkdtempSync(join(tmpdir(), 'siglip2-ablation-')), first = Number(values.first), steps = Number(values.steps);
+  const work = values.work ?? mkdtempSync(join(tmpdir(), 'siglip2-ablation-'));
+  const [first, steps, probe] = [values.first, values.steps, values.probe].map(Number) as [number, number, number];
   const results = values.json === undefined ? [] : saved(values.json, steps);
   try {
     for (let seed = first; seed < first + Number(values.seeds); seed++) {
       for (const loc of [false, true]) {
         const stages = readStages(recipe(join(work, `${seed}-${loc ? 'locca' : 'sigmoid'}`), seed, steps, values.data, loc));
         for (const stage of stages) {
-          const { config } = stage, resume = stageProgress(config.out);
-          if (resume !== 'finished') await train(resume === 'begun' ? config : withStart(stage, stages), { resume: resume === 'begun' });
+          const { config } = stage, progress = stageProgress(config.out);
+          if (progress !== 'finished')
+            await train(progress === 'begun' ? config : withStart(stage, stages), { resume: progress === 'begun' });
           const arm = stage.name === 'ssl' ? loc ? 'all' : '+SSL' : loc ? '+LocCa' : 'sigmoid';
           if (results.some((r) => r.seed === seed && r.arm === arm)) continue;
-          const result = { seed, arm, scores: await judge(config.out, values.data, loc, seed, Number(values.probe)) };
+          const result = { seed, arm, scores: await judge(config.out, values.data, loc, seed, probe) };
           results.push(result);
-          save(values.json, { bench: 'ablation', ...result, steps, probe: Number(values.probe), ...circumstances('cpu') });
+          save(values.json, { bench: 'ablation', ...result, steps, probe, ...circumstances('cpu') });
           console.log(JSON.stringify(result));
         }
       }
@@ -99,7 +102,9 @@ function print(results: readonly Result[]): void {
     });
     console.log(`| ${arm} | ${cells.join(' | ')} |`);
   }
-  const [first] = results;
-  const chance = first && [first.scores['retrieval']!['chance'], first.scores['referring-probe']!['constant'], first.scores['segmentation']!['chance']];
-  if (chance) console.log(`\nchance: retrieval ${(100 * chance[0]!).toFixed(1)}, one box for all ${(100 * chance[1]!).toFixed(1)}, background only mIoU ${(100 * chance[2]!).toFixed(1)}`);
+  const scores = results[0]?.scores;
+  if (!scores) return;
+  const percent = (task: string, score: string): string => (100 * scores[task]![score]!).toFixed(1);
+  console.log(`\nchance: retrieval ${percent('retrieval', 'chance')}, one box for all ${percent('referring-probe', 'constant')}, ` +
+    `background only mIoU ${percent('segmentation', 'chance')}`);
 }

@@ -44,7 +44,8 @@ export const command: Command = {
 
 async function evaluateEmoji(loaded: LoadedModel, data: string, seed: number,
   names: EvalSetName[] | undefined): Promise<Record<string, SetResult>> {
-  const suite = await buildEvalSets(data, { size: loaded.model.config.vision.imageSize, seed, ...(names ? { sets: names } : {}) });
+  const { imageSize: size } = loaded.model.config.vision;
+  const suite = await buildEvalSets(data, { size, seed, ...(names ? { sets: names } : {}) });
   const progress = new Progress('evaluate'), sets: Record<string, SetResult> = {};
   for await (const [name, result] of evaluateSuite(loaded, suite, await tokenizerOf(loaded), (done, total) => {
     if (done % 12 === 0 || done === total) progress.update(done, total, {});

@@ -84,7 +84,8 @@ export async function referringAccuracy(loaded: LoadedModel, scenes: SceneSet,
  */
 export async function referringProbe(loaded: LoadedModel, folder: string, test: SceneSet,
   options: ReferringProbeOptions = {}): Promise<ReferringScores> {
-  const { steps = 1000, batch: size = 32, lr = 2e-3, seed = 0, ...format } = options, { config, params } = loaded.model;
+  const { steps = 1000, batch: size = 32, lr = 2e-3, seed = 0, ...format } = options;
+  const { config, params } = loaded.model;
   const decoder = needsDecoder(loaded.model), S = config.vision.imageSize;
   const model = new Siglip2Model(config, { device: params.device, dtype: loaded.model.options.dtype, train: true });
   // No decay: with gradients of zero the encoder then keeps its very bits.
