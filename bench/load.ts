@@ -3,25 +3,20 @@
  * cache: time to load, time from process start to the first embedding, peak resident memory beside the size of the file.
  */
 import { execFileSync } from 'node:child_process';
-import { createReadStream, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createReadStream, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { convertCheckpoint } from '../lib/io/convert.js';
-import { saveHfFolder } from '../lib/io/hf.js';
-import { modelConfig, parameterShapes, type ModelConfig } from '../lib/model/config.js';
+import { modelConfig } from '../lib/model/config.js';
 import { loadModel } from '../lib/model/files.js';
 import { noGrad } from '../lib/tape.js';
 import { scope, tensor } from '../lib/tensor.js';
-import { seeded } from '../test/io/fuzz.js';
+import { peakMemory } from './measure.js';
+import { writeRandom } from './random_checkpoint.js';
 
 interface Measured { load: number; cpu: number; image: number; text: number; rss: number; afterLoad: number }
-
-/** Most resident memory of this program; rusage's figure would include what the process was before it became this one. */
-function peakMemory(): number {
-  return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) * 1024;
-}
 
 /** In a process of its own: loads, embeds one image and one text. Times in seconds, memory in bytes. */
 async function child(source: string, dtype: 'f32' | 'bf16'): Promise<void> {
@@ -39,19 +34,6 @@ async function child(source: string, dtype: 'f32' | 'bf16'): Promise<void> {
   const text = await once(() => model.encodeTexts(tensor(new Int32Array(L).fill(5), [1, L])));
   const measured: Measured = { load, cpu, image, text, rss: peakMemory(), afterLoad };
   console.log(JSON.stringify(measured));
-}
-
-/** A checkpoint of this shape with plausible values; made tensor by tensor, for the model itself would take long to start. */
-async function writeRandom(folder: string, config: ModelConfig): Promise<void> {
-  const random = seeded(1), block = Float32Array.from({ length: 2 ** 16 }, () => 0.05 * (random() + random() - 1));
-  await saveHfFolder(folder, { config, tensors: new Map(parameterShapes(config).map(({ name, shape, init }) => [name, {
-    shape, dtype: 'F32', data: () => {
-      const values = new Float32Array(shape.reduce((a, b) => a * b, 1));
-      if (init.kind === 'ones') return values.fill(1);
-      for (let at = 0; at < values.length; at += block.length) values.set(block.subarray(0, values.length - at), at);
-      return values;
-    },
-  }])) });
 }
 
 export async function main(args: string[]): Promise<void> {

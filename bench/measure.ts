@@ -1,5 +1,5 @@
 /** Timing shared by the benchmarks: medians of tinybench, and the two ceilings of a roofline measured in the same run. */
-import { appendFileSync } from 'node:fs';
+import { appendFileSync, readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { Bench } from 'tinybench';
 import { scale } from '../lib/ops/elementwise.js';
@@ -42,6 +42,19 @@ export async function copyRate(device: DeviceName): Promise<number> {
   const { median } = await time(() => noGrad(() => scale(x, 1)), device);
   x.dispose();
   return 8 * n / median;
+}
+
+/**
+ * Most resident memory of this program, in bytes; rusage's figure would include what the process was before it became
+ * this one.
+ */
+export function peakMemory(): number {
+  return Number(/VmHWM:\s+(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]) * 1024;
+}
+
+/** Of an odd number of values; NaN of none. */
+export function median(values: readonly number[]): number {
+  return values.slice().sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
 }
 
 /** What a figure needs beside it to mean something later. */

@@ -5,61 +5,27 @@
  *
  * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
  */
+import type { RawImage } from './data/image.js';
 import { decodeInput, type ImageInput } from './data/input.js';
-import type { Processor, ProcessorName } from './data/processor.js';
-import type { GemmaTokenizer, LowerMode } from './data/tokenizer.js';
+import type { Processor } from './data/processor.js';
+import type { GemmaTokenizer } from './data/tokenizer.js';
 import { abortable, inBatches } from './encoder/batching.js';
-import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
+import { describe, location, phrasesFor, type Describer, type DescribeOptions, type Location } from './encoder/describe.js';
+import {
+  asList, checkCount, checkOptions, ENCODE_KEYS, LOAD_KEYS, type EncodeOptions, type LoadOptions, type ZeroShotOptions,
+} from './encoder/options.js';
+import { convertRow, Embeddings, OUTPUT_TYPES, type Row } from './encoder/output.js';
 import { promptTemplates } from './encoder/prompts.js';
 import { makeVisionInput, type Prepared, type VisionInput } from './encoder/vision_input.js';
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
 import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
-import { tokenizerOf } from './eval/zero_shot.js';
+import { boxesOfPhrases, captionImages } from './eval/localize.js';
 import { loadModel, type LoadedModel } from './model/files.js';
+import { tokenizerOf } from './model/tokenizer.js';
 import { noGrad } from './tape.js';
 import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from './tensor.js';
 
-export interface LoadOptions {
-  /** Default `cpu`. */
-  device?: DeviceName;
-  /** Type of activations and matrix inputs. Default `f32`; `bf16` is about twice as fast where the device multiplies it. */
-  dtype?: 'f32' | 'bf16';
-  /** How images become pixels. Default `hf`, with the checkpoint's own filter. */
-  processor?: ProcessorName;
-  /** Transparency: forgotten, as the published preprocessors do, or laid on white. Default `drop`. */
-  alpha?: 'drop' | 'white';
-  /**
-   * Lower-casing of texts before the tokenizer: `ascii` (A–Z only, what the training pipeline's `tf.strings.lower` does),
-   * `unicode` (what transformers' Siglip2Tokenizer does) or `none`. They differ for capitals beyond A–Z only. Default: as
-   * the checkpoint says, else `ascii`.
-   */
-  lowercase?: LowerMode;
-  /** Images with more pixels are refused. Default 178,956,970. */
-  maxPixels?: number;
-  /** NaFlex models: most patches of an image, 256 by default; trained from 128 to 1,024. Others have a fixed number. */
-  maxPatches?: number;
-  signal?: AbortSignal;
-}
-
-export interface EncodeOptions {
-  /** Number format of the rows. Default `f32`. */
-  output?: OutputType;
-  /** Inputs per pass through the model; it decides speed and memory, never the result. Default 8 images, 32 texts. */
-  batchSize?: number;
-  /** Rejects with the signal's reason at once; the model stays usable. */
-  signal?: AbortSignal;
-  /** Called after every batch. `total` is undefined for streams. */
-  onProgress?: (done: number, total: number | undefined) => void;
-  /** Images that cannot be read or decoded: called with the error, and their rows are NaN. Default: the call rejects. */
-  onBadImage?: (error: Error, index: number) => void;
-}
-
-export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
-  /** Language of the built-in templates. Default `en`. */
-  language?: string;
-  /** Own templates, each with `{label}`; `['{label}']` takes the labels as they are. */
-  templates?: readonly string[];
-}
+export type { EncodeOptions, LoadOptions, ZeroShotOptions };
 
 /** Dense features of an image: one vector per patch, after the last LayerNorm and before pooling. Not normalised. */
 export interface DenseFeatures {
@@ -69,16 +35,6 @@ export interface DenseFeatures {
   rows: number;
   columns: number;
   dim: number;
-}
-
-const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
-const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'maxPatches', 'signal'];
-
-function checkOptions(call: string, options: object, keys: readonly string[]): void {
-  const unknown = Object.keys(options).find((k) => !keys.includes(k));
-  if (unknown === undefined) return;
-  throw new ConfigError(`${call}: unknown option "${unknown}"${/mask/i.test(unknown)
-    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : `; the options are ${keys.join(', ')}`}`);
 }
 
 /**
@@ -152,7 +108,7 @@ export class Encoder {
    * @throws DataError naming the image; the signal's reason
    */
   async encodeImages(images: ImageInput | readonly ImageInput[], options: EncodeOptions = {}): Promise<Embeddings> {
-    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    const list = asList(images);
     return this.#collect(this.#images(list, options, list.length), options);
   }
 
@@ -214,7 +170,7 @@ export class Encoder {
   async tokens(images: ImageInput | readonly ImageInput[],
     options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
     checkOptions('tokens', options, ['batchSize', 'signal', 'onProgress']);
-    const list = Array.isArray(images) ? images as readonly ImageInput[] : [images as ImageInput];
+    const list = asList(images);
     const dim = this.#model.config.vision.width;
     const grids: [rows: number, columns: number][] = [];
     const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
@@ -229,6 +185,32 @@ export class Encoder {
     return features;
   }
 
+  /**
+   * What images show, in the words of the checkpoint's caption decoder: one lower-case text per image. Released
+   * checkpoints have no decoder; those that training writes have one where `model.decoder` was trained.
+   * @throws ConfigError when there is no decoder; otherwise as `encodeImages`
+   */
+  caption(images: ImageInput | readonly ImageInput[], options: DescribeOptions = {}): Promise<string[]> {
+    return describe('caption', this.#describer, asList(images), options, ({ model, words, tokens, options: o }) =>
+      captionImages(model, words, tokens, o));
+  }
+
+  /**
+   * Where in each image a phrase is, by the checkpoint's caption decoder. It writes one box for whatever it is asked,
+   * also for what is not there: `zeroShot` says whether it is.
+   * @param phrases one for all images, or one each
+   * @returns null where what the decoder wrote is no box
+   * @throws as `caption`
+   */
+  async locate(images: ImageInput | readonly ImageInput[], phrases: string | readonly string[],
+    options: DescribeOptions = {}): Promise<(Location | null)[]> {
+    const list = asList(images), wanted = phrasesFor(phrases, list.length);
+    return describe('locate', this.#describer, list, options, async ({ model, words, tokens, items, options: o }) => {
+      const boxes = await boxesOfPhrases(model, words, tokens, items.map(({ index }) => wanted[index]!), o);
+      return boxes.map((box, i) => location(box, items[i]!.width, items[i]!.height));
+    });
+  }
+
   /** Frees the model's memory. Calls that are still running reject. Safe to call twice. */
   dispose(): void {
     this.#loaded?.model.dispose();
@@ -241,6 +223,12 @@ export class Encoder {
     return this.#loaded;
   }
   get #model(): LoadedModel['model'] { return this.#open.model; }
+  get #describer(): Describer {
+    return {
+      vision: this.#vision, open: () => this.#open, words: () => this.#tokenizerReady(),
+      decode: (input, signal) => this.#decoded(input, signal),
+    };
+  }
 
   async #collect(rows: AsyncIterable<Float32Array>, options: EncodeOptions): Promise<Embeddings> {
     const all: Float32Array[] = [];
@@ -276,8 +264,7 @@ export class Encoder {
     ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
     usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
     const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
-    if (!(Number.isInteger(size) && size >= 1 && size <= 65536))
-      throw new ConfigError(`batchSize must be an integer in [1, 65536] but is ${size}`);
+    checkCount('batchSize', size);
     if (!OUTPUT_TYPES.includes(output))
       throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
     const device = this.device;
@@ -304,15 +291,18 @@ export class Encoder {
 
   /** An input's pixels; null when it is bad and the caller wants to know and go on. */
   async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Prepared | null> {
-    const { alpha, maxPixels } = this.options;
     try {
-      const image = await decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
-      return await this.#vision.prepare(image);
+      return await this.#vision.prepare(await this.#decoded(input, signal));
     } catch (e) {
       if (!onBadImage || signal?.aborted || !(e instanceof DataError || e instanceof IoError)) throw e;
       onBadImage(e, index);
       return null;
     }
+  }
+
+  #decoded(input: ImageInput, signal: AbortSignal | undefined): Promise<RawImage> {
+    const { alpha, maxPixels } = this.options;
+    return decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
   }
 
   #tokenizerReady(): Promise<GemmaTokenizer> {

@@ -1,5 +1,6 @@
 /** siglip2: train SigLIP 2 encoders from Node. */
 export { Encoder, load, type DenseFeatures, type EncodeOptions, type LoadOptions, type ZeroShotOptions } from './encoder.js';
+export type { DescribeOptions, Location } from './encoder/describe.js';
 export { Embeddings, type OutputType } from './encoder/output.js';
 export type { LabelScore, Similarity } from './encoder/scores.js';
 export type { ImageInput, RawPixels } from './data/input.js';
@@ -18,10 +19,14 @@ export { presets } from './train/presets.js';
 export { openSource, type SourceSpec } from './data/source.js';
 export { buildEmojiDataset } from './data/datasets/emoji.js';
 export { buildScenes } from './data/datasets/scenes.js';
+export { scoreCollection, type ScoreOptions } from './curation/score.js';
+export { scoreUnits } from './curation/score_units.js';
+export { mergeScores, type MergeOptions } from './curation/merge.js';
+export { chooseRows, writeKeys, writeTars, type FilterOptions } from './curation/filter.js';
 export { loadTokenizer } from './data/tokenizer.js';
 export { embedImages, embedNaflex, embedTexts } from './eval/embed.js';
 export { boxesOfPhrases, captionImages, phrasesOfBoxes } from './eval/localize.js';
-export { tokenizerOf } from './eval/zero_shot.js';
+export { tokenizerOf } from './model/tokenizer.js';
 export { liveCount, memory, scope, setMemoryLimit, tensor, Tensor } from './tensor.js';
 export { backward, noGrad } from './tape.js';
 export { sigmoidLoss } from './ops/sigmoid_loss.js';

@@ -183,6 +183,26 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
 }
 
 /**
+ * Matrices of equal width below each other, as one. Call it where rows of different makers go on together.
+ * @param parts (n, D) f32 or bf16, all of one type
+ * @returns (Σ n, D)
+ */
+export function concatRows(parts: readonly Tensor[]): Tensor {
+  const [first] = parts as [Tensor], D = first.shape[1]!, rows = parts.map((p) => p.shape[0]!);
+  const at = rows.map((_, i) => D * rows.slice(0, i).reduce((a, b) => a + b, 0));
+  const y = empty([rows.reduce((a, b) => a + b, 0), D], first.dtype, first.device);
+  parts.forEach((p, i) => {
+    const place = y.view(at[i]!, p.shape);
+    scaleCast(place.handle, p.handle, p.size, 1);
+    place.dispose();
+  });
+  record({
+    inputs: [...parts], outputs: [y], saved: [], backward: (dy) => parts.map((p, i) => dy!.view(at[i]!, p.shape)),
+  });
+  return y;
+}
+
+/**
  * Gradient checkpointing: runs `fn(...inputs)` without keeping its inner activations and runs it again during
  * backward. Memory of the block falls to its inputs and outputs, for one extra forward. `fn` must be deterministic and
  * return tensors it made.

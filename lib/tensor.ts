@@ -11,15 +11,24 @@ export type TensorData = Float32Array | Uint16Array | Uint8Array | Int32Array;
 const DTYPE_CODE: Record<DType, number> = { f32: 0, bf16: 1, u8: 2, i32: 3 };
 const DTYPE_BYTES: Record<DType, number> = { f32: 4, bf16: 2, u8: 1, i32: 4 };
 
-/** `'cpu'`, `'cuda'` (the first GPU) or `'cuda:N'`. */
-export type DeviceName = 'cpu' | 'cuda' | `cuda:${number}`;
+/**
+ * `'cpu'`, `'cuda'` (the first GPU) or `'cuda:N'`. On `'dry:cpu'` and `'dry:cuda'` the same code runs, but nothing is
+ * computed and no memory is taken: `memory()` says what it would take.
+ */
+export type DeviceName = 'cpu' | 'cuda' | `cuda:${number}` | DryDeviceName;
+export type DryDeviceName = 'dry:cpu' | 'dry:cuda';
+
+const MOST_GPUS = 16;
 
 /** The native side's number of a device. */
 export function deviceIndex(device: DeviceName): number {
   if (device === 'cpu') return 0;
   if (device === 'cuda') return 1;
+  if (device === 'dry:cpu') return MOST_GPUS + 1;
+  if (device === 'dry:cuda') return MOST_GPUS + 2;
   const n = /^cuda:(\d+)$/.exec(device);
   if (!n) throw new DeviceError(`device must be 'cpu', 'cuda' or 'cuda:N' but is '${String(device)}'`);
+  if (Number(n[1]) >= MOST_GPUS) throw new DeviceError(`device must be 'cuda:0' to 'cuda:${MOST_GPUS - 1}' but is '${device}'`);
   return 1 + Number(n[1]);
 }
 

@@ -21,7 +21,7 @@ std::string gemm_library();  // which library multiplies on the GPU, or why none
 #endif
 namespace {
 
-constexpr int kMostDevices = 17;  // 0 is the CPU, 1 + n is cuda:n
+constexpr int kMostDevices = 19, kDryCpu = 17, kDryCuda = 18;  // 0 is the CPU, 1 + n is cuda:n; as in lib/tensor.ts
 
 class Instance {
  public:
@@ -41,7 +41,9 @@ class Instance {
     Place& p = places_[index];
     if (!p.device) {
       std::string why;
-      p.device = index == 0 ? make_cpu_device() : make_cuda_device(index - 1, &why);
+      p.device = index == 0                              ? make_cpu_device()
+                 : index == kDryCpu || index == kDryCuda ? make_dry_device(index == kDryCuda)
+                                                         : make_cuda_device(index - 1, &why);
       if (!p.device) throw std::runtime_error(why);
       p.allocator = std::make_unique<Allocator>(*p.device);
     }
@@ -195,7 +197,8 @@ napi_value call_op(napi_env env, napi_callback_info info) {
     }
     if (device < 0) throw std::invalid_argument(std::string(entry.name) + " got no tensor");
     Device& d = *self.place(device).device;
-    const auto& kernel = d.is_cuda() ? entry.cuda : entry.cpu;
+    if (d.is_dry() && !entry.sized) return nullptr;
+    const auto& kernel = d.is_cuda() && !d.is_dry() ? entry.cuda : entry.cpu;
     if (!kernel) throw std::runtime_error(std::string(entry.name) + " has no CUDA kernel; run it on device 'cpu'");
     d.enqueue(entry.name, [&kernel, values = std::move(values)](Stream& s) { kernel(s, values.data()); });
     return nullptr;
@@ -247,6 +250,7 @@ Value free_slot(Instance& self, const CallbackInfo& info) {
 // write(handle, typedArray)
 Value write(Instance& self, const CallbackInfo& info) {
   auto& slot = self.slots.at(number_at(info, 0));
+  if (self.place(slot.device).device->is_dry()) return info.Env().Undefined();  // the data may stand for more than fits an array
   auto [data, bytes] = bytes_at(info, 1);
   if (static_cast<int64_t>(bytes) != slot.view.bytes)
     throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes was given " + std::to_string(bytes));
@@ -370,7 +374,7 @@ Value resize_image(Instance&, const CallbackInfo& info) {
 Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
   const bool on = info[1].As<Napi::Boolean>();
   Device& device = *self.place(int_at(info, 0)).device;
-  if (!device.is_cuda()) device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
+  if (!device.is_cuda() && !device.is_dry()) device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
   return info.Env().Undefined();
 }
 // takeProfile(device): [{op, calls, seconds}] since the last call

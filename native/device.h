@@ -19,6 +19,12 @@ class Stream {
   virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
   virtual void scratch_release(void* p, size_t bytes) = 0;
   virtual Faults* faults() { return nullptr; }         // where kernels that cannot throw leave bad values; CUDA only
+
+  // In a dry run (dry.cc) no address may be followed: a kernel takes its workspace and returns. `cuda`: it stands in for
+  // the CUDA kernel of its op.
+  enum class Dry { no, cpu, cuda };
+  virtual Dry dry() const { return Dry::no; }
+  bool is_dry() const { return dry() != Dry::no; }
 };
 
 // Kernel workspace as a local variable; given back in stream order.
@@ -48,6 +54,7 @@ class Device {
   virtual ~Device() = default;
   virtual std::string name() const = 0;
   virtual bool is_cuda() const = 0;
+  virtual bool is_dry() const { return false; }        // counts memory and computes nothing
   virtual void* allocate(size_t bytes) = 0;            // null when the device is full
   virtual void release(void* p, size_t bytes) = 0;     // call only after synchronize()
   virtual void enqueue(const char* op, Task task) = 0; // runs in order; a throw poisons the stream until notify()
@@ -81,5 +88,7 @@ class Device {
 std::unique_ptr<Device> make_cpu_device();
 // Null when there is none; *why is then one sentence that says so.
 std::unique_ptr<Device> make_cuda_device(int index, std::string* why);
+// Counts what a CPU or a CUDA device would hold.
+std::unique_ptr<Device> make_dry_device(bool cuda);
 
 }  // namespace siglip2

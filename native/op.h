@@ -5,6 +5,9 @@
 // Each native/ops/*.cc is compiled once per instruction set, into namespace cpu::ISA; the first of them
 // (SIGLIP2_REGISTERS_OPS) also registers the ops. CUDA kernels are weak references: an op without one says so
 // when it is called on a CUDA tensor, and nothing has to be edited when one is added.
+//
+// OP_SIZED(name) is OP for a CPU kernel that knows a dry run: where s.dry() says so, it takes its workspace and returns.
+// The others are not called then, and their workspace counts as nothing.
 #pragma once
 #include <tuple>
 #include <vector>
@@ -40,6 +43,7 @@ struct OpEntry {
   const char* name;
   std::vector<Arg> args;
   std::function<void(Stream&, const Value*)> cpu, cuda;  // cuda is empty when the op has no CUDA kernel
+  bool sized;  // the CPU kernel knows a dry run
 };
 std::vector<OpEntry>& op_table();  // filled before main by OP()
 bool use_avx512();                 // this CPU has AVX-512 F, BW, DQ, VL, and SIGLIP2_ISA does not say avx2
@@ -53,20 +57,22 @@ template <class... A> std::function<void(Stream&, const Value*)> bind_kernel(voi
   };
 }
 struct OpRegistration {
-  template <class F> OpRegistration(const char* name, F* avx2, F* avx512, F* cuda) {
+  template <class F> OpRegistration(const char* name, F* avx2, F* avx512, F* cuda, bool sized) {
     has_avx512_kernels = avx512 != nullptr;
-    op_table().push_back({name, args_of(avx2), bind_kernel(avx512 && use_avx512() ? avx512 : avx2), bind_kernel(cuda)});
+    op_table().push_back({name, args_of(avx2), bind_kernel(avx512 && use_avx512() ? avx512 : avx2), bind_kernel(cuda), sized});
   }
 };
 
 }  // namespace siglip2
 
+#define OP(name) REGISTER_OP(name, false)
+#define OP_SIZED(name) REGISTER_OP(name, true)
 #if !defined(SIGLIP2_REGISTERS_OPS)
-#define OP(name)
+#define REGISTER_OP(name, sized)
 #elif defined(SIGLIP2_HAS_AVX512)
-#define OP(name) \
-  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, siglip2::cpu::avx512::name, siglip2::cuda::name}
+#define REGISTER_OP(name, sized) \
+  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, siglip2::cpu::avx512::name, siglip2::cuda::name, sized}
 #else
-#define OP(name) \
-  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, decltype(&siglip2::cpu::avx2::name){nullptr}, siglip2::cuda::name}
+#define REGISTER_OP(name, sized) \
+  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, decltype(&siglip2::cpu::avx2::name){nullptr}, siglip2::cuda::name, sized}
 #endif

@@ -17,6 +17,8 @@ beforeAll(async () => {
   mkdirSync(join(folder, 'models'));
   // 32 values and a 4×4 grid stand for the 768 and 16×16 of the text.
   symlinkSync(await smallCheckpoint(), join(folder, 'models', 'siglip2-base-patch16-256'));
+  mkdirSync(join(folder, 'runs', 'scenes'), { recursive: true });
+  symlinkSync(await smallCheckpoint({ decoder: { length: 24 } }), join(folder, 'runs', 'scenes', 'checkpoint'));
   for (const [name, colour] of [['cat.jpg', '#d08040'], ['dog.jpg', '#507090']] as const)
     writeFileSync(join(folder, name), await sharp({ create: { width: 60, height: 40, channels: 3, background: colour } }).jpeg().toBuffer());
 });

@@ -10,7 +10,7 @@ import type { ImageInput } from '../lib/data/input.js';
 import { load, type Encoder } from '../lib/encoder.js';
 import { meanRows } from '../lib/encoder/scores.js';
 import { embedImages, embedTexts } from '../lib/eval/embed.js';
-import { tokenizerOf } from '../lib/eval/zero_shot.js';
+import { tokenizerOf } from '../lib/model/tokenizer.js';
 import { naflexImage, packNaflex } from '../lib/data/naflex.js';
 import { loadModel } from '../lib/model/files.js';
 import { resizeImage } from '../lib/native.js';

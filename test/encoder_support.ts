@@ -17,12 +17,14 @@ export function temporaryFolder(): string {
   return folder;
 }
 
-/** Writes a random model (variant `test`) into a folder of its own; the path. */
-export async function smallCheckpoint(overrides: ModelOverrides = {}): Promise<string> {
+/** Writes a random model (variant `test`), changed by `change`, into a folder of its own; the path. */
+export async function smallCheckpoint(overrides: ModelOverrides = {},
+  change: (model: Siglip2Model) => void = () => undefined): Promise<string> {
   const folder = join(temporaryFolder(), 'model');
   const vocab = VocabMap.fromIds(await collectIds(await loadTokenizer(), WORDS));
   using model = new Siglip2Model(modelConfig('test', { vocab: vocab.size, initLogitBias: -2, ...overrides }));
   model.initialize(5);
+  change(model);
   mkdirSync(folder);
   await modelFiles(folder, model, { vocab, tokenizer: null, lowercase: 'ascii', ema: null });
   return folder;

@@ -2,7 +2,7 @@ import { afterEach, expect, test } from '@jest/globals';
 import { add, cast, scale } from '../lib/ops/elementwise.js';
 import { linear } from '../lib/ops/linear.js';
 import { layerNorm } from '../lib/ops/layer_norm.js';
-import { Param, backward, checkpoint, clearTape, noGrad, requireGrad, reshape } from '../lib/tape.js';
+import { Param, backward, checkpoint, clearTape, concatRows, noGrad, requireGrad, reshape } from '../lib/tape.js';
 import { native } from '../lib/native.js';
 import { liveCount, memory, resetPeak, scope, synchronize, tensor, zeros, type Tensor } from '../lib/tensor.js';
 import { normal } from './harness.js';
@@ -27,6 +27,19 @@ test('a tensor used twice gets the sum of both gradients, whoever shares its mem
   });
   expect(Array.from(await g.read())).toEqual([8, 80]);
   g.dispose();
+});
+
+test('rows below each other get the rows of the gradient', async () => {
+  const [y, ga, gb] = scope(() => {
+    const a = requireGrad(tensor(Float32Array.of(1, 2), [1, 2])), b = requireGrad(tensor(Float32Array.of(3, 4, 5, 6), [2, 2]));
+    const all = concatRows([a, scale(b, 2)]);
+    const grads = backward([[all, tensor(Float32Array.of(10, 20, 30, 40, 50, 60), [3, 2])]]);
+    return [all, grads.get(a)!, grads.get(b)!];
+  }) as [Tensor, Tensor, Tensor];
+  expect(Array.from(await y.read())).toEqual([1, 2, 6, 8, 10, 12]);
+  expect(Array.from(await ga.read())).toEqual([10, 20]);
+  expect(Array.from(await gb.read())).toEqual([60, 80, 100, 120]);
+  for (const t of [y, ga, gb]) t.dispose();
 });
 
 test('parameters accumulate over several backward passes; a frozen one stays untouched', async () => {

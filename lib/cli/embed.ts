@@ -4,12 +4,14 @@ import { parseArgs } from 'node:util';
 import { lines } from '../data/paths.js';
 import type { ProcessorName } from '../data/processor.js';
 import { load, type EncodeOptions, type Encoder } from '../encoder.js';
+import type { DescribeOptions } from '../encoder/describe.js';
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { writeNpy } from '../io/npy.js';
 import { writeParquet } from '../io/parquet.js';
 import { writeSafetensors } from '../io/safetensors.js';
 import type { DeviceName } from '../tensor.js';
+import { listCheckpoints } from '../train/checkpoint.js';
 import { listImages, type NamedImage } from './images.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
@@ -20,13 +22,13 @@ export const MODEL_OPTIONS = {
   processor: { type: 'string' }, batch: { type: 'string' },
 } as const;
 
-/** Loads the model that the options name. */
+/** Loads the model that the options name; of a training run its last checkpoint. */
 export function openModel(command: string,
-  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined }): Promise<Encoder> {
+  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: 'drop' | 'white' }): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
-  return load(values.model, {
+  return load(listCheckpoints(values.model).at(-1) ?? values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
-    ...(values.processor ? { processor: values.processor as ProcessorName } : {}),
+    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha } : {}),
   });
 }
 
@@ -36,6 +38,14 @@ export function wholeNumber(name: string, text: string): number {
   if (!(Number.isInteger(n) && n > 0))
     throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
   return n;
+}
+
+/** Options of the commands that let the caption decoder write. */
+export function describeOptions(values: { beams: string; batch?: string | undefined }): DescribeOptions {
+  return {
+    beams: wholeNumber('beams', values.beams),
+    ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
+  };
 }
 
 async function readLines(file: string): Promise<string[]> {

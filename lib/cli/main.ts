@@ -12,14 +12,20 @@ export interface Command {
 
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   train: () => import('./train.js'),
+  plan: () => import('./plan.js'),
   eval: () => import('./eval.js'),
   embed: () => import('./embed.js'),
   classify: () => import('./classify.js'),
   search: () => import('./search.js'),
+  caption: () => import('./caption.js'),
+  locate: () => import('./locate.js'),
+  score: () => import('./score.js'),
+  filter: () => import('./filter.js'),
   convert: () => import('./convert.js'),
   export: () => import('./export.js'),
   info: () => import('./info.js'),
   dataset: () => import('./dataset.js'),
+  debias: () => import('./debias.js'),
   quickstart: () => import('./quickstart.js'),
 };
 

@@ -1,6 +1,7 @@
 /** The page of `siglip2 search`: every query's pictures in a grid, self-contained. */
 import { pathToFileURL } from 'node:url';
 import sharp from 'sharp';
+import { escape } from '../eval/report_parts.js';
 import { STYLE } from '../eval/report_style.js';
 
 export interface SearchResult {
@@ -10,10 +11,6 @@ export interface SearchResult {
 }
 
 const THUMBNAIL = 240;
-
-function escape(text: string): string {
-  return text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
-}
 
 /** A small WebP inside the page, so that it can be moved and sent; nothing for files that sharp cannot open, in tars say. */
 async function thumbnail(file: string): Promise<string> {

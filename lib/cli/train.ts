@@ -3,11 +3,10 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
-import { ConfigError } from '../errors.js';
-import { presets } from '../train/presets.js';
-import { applySets, checkTrainConfig, readConfigValue, type TrainConfig } from '../train/config.js';
+import { checkTrainConfig, type TrainConfig } from '../train/config.js';
 import { isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
 import { Trainer, type StepMetrics } from '../train/trainer.js';
+import { configArgument } from './config_argument.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
 
@@ -23,16 +22,7 @@ export const command: Command = {
       },
     });
     const sets = [...values.set, ...(values.out === undefined ? [] : [`out=${JSON.stringify(values.out)}`])];
-    let value: unknown;
-    if (values.preset !== undefined) {
-      const preset = presets[values.preset];
-      if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
-      value = applySets(preset, sets);
-    } else if (positionals[0] !== undefined) {
-      value = await readConfigValue(positionals[0], sets);
-    } else {
-      throw new ConfigError('train needs a config file or --preset NAME');
-    }
+    const value = await configArgument('train', positionals[0], values.preset, sets);
     if (isStaged(value)) return trainStages(value, values.print);
     const config = checkTrainConfig(value);
     if (values.print) {
@@ -65,6 +55,10 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
 
 /** Builds the scenes of a config that says how, unless they are there. */
 async function buildData({ data: { source } }: TrainConfig): Promise<void> {
+  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source]) await buildSource(one);
+}
+
+async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>): Promise<void> {
   if (source.type !== 'scenes' || !source.build || existsSync(join(source.path, 'manifest.json'))) return;
   const progress = new Progress('scenes');
   await buildScenes(source.path, {

@@ -7,7 +7,7 @@ import { ConfigError, DataError } from '../errors.js';
 import { Random, Stream } from '../data/random.js';
 import { addChosenScores, addDiagonalScores, type PairEmbeddings } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
-import { scope, tensor, zeros } from '../tensor.js';
+import { scope, tensor, zeros, type Tensor } from '../tensor.js';
 
 /**
  * What makes a pair worth training on, as a function S of the sigmoid losses ℓ: `learnability` S = ℓ(learner) −
@@ -67,11 +67,7 @@ export async function selectBatch(
   if (!(Number.isFinite(gain) && gain >= 0))
     throw new ConfigError(`selection: gain must be a number that is not negative but is ${gain}`);
 
-  const scores = scope(() => noGrad(() => {
-    const total = zeros([B], 'f32', first.device);
-    for (const { e, weight } of models) addDiagonalScores(total, e, weight);
-    return total;
-  }));
+  const scores = diagonalScores(learner, reference, options.score);
   try {
     const selected = new Int32Array(count), free = new Uint8Array(B).fill(1);
     for (let chunk = 0, from = 0; chunk < chunks; chunk++) {
@@ -91,6 +87,21 @@ export async function selectBatch(
   } finally {
     scores.dispose();
   }
+}
+
+/**
+ * S_ii, the worth of every pair by itself: (B) f32 on the embeddings' device.
+ * @throws ConfigError when a model that the score needs is missing
+ */
+export function diagonalScores(
+  learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore,
+): Tensor {
+  const models = weighted(learner, reference, score), { x } = models[0]!.e;
+  return scope(() => noGrad(() => {
+    const total = zeros([x.shape[0]!], 'f32', x.device);
+    for (const { e, weight } of models) addDiagonalScores(total, e, weight);
+    return total;
+  }));
 }
 
 /** The models whose losses make up S, with the sign of each. */

@@ -37,6 +37,8 @@ export interface BuilderConfig {
   classes: boolean;
   /** Augmented views for self-distillation, beside the images. */
   views?: ViewsConfig;
+  /** Other sides at which the images are wanted as well. */
+  sizes?: readonly number[];
   /** Sequences for the caption decoder; undefined: none. */
   decoder?: DecoderTargets;
   /** Patches of aspect-preserving images instead of square images. */
@@ -45,7 +47,8 @@ export interface BuilderConfig {
 
 /** Work for a builder. */
 export type BuilderRequest =
-  | { type: 'build'; index: number; epoch: number; samples: Sample[] }
+  /** `visit` tells a sample's comings apart: the epoch, or in a mixture, where it may come often in one, the batch. */
+  | { type: 'build'; index: number; visit: number; samples: Sample[] }
   /** Stand-ins for samples that were reported as failed. */
   | { type: 'replace'; index: number; slots: number[]; samples: Sample[] };
 
@@ -75,6 +78,8 @@ export interface BuiltBatch {
   /** Where the loader was asked for views. */
   views?: ViewBatch;
   sequences?: (DecoderSequence | null)[][];
+  /** The images at every other side asked for, (B, s, s, 3) each. */
+  resized?: Uint8Array[];
   /** Where the loader was asked for NaFlex images; `images` is empty then. */
   naflex?: SizedNaflexBatch;
 }
@@ -104,7 +109,7 @@ export const Progress = { stage: 0, sample: 1, ticks: 2, length: 3 } as const;
 
 /** A batch in the making. */
 interface Draft extends BuiltBatch {
-  epoch: number;
+  visit: number;
   /** What the decoder's sequences are to say: aref, gcap and cap of each sample. */
   contents: (SequenceContent | null)[][];
   /** NaFlex images as far as they are made, and the most patches of one. */
@@ -172,7 +177,7 @@ export class Builder {
     if (request.type === 'build') {
       const size = request.samples.length;
       draft = {
-        epoch: request.epoch,
+        visit: request.visit,
         images: new Uint8Array(config.naflex ? 0 : size * config.size * config.size * 3),
         patches: [],
         tokens: config.naflex ? naflexLength(config.seed, request.index, config.naflex) : 0,
@@ -184,6 +189,7 @@ export class Builder {
         contents: config.decoder ? [0, 1, 2].map(() => new Array<null>(size).fill(null)) : [],
         ...(config.classes ? { classes: new Int32Array(size) } : {}),
         ...(config.views ? { views: emptyViews(config.views, size) } : {}),
+        ...(config.sizes ? { resized: config.sizes.map((side) => new Uint8Array(size * side * side * 3)) } : {}),
       };
       slots = request.samples.map((_, i) => i);
       this.drafts.set(request.index, draft);
@@ -213,13 +219,14 @@ export class Builder {
     if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
     if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
     this.drafts.delete(request.index);
-    const { epoch: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
+    const { visit: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
     const transfer = [
       batch.images,
       batch.ids,
       batch.samples,
       ...(batch.classes ? [batch.classes] : []),
       ...(batch.naflex ? [batch.naflex.patches] : []),
+      ...(batch.resized ?? []),
       ...(batch.views ? [batch.views.globalViews, batch.views.localViews, batch.views.masks] : []),
     ];
     this.post(
@@ -238,14 +245,14 @@ export class Builder {
     const described = this.describe(sample);
     const chosen = chooseCaptions(
       described.captions,
-      config.captions,
-      new Random(config.seed, Stream.caption, draft.epoch, sample.index),
+      sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] },
+      new Random(config.seed, Stream.caption, draft.visit, sample.index),
     );
     if (chosen === undefined)
       throw new DataError(`${describeSample(sample)}: no caption in the languages wanted`);
 
     if (config.decoder !== undefined) {
-      const random = new Random(config.seed, Stream.decoder, draft.epoch, sample.index);
+      const random = new Random(config.seed, Stream.decoder, draft.visit, sample.index);
       const pair = sampleRegions(described.regions, random, config.decoder.minScore);
       const region = (task: 'aref' | 'gcap'): SequenceContent | null =>
         pair ? { task, text: pair[task].phrase, box: pair[task].box } : null;
@@ -257,20 +264,23 @@ export class Builder {
     if (config.naflex !== undefined) {
       draft.patches[slot] = naflexImage(image, config.naflex.patch, draft.tokens);
     } else {
+      const made = draft.images.subarray(slot * pixels, (slot + 1) * pixels);
       applyTransforms(
         image,
         config.transforms,
         config.size,
-        new Random(config.seed, Stream.augment, draft.epoch, sample.index),
+        new Random(config.seed, Stream.augment, draft.visit, sample.index),
         resizeImage,
-        draft.images.subarray(slot * pixels, (slot + 1) * pixels),
+        made,
       );
+      config.sizes?.forEach((side, k) =>
+        draft.resized![k]!.set(resizeImage(made, config.size, config.size, 3, side, side), slot * side * side * 3));
     }
     if (draft.views !== undefined && config.views !== undefined) {
       makeViews(
         image,
         config.views,
-        { seed: config.seed, epoch: draft.epoch, sample: sample.index },
+        { seed: config.seed, epoch: draft.visit, sample: sample.index },
         resizeImage,
         viewTargets(draft.views, slot, config.views),
       );

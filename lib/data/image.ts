@@ -2,14 +2,29 @@
  * Decoding images with sharp into plain bytes. Resizing is not done here: libvips' kernels differ
  * from PIL's by several grey levels, so the pipeline uses the package's own PIL-exact resize.
  */
-import sharp from 'sharp';
+import type Sharp from 'sharp';
 import { DataError } from '../errors.js';
 
-// One image is decoded on one thread: the loader's workers are the parallelism, and more threads
-// than cores lose.
-sharp.concurrency(1);
-// Every image is decoded once or kept by us; libvips' cache would only hold memory.
-sharp.cache(false);
+let library: Promise<typeof Sharp> | undefined;
+
+/**
+ * sharp, with the first image: texts and raw pixels need not wait for it.
+ * @throws DataError when it cannot be loaded
+ */
+function loadSharp(): Promise<typeof Sharp> {
+  library ??= import('sharp').then(({ default: sharp }) => {
+    // One image is decoded on one thread: the loader's workers are the parallelism, and more threads
+    // than cores lose.
+    sharp.concurrency(1);
+    // Every image is decoded once or kept by us; libvips' cache would only hold memory.
+    sharp.cache(false);
+    return sharp;
+  }, (cause: unknown) => {
+    const reason = (cause as Error).message.split('\n')[0];
+    throw new DataError(`images cannot be decoded (${reason}); run: npm install sharp`, { cause });
+  });
+  return library;
+}
 
 /** Pixels as bytes, row by row, channels interleaved. */
 export interface RawImage {
@@ -70,6 +85,7 @@ export async function decodeImage(
   options: DecodeOptions = {},
 ): Promise<RawImage> {
   const { alpha = 'white', maxPixels = 178_956_970, profile = 'apply' } = options;
+  const sharp = await loadSharp();
   try {
     const ignoreIcc = profile === 'ignore';
     let image = sharp(bytes, { failOn: 'error', limitInputPixels: maxPixels, ignoreIcc }).autoOrient();

@@ -18,6 +18,7 @@ import {
 } from './builder.js';
 import { checkCaptionChoice, type CaptionChoice } from './captions.js';
 import type { AlphaMode } from './image.js';
+import type { DrawAccount, Drawn, MixtureState } from './mixture.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
 import { localSite, threadSite, type Site } from './site.js';
 import { SkipCounter } from './skips.js';
@@ -54,12 +55,24 @@ export interface Batch extends BuiltBatch {
    * B of each; null where a sample has no region. Goes to `captionBatch`.
    */
   sequences?: (DecoderSequence | null)[][];
+  /**
+   * To train on the last `count` images at another side: all images at that side, (B, side, side, 3).
+   * The loader never sets it.
+   */
+  coarse?: { count: number; side: number; images: Uint8Array };
   /** Number of the batch since the start of training, from 0. */
   index: number;
   /** Epoch, from 0. */
   epoch: number;
   /** Milliseconds `next` had to wait for it. */
   waitMs: number;
+  /** Of a mixture: what was drawn since the start of training, this batch included. */
+  drawn?: Drawn;
+}
+
+/** Where a loader stands, for JSON. */
+export interface LoaderState extends SamplerState {
+  mixture?: MixtureState;
 }
 
 /** Options of `DataLoader`. */
@@ -76,6 +89,8 @@ export interface LoaderOptions {
   maxPixels?: number;
   /** Augmented views of every image for self-distillation, in `batch.views`. Default none. */
   views?: ViewsConfig;
+  /** Other sides, pixels, at which every image comes as well, made from what the transforms made, in `batch.resized`. */
+  sizes?: readonly number[];
   /** Default {pick: ['any']}. */
   captions?: CaptionChoice;
   /** Default: the Gemma tokenizer, 64 ids; null makes no ids. */
@@ -137,6 +152,7 @@ export class DataLoader implements AsyncIterable<Batch> {
   private readonly sites: Site[] = [];
   private readonly pending = new Map<number, Pending>();
   private readonly prefetch: number;
+  private readonly account: DrawAccount | undefined;
   private consumed: SamplerState;
   private expected = 0;
   private started = false;
@@ -177,6 +193,8 @@ export class DataLoader implements AsyncIterable<Batch> {
     checkTransforms(transforms);
     checkCaptionChoice(captions);
     if (options.views !== undefined) checkViews(options.views);
+    if (!(options.sizes ?? []).every((side) => Number.isInteger(side) && side >= 1 && side <= 8192))
+      throw new ConfigError(`sizes: expected integers in [1, 8192] but got ${JSON.stringify(options.sizes)}`);
     if (options.decoder !== undefined) {
       const other = transforms.find(({ name }) => name !== 'resize' && name !== 'colour');
       if (other) {
@@ -190,19 +208,27 @@ export class DataLoader implements AsyncIterable<Batch> {
     if (options.naflex !== undefined) {
       checkNaflexTargets(options.naflex);
       const other = transforms.find(({ name }) => name !== 'resize');
+      if (options.sizes?.length) throw new ConfigError('naflex: packed images have no other sizes; leave `sizes` out');
       if (other)
         throw new ConfigError(`naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`);
     }
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
-    this.sampler = new Sampler(source.length, {
+    const { mixture } = source;
+    mixture?.checkCaptions(captions);
+    this.account = mixture?.account();
+    const plain = {
       batchSize: options.batchSize,
       seed: options.seed,
       ...(options.shuffle === undefined ? {} : { shuffle: options.shuffle }),
       ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
       ...(classes === undefined ? {} : { classes }),
-    });
+    };
+    this.sampler = new Sampler(
+      mixture?.length ?? source.length,
+      mixture?.samplerOptions(plain) ?? plain,
+    );
     this.consumed = this.sampler.state;
     this.skips = source.skips.clone(options.maxSkips);
     this.prefetch = prefetch ?? 2 * Math.max(1, this.workerCount());
@@ -224,6 +250,7 @@ export class DataLoader implements AsyncIterable<Batch> {
             : { ...rest, vocab: vocab.toJSON() },
       ...(options.maxPixels === undefined ? {} : { maxPixels: options.maxPixels }),
       ...(options.views === undefined ? {} : { views: options.views }),
+      ...(options.sizes?.length ? { sizes: options.sizes } : {}),
       ...(options.decoder === undefined ? {} : { decoder: options.decoder }),
       ...(options.naflex === undefined ? {} : { naflex: options.naflex }),
     };
@@ -235,16 +262,17 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   /** For a checkpoint: continues after the last batch that `next` returned. */
-  get state(): SamplerState {
-    return { ...this.consumed };
+  get state(): LoaderState {
+    return { ...this.consumed, ...(this.account ? { mixture: this.account.state } : {}) };
   }
 
   /**
    * Continues from a state; only before the first `next`. Throws DataError when it belongs to other
    * data or settings.
    */
-  restore(state: SamplerState): void {
+  restore(state: LoaderState): void {
     if (this.started) throw new ConfigError('restore: call it before the first batch is asked for');
+    this.account?.restore(state.mixture);
     this.sampler.restore(state);
     this.consumed = this.sampler.state;
   }
@@ -284,6 +312,11 @@ export class DataLoader implements AsyncIterable<Batch> {
   /** For `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** What a number in a plan stands for: a sample, or an entry of a mixture. */
+  private sampleAt(index: number): Sample {
+    return this.source.mixture?.sample(index) ?? this.source.at(index);
   }
 
   private workerCount(): number {
@@ -339,8 +372,10 @@ export class DataLoader implements AsyncIterable<Batch> {
     this.consumed = entry.after;
     this.pump();
     const { built, plan } = entry;
+    this.account?.add(entry.current);
     return {
       ...built,
+      ...(this.account ? { drawn: this.account.drawn } : {}),
       size: plan.samples.length,
       index,
       epoch: plan.epoch,
@@ -400,8 +435,8 @@ export class DataLoader implements AsyncIterable<Batch> {
       site.send({
         type: 'build',
         index: plan.index,
-        epoch: plan.epoch,
-        samples: Array.from(plan.samples, (i) => this.source.at(i)),
+        visit: this.source.mixture ? plan.index : plan.epoch,
+        samples: Array.from(plan.samples, (i) => this.sampleAt(i)),
       });
     }
   }
@@ -428,7 +463,7 @@ export class DataLoader implements AsyncIterable<Batch> {
     const slots: number[] = [];
     for (const { slot, reason, message } of reply.failures) {
       const unusable = current[slot] as number;
-      this.skips.add(reason, describeSample(this.source.at(unusable)));
+      this.skips.add(reason, describeSample(this.sampleAt(unusable)));
       this.skips.check(this.source.length + this.source.skips.total, this.source.name);
       tried.add(unusable);
       const other = this.sampler.replacement(plan.epoch, unusable, current, tried);
@@ -439,7 +474,7 @@ export class DataLoader implements AsyncIterable<Batch> {
       }
       current[slot] = other;
       slots.push(slot);
-      samples.push(this.source.at(other));
+      samples.push(this.sampleAt(other));
     }
     entry.site.send({ type: 'replace', index: plan.index, slots, samples });
   }

@@ -5,6 +5,7 @@
 import { ConfigError } from '../errors.js';
 import type { Batch } from './loader.js';
 import type { NaflexBatch } from './naflex.js';
+import { batchPart } from './part.js';
 import { Random, Stream } from './random.js';
 
 /** What the loader makes of images for a NaFlex model. */
@@ -32,29 +33,12 @@ export function naflexLength(seed: number, index: number, { lengths }: NaflexTar
   return new Random(seed, Stream.naflexLength, index).pick(lengths);
 }
 
-/** The first and the second half of a NaFlex batch of at least two images; the first has the odd one. */
-export function naflexHalves(batch: Batch): [Batch, Batch] {
-  const middle = Math.ceil(batch.size / 2);
-  return [part(batch, 0, middle), part(batch, middle, batch.size)];
-}
-
-/** Images `from` up to but not including `to` of a NaFlex batch. */
-function part(batch: Batch, from: number, to: number): Batch {
-  const { size: B, ids, naflex, sequences, classes } = batch, { patches, offsets, shapes, length } = naflex!;
-  const captions = batch.texts.length / B, L = ids.length / (B * captions), width = patches.length / offsets[B]!;
-  const rows = <T>(list: readonly T[]): T[] =>
-    Array.from({ length: captions }, (_, c) => list.slice(c * B + from, c * B + to)).flat();
-  const someIds = new Int32Array(captions * (to - from) * L);
-  for (let c = 0; c < captions; c++)
-    someIds.set(ids.subarray((c * B + from) * L, (c * B + to) * L), c * (to - from) * L);
-  return {
-    ...batch, size: to - from, ids: someIds, keys: batch.keys.slice(from, to), samples: batch.samples.slice(from, to),
-    langs: rows(batch.langs), texts: rows(batch.texts),
-    naflex: {
-      length, patches: patches.subarray(offsets[from]! * width, offsets[to]! * width),
-      offsets: offsets.slice(from, to + 1).map((o) => o - offsets[from]!), shapes: shapes.slice(2 * from, 2 * to),
-    },
-    ...(sequences ? { sequences: sequences.map((set) => set.slice(from, to)) } : {}),
-    ...(classes ? { classes: classes.slice(from, to) } : {}),
-  };
+/**
+ * What a step trains on at once: its whole batch, or the first and the second half of one whose images have the most
+ * patches of all lengths, where the config says so. The first half has the odd image.
+ */
+export function naflexUpdates(batch: Batch, { lengths, halveLongest }: { lengths: readonly number[]; halveLongest: boolean }): Batch[] {
+  const { size, naflex } = batch, middle = Math.ceil(size / 2);
+  if (!halveLongest || lengths.length < 2 || size < 2 || naflex?.length !== Math.max(...lengths)) return [batch];
+  return [batchPart(batch, 0, middle), batchPart(batch, middle, size)];
 }

@@ -20,6 +20,9 @@ export const Stream = {
   decoder: 32,
   parallel: 33,
   naflexLength: 34,
+  captionSwap: 41,
+  mixture: 43,
+  debias: 44,
 } as const;
 
 /** Final mixing of one 32-bit word (the finalizer of MurmurHash3). */

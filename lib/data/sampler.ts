@@ -38,6 +38,10 @@ export interface SamplerOptions {
   uniqueBy?: 'class';
   /** Class of each sample; negative means none, which never collides. */
   classes?: Int32Array;
+  /** The order of an epoch instead of a permutation: a function of the epoch alone; samples may come more than once. */
+  order?: (epoch: number) => Int32Array;
+  /** Group of each sample: a stand-in is of the same group if that can be helped. */
+  groups?: Int32Array;
 }
 
 /**
@@ -139,6 +143,8 @@ export class Sampler {
     if (this.position.batch * batchSize >= plan.length) {
       this.position = { ...this.position, epoch: this.position.epoch + 1, batch: 0 };
       plan = this.epochPlan(this.position.epoch);
+      if (plan.length === 0)
+        throw new DataError(`an epoch has no ${batchSize} samples that can be in one batch; make the batch smaller`);
     }
     const { epoch, batch, batches } = this.position;
     const samples = plan.slice(batch * batchSize, (batch + 1) * batchSize);
@@ -163,7 +169,7 @@ export class Sampler {
     tried: ReadonlySet<number>,
   ): number | undefined {
     const order = this.epochOrder(epoch);
-    const { uniqueBy, classes } = this.options;
+    const { uniqueBy, classes, groups } = this.options;
     const held = new Set(inBatch);
     const heldClasses = new Set<number>();
     if (uniqueBy !== undefined && classes !== undefined) {
@@ -171,18 +177,21 @@ export class Sampler {
         if (i !== unusable && (classes[i] as number) >= 0) heldClasses.add(classes[i] as number);
     }
     const start = order.indexOf(unusable);
+    let other: number | undefined;
     for (let k = 1; k < order.length; k++) {
       const candidate = order[(start + k) % order.length] as number;
       if (held.has(candidate) || tried.has(candidate)) continue;
       if (uniqueBy !== undefined && heldClasses.has(classes?.[candidate] as number)) continue;
-      return candidate;
+      if (groups === undefined || groups[candidate] === groups[unusable]) return candidate;
+      other ??= candidate;
     }
-    return undefined;
+    return other;
   }
 
   private epochOrder(epoch: number): Int32Array {
     if (epoch === this.planEpoch && this.order !== undefined) return this.order;
     const { samples, seed } = this.position;
+    if (this.options.order !== undefined) return this.options.order(epoch);
     if (this.options.shuffle ?? true)
       return permutation(samples, new Random(seed, Stream.order, epoch));
     return Int32Array.from({ length: samples }, (_, i) => i);

@@ -15,7 +15,8 @@ const kExamples = 5;
 export class SkipCounter {
   /** Reason to count and examples. */
   readonly byReason = new Map<string, SkipRecord>();
-  private readonly seen = new Set<string>();
+  /** Reason of every example. */
+  private readonly seen = new Map<string, string>();
 
   /** @param maxSkips most skips allowed; default 1 % of the samples or 100, whichever is larger */
   constructor(readonly maxSkips?: number) {}
@@ -31,12 +32,29 @@ export class SkipCounter {
    */
   add(reason: string, example: string): boolean {
     if (this.seen.has(example)) return false;
-    this.seen.add(example);
+    this.seen.set(example, reason);
     let record = this.byReason.get(reason);
     if (record === undefined) this.byReason.set(reason, (record = { count: 0, examples: [] }));
     record.count++;
     if (record.examples.length < kExamples) record.examples.push(example);
     return true;
+  }
+
+  /** Counts what another counter counted too. */
+  addAll(other: SkipCounter): void {
+    for (const [key, reason] of other.seen) this.seen.set(key, reason);
+    for (const [reason, { count, examples }] of other.byReason) {
+      const record = this.byReason.get(reason);
+      this.byReason.set(reason, {
+        count: (record?.count ?? 0) + count,
+        examples: [...(record?.examples ?? []), ...examples].slice(0, kExamples),
+      });
+    }
+  }
+
+  /** Everything that was skipped, in order. */
+  entries(): { example: string; reason: string }[] {
+    return [...this.seen].map(([example, reason]) => ({ example, reason }));
   }
 
   /**
@@ -64,10 +82,7 @@ export class SkipCounter {
   /** A copy that counts on from here, with another limit if one is given. */
   clone(maxSkips: number | undefined = this.maxSkips): SkipCounter {
     const copy = new SkipCounter(maxSkips);
-    for (const [reason, { count, examples }] of this.byReason) {
-      copy.byReason.set(reason, { count, examples: [...examples] });
-    }
-    for (const key of this.seen) copy.seen.add(key);
+    copy.addAll(this);
     return copy;
   }
 }

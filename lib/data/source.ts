@@ -9,16 +9,22 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
+import { captionsFromJson, captionsFromObject, captionsFromText, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader, fileError, readJson, type Location } from './files.js';
+import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
+import { fillMixture, type Mixture, type MixtureSpec } from './mixture.js';
+import { KeyList } from './keys.js';
+import { parquetManifest } from './parquet_manifest.js';
 import { expandPaths, lines } from './paths.js';
 import { SkipCounter } from './skips.js';
-import { indexTar, type TarEntry } from './tar.js';
+import { indexTar, memberKey, type TarEntry } from './tar.js';
 
 /** Where a sample's captions are, and how they are written. */
 export interface CaptionLocation extends Location {
   format: 'json' | 'txt';
+  /** The JSON itself, where it has no byte range of its own: in parquet manifests. */
+  inline?: string;
 }
 
 /** One sample of a collection. */
@@ -31,20 +37,38 @@ export interface Sample {
   captions: CaptionLocation;
   /** Language of captions that do not say theirs. */
   language: string;
+  /** Drawn from a mixture: the language its caption is to be in. */
+  draw?: string;
   /** Class id, where the collection has classes (`class` in the sample's JSON). */
   class?: number;
   /** A grey image with the number of the object at each pixel, where there is one (`<key>.mask.png`). */
   mask?: Location;
 }
 
+interface SourceChoice {
+  /** Language of captions that do not say theirs. Default "en". */
+  language?: string;
+  /** A key list (`KeyList`): only the samples it names are used. */
+  keys?: string;
+}
+
 /** What to open; plain JSON, so that it can stand in a config. */
-export type SourceSpec =
+export type SourceSpec = SingleSourceSpec | MixtureSpec;
+
+/**
+ * One collection. `language` is that of captions that do not say theirs, "en" by default; "detect" identifies it from each
+ * sample's captions.
+ */
+export type SingleSourceSpec =
   /** WebDataset tars: paths with `*`, `?` in the last part, or `{000..012}`, `{a,b}` anywhere. */
-  | { type: 'webdataset'; tars: string | string[]; language?: string }
+  | ({ type: 'webdataset'; tars: string | string[] } & SourceChoice)
   /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
-  | { type: 'folder'; path: string; language?: string }
-  /** A .jsonl of `{image, caption | captions, ...}`; image paths are relative to the manifest. */
-  | { type: 'manifest'; path: string; language?: string }
+  | ({ type: 'folder'; path: string } & SourceChoice)
+  /**
+   * A .jsonl of `{image, caption | captions, ...}`, or a .parquet with such columns; image paths are relative to the
+   * manifest.
+   */
+  | ({ type: 'manifest'; path: string } & SourceChoice)
   /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
   | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] }
   /** One split, train by default, of what `buildScenes` makes. */
@@ -57,6 +81,13 @@ export interface SourceOptions {
    * larger.
    */
   maxSkips?: number;
+  /**
+   * Counts as skips what is an error otherwise: a damaged tar gives the samples before the damage, an unreadable manifest
+   * none; any number of skips and an empty collection are fine. For whoever counts over many collections. Default false.
+   */
+  tolerant?: boolean;
+  /** Instead of the spec's key list. */
+  keys?: KeyList;
   /** Ends indexing early with the signal's reason. */
   signal?: AbortSignal;
 }
@@ -71,6 +102,10 @@ export class SampleSource {
   readonly samples: Sample[] = [];
   /** Captions by language. */
   readonly languages = new Map<string, number>();
+  /** Languages of each sample's captions; samples with the same ones share a list. */
+  readonly sampleLanguages: (readonly string[])[] = [];
+  /** Of a mixture: what is drawn from it. */
+  mixture: Mixture | undefined;
   /** The classes, where the collection says what they are called. */
   classes: EmojiClass[] | undefined;
 
@@ -111,7 +146,7 @@ export function readCaptions(
   sample: Pick<Sample, 'key' | 'captions' | 'language'>,
 ): ParsedCaptions {
   const { captions, language } = sample;
-  const data = reader.read(captions);
+  const data = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   if (captions.format === 'txt') return captionsFromText(data, language);
   try {
     return captionsFromJson(data, language);
@@ -141,6 +176,11 @@ export async function openSource(
   spec: SourceSpec,
   options: SourceOptions = {},
 ): Promise<SampleSource> {
+  if (spec.type === 'mixture') {
+    const whole = new SampleSource('mixture', options.maxSkips);
+    await fillMixture(whole, spec, (source) => openSource(source, options));
+    return whole;
+  }
   const indexer = new Indexer(options);
   try {
     return await indexer.open(spec);
@@ -171,31 +211,35 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
 class Indexer {
   readonly reader = new FileReader();
   private source!: SampleSource;
+  private detector: LanguageDetector | undefined;
+  private readonly lists = new Map<string, readonly string[]>();
   private language = 'en';
+  private keys: KeyList | undefined;
   private seen = 0;
 
   constructor(private readonly options: SourceOptions) {}
 
-  async open(spec: SourceSpec): Promise<SampleSource> {
-    const { maxSkips } = this.options;
+  async open(spec: SingleSourceSpec): Promise<SampleSource> {
+    if ('language' in spec && spec.language === DETECT) this.detector = await languageDetector();
     switch (spec.type) {
       case 'webdataset': {
         const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
-        this.start(
-          tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`,
-          maxSkips,
-          spec.language,
-        );
+        await this.start(tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`, spec);
         for (const tar of tars) await this.tar(tar);
         break;
       }
       case 'folder':
-        this.start(spec.path, maxSkips, spec.language);
+        await this.start(spec.path, spec);
         await this.folder(spec.path);
         break;
       case 'manifest':
-        this.start(spec.path, maxSkips, spec.language);
-        await this.manifest(spec.path);
+        await this.start(spec.path, spec);
+        try {
+          await (spec.path.endsWith('.parquet') ? this.parquet(spec.path) : this.manifest(spec.path));
+        } catch (error) {
+          if (!this.options.tolerant || !(error instanceof DataError)) throw error;
+          this.source.skips.add('the manifest cannot be read', error.message);
+        }
         break;
       case 'emoji': {
         const manifest = readManifest(spec.path);
@@ -213,7 +257,7 @@ class Indexer {
               manifest.studios.map((studio) => studio.name).join(', '),
           );
         }
-        this.start(spec.path, maxSkips, 'en');
+        await this.start(spec.path);
         this.source.classes = readClasses(spec.path);
         for (const studio of studios) {
           for (const shard of studio.shards) await this.tar(path.join(spec.path, shard.file));
@@ -221,7 +265,7 @@ class Indexer {
         break;
       }
       case 'scenes': {
-        this.start(spec.path, maxSkips, 'en');
+        await this.start(spec.path);
         for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.tar(path.join(spec.path, file));
         break;
       }
@@ -232,17 +276,20 @@ class Indexer {
         );
     }
     const { source } = this;
+    if (this.options.tolerant) return source;
     source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
-      const why = source.skips.total > 0 ? `: ${source.skips.summary()}` : '';
+      const why = source.skips.total > 0 ? `: ${source.skips.summary()}`
+        : this.keys ? `: none of the ${this.keys.size} keys in ${this.keys.path} is there` : '';
       throw new DataError(`${source.name}: no image with a caption was found${why}`);
     }
     return source;
   }
 
-  private start(name: string, maxSkips: number | undefined, language: string | undefined): void {
-    this.source = new SampleSource(name, maxSkips);
+  private async start(name: string, { language, keys }: SourceChoice = {}): Promise<void> {
+    this.source = new SampleSource(name, this.options.maxSkips);
     this.language = language ?? 'en';
+    this.keys = this.options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
   }
 
   /** Indexing is synchronous reads of small members; now and then the event loop gets its turn. */
@@ -256,19 +303,18 @@ class Indexer {
   private async tar(file: string): Promise<void> {
     this.options.signal?.throwIfAborted();
     const drafts = new Map<string, Draft>();
-    for (const entry of await indexTar(file)) this.member(file, entry, drafts);
+    const onDamage = (error: DataError): void => void this.source.skips.add('the tar is damaged', error.message);
+    for (const entry of await indexTar(file, this.options.tolerant ? onDamage : undefined))
+      this.member(file, entry, drafts);
     for (const draft of drafts.values()) {
       await this.breathe();
       this.finish(draft, file);
     }
   }
 
-  /** WebDataset's rule: the key is the path up to the first dot of its last part. */
   private member(file: string, entry: TarEntry, drafts: Map<string, Draft>): void {
-    const slash = entry.name.lastIndexOf('/') + 1;
-    const dot = entry.name.indexOf('.', slash);
-    if (dot <= slash) return; // no extension, or a hidden file
-    const key = entry.name.slice(0, dot);
+    const key = memberKey(entry.name);
+    if (key === undefined) return;
     const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
     const part = entry.name.endsWith('.mask.png')
       ? 'mask'
@@ -278,6 +324,7 @@ class Indexer {
         ? extension
         : undefined;
     if (part === undefined) return;
+    if (this.keys && !this.keys.has(file, key)) return;
     let draft = drafts.get(key);
     if (draft === undefined) drafts.set(key, (draft = { key }));
     if (draft[part] !== undefined) {
@@ -315,8 +362,8 @@ class Indexer {
     if (location === undefined || parsed === undefined || parsed.captions.length === 0) {
       return void source.skips.add('no caption', example);
     }
-    this.push(key, image, location, parsed, meta);
-    if (draft.mask !== undefined) (source.samples.at(-1) as Sample).mask = draft.mask;
+    const sample = this.push(key, image, location, parsed, meta);
+    if (sample !== undefined && draft.mask !== undefined) sample.mask = draft.mask;
   }
 
   private push(
@@ -325,15 +372,35 @@ class Indexer {
     captions: CaptionLocation,
     parsed: ParsedCaptions,
     meta: Record<string, unknown>,
-  ): void {
+  ): Sample | undefined {
     const { source } = this;
-    const sample: Sample = { index: source.length, key, image, captions, language: this.language };
+    const language = this.detector ? this.identify(parsed) : this.language;
+    if (language === undefined) {
+      source.skips.add('captions in no language', describeSample({ key, image }));
+      return undefined;
+    }
+    const sample: Sample = { index: source.length, key, image, captions, language };
     const id = meta['class'];
     if (typeof id === 'number' && Number.isInteger(id) && id >= 0 && id < 2 ** 31)
       sample.class = id;
     source.samples.push(sample);
-    for (const { lang } of parsed.captions)
-      source.languages.set(lang, (source.languages.get(lang) ?? 0) + 1);
+    const languages = new Set<string>();
+    for (const { lang } of parsed.captions) {
+      const said = lang === DETECT ? language : lang;
+      languages.add(said);
+      source.languages.set(said, (source.languages.get(said) ?? 0) + 1);
+    }
+    const list = [...languages], name = list.join();
+    if (!this.lists.has(name)) this.lists.set(name, list);
+    source.sampleLanguages.push(this.lists.get(name)!);
+    return sample;
+  }
+
+  /** The language of the captions that do not say theirs; undefined when no caption is in any. */
+  private identify({ captions }: ParsedCaptions): string | undefined {
+    const silent = captions.filter(({ lang }) => lang === DETECT);
+    const found = this.detector!(silent.map(({ text }) => text).join('\n'));
+    return found ?? (silent.length < captions.length ? UNDETERMINED : undefined);
   }
 
   private async folder(folder: string): Promise<void> {
@@ -348,6 +415,7 @@ class Indexer {
       const extension = path.extname(name);
       if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
         continue;
+      if (this.keys && !this.keys.has(folder, name)) continue;
       await this.breathe();
       const stem = name.slice(0, -extension.length);
       const file = path.join(folder, name);
@@ -377,26 +445,31 @@ class Indexer {
         this.source.skips.add('the line is not valid JSON', example);
         continue;
       }
-      const image = parsed.meta['image'];
-      if (typeof image !== 'string' || image === '') {
-        this.source.skips.add('no image', example);
-        continue;
-      }
-      const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
-      const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
-      if (size === undefined) this.source.skips.add('the image is missing', location.path);
-      else if (size === 0) this.source.skips.add('empty image', location.path);
-      else if (parsed.captions.length === 0)
-        this.source.skips.add('no caption', `${example} (${image})`);
-      else {
-        this.push(
-          image,
-          location,
-          { path: file, offset, size: data.length, format: 'json' },
-          parsed,
-          parsed.meta,
-        );
-      }
+      this.row(file, example, { path: file, offset, size: data.length, format: 'json' }, parsed);
     }
+  }
+
+  private async parquet(file: string): Promise<void> {
+    let number = 0;
+    for await (const row of parquetManifest(file)) {
+      number++;
+      await this.breathe();
+      const inline = JSON.stringify(row);
+      this.row(file, `${file} row ${number}`, { path: file, offset: 0, size: -1, format: 'json', inline },
+        captionsFromObject(row, this.language));
+    }
+  }
+
+  /** Makes a sample of a manifest's row, or counts why not. */
+  private row(file: string, example: string, captions: CaptionLocation, parsed: ParsedCaptions): void {
+    const { skips } = this.source, image = parsed.meta['image'];
+    if (typeof image !== 'string' || image === '') return void skips.add('no image', example);
+    if (this.keys && !this.keys.has(file, image)) return;
+    const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
+    const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
+    if (size === undefined) skips.add('the image is missing', location.path);
+    else if (size === 0) skips.add('empty image', location.path);
+    else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${image})`);
+    else this.push(image, location, captions, parsed, parsed.meta);
   }
 }

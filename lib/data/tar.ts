@@ -22,6 +22,15 @@ export interface TarEntry {
   size: number;
 }
 
+/**
+ * The sample that a member belongs to by WebDataset's rule: the path up to the first dot of its last part. undefined for
+ * hidden files and those without an extension.
+ */
+export function memberKey(name: string): string | undefined {
+  const slash = name.lastIndexOf('/') + 1, dot = name.indexOf('.', slash);
+  return dot <= slash ? undefined : name.slice(0, dot);
+}
+
 const kBlock = 512;
 /**
  * Bytes read at a time: small members come several to a read, and large ones cost one read for
@@ -134,27 +143,32 @@ function parsePax(data: Buffer, file: string, at: number): Map<string, string> {
  * are left out.
  *
  * @param file path of the archive (not compressed)
+ * @param onDamage called with what is wrong with a damaged archive, which then counts as ended there
  * @returns the entries in the order of the archive
- * @throws DataError when the file is missing, damaged or truncated (the message has the file and
- *   the byte offset); IoError when it cannot be read
+ * @throws DataError when the file is missing, or damaged or truncated (the message has the file and
+ *   the byte offset) and there is no `onDamage`; IoError when it cannot be read
  */
-export async function indexTar(file: string): Promise<TarEntry[]> {
+export async function indexTar(file: string, onDamage?: (error: DataError) => void): Promise<TarEntry[]> {
   let handle: fs.promises.FileHandle;
   try {
     handle = await fs.promises.open(file, 'r');
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }
+  const entries: TarEntry[] = [];
   try {
-    return await index(handle, file);
+    await index(handle, file, entries);
+    return entries;
   } catch (cause) {
-    throw fileError(cause, 'read', file);
+    if (!onDamage || !(cause instanceof DataError)) throw fileError(cause, 'read', file);
+    onDamage(cause);
+    return entries;
   } finally {
     await handle.close();
   }
 }
 
-async function index(handle: fs.promises.FileHandle, file: string): Promise<TarEntry[]> {
+async function index(handle: fs.promises.FileHandle, file: string, entries: TarEntry[]): Promise<void> {
   const total = (await handle.stat()).size;
   const buffer = Buffer.allocUnsafe(kWindow);
   let start = 0;
@@ -174,7 +188,6 @@ async function index(handle: fs.promises.FileHandle, file: string): Promise<TarE
     return buffer.subarray(at - start, Math.min(at - start + size, filled));
   };
 
-  const entries: TarEntry[] = [];
   let position = 0;
   let longName: string | undefined;
   let pax: Map<string, string> | undefined;
@@ -186,7 +199,7 @@ async function index(handle: fs.promises.FileHandle, file: string): Promise<TarE
           `expected a tar header or the end marker at byte ${position}`,
       );
     }
-    if (block.every((byte) => byte === 0)) return entries;
+    if (block.every((byte) => byte === 0)) return;
 
     const header = parseHeader(block, file, position);
     let size = header.size;

@@ -1,13 +1,14 @@
 /** How decoded images enter the vision tower: all at one size, or each on its own grid of patches (NaFlex). */
 import type { RawImage } from '../data/image.js';
-import { naflexGrid, packNaflex, patchify, type NaflexImage } from '../data/naflex.js';
+import { naflexGrid, packNaflex, patchify, type NaflexBatch, type NaflexImage } from '../data/naflex.js';
 import { processorOf, resizeTo, type Processor, type ProcessorName } from '../data/processor.js';
 import { ConfigError } from '../errors.js';
 import { gridSide } from '../model/config.js';
 import type { LoadedModel } from '../model/files.js';
 import type { Siglip2Model } from '../model/siglip2.js';
+import { copyRows } from '../ops/copy_rows.js';
 import { cast } from '../ops/elementwise.js';
-import { tensor, type Tensor } from '../tensor.js';
+import { tensor, zeros, type Tensor } from '../tensor.js';
 
 /** An image that is ready for the model. */
 export type Prepared = Uint8Array | Float32Array | NaflexImage;
@@ -22,6 +23,16 @@ export interface VisionInput {
   encode(model: Siglip2Model, batch: (Prepared | null)[]): Tensor;
   /** Dense features f32, one image after the other. */
   tokens(model: Siglip2Model, batch: (Prepared | null)[]): Tensor;
+  /** Dense features as the caption decoder takes them. */
+  forDecoder(model: Siglip2Model, batch: Prepared[]): DecoderImages;
+}
+
+/** Images for the caption decoder. */
+export interface DecoderImages {
+  /** (B, N, D) of the activations' type; a NaFlex image's tokens are followed by padding. */
+  tokens: Tensor;
+  /** (B) i32, the tokens that count; null when all do. */
+  lengths: Tensor | null;
 }
 
 /** @throws ConfigError when processor or number of patches do not fit the model */
@@ -50,6 +61,7 @@ function fixed({ config, params }: Siglip2Model, processor: Processor): VisionIn
     grid: () => [side, side],
     encode: (model, batch) => model.encodeImages(pixels(batch)),
     tokens: (model, batch) => cast(model.imageTokens(pixels(batch)), 'f32'),
+    forDecoder: (model, batch) => ({ tokens: model.imageTokens(pixels(batch)), lengths: null }),
   };
 }
 
@@ -67,5 +79,17 @@ function naflex({ config }: Siglip2Model, processor: Processor, maxPatches: numb
     grid: (image) => image ? [(image as NaflexImage).rows, (image as NaflexImage).columns] : [1, 1],
     encode: (model, batch) => model.encodeNaflex(pack(batch)),
     tokens: (model, batch) => cast(model.naflexTokens(pack(batch)).tokens, 'f32'),
+    forDecoder: (model, batch) => padded(model, pack(batch)),
   };
+}
+
+/** Each image's tokens in a row of their own, for decoding one token at a time is not made for packed images. */
+function padded(model: Siglip2Model, batch: NaflexBatch): DecoderImages {
+  const { tokens } = model.naflexTokens(batch), { offsets } = batch, B = offsets.length - 1, device = tokens.device;
+  const lengths = Int32Array.from({ length: B }, (_, b) => offsets[b + 1]! - offsets[b]!), N = Math.max(...lengths);
+  const to = new Int32Array(tokens.shape[0]!), D = tokens.shape[1]!;
+  lengths.forEach((n, b) => { for (let i = 0; i < n; i++) to[offsets[b]! + i] = b * N + i; });
+  const rows = zeros([B * N, D], tokens.dtype, device);
+  copyRows(rows, tokens, tensor(to, [to.length], device), tensor(to.map((_, i) => i), [to.length], device));
+  return { tokens: rows.reshape([B, N, D]), lengths: tensor(lengths, [B], device) };
 }

@@ -16,7 +16,7 @@ import { AdamW } from '../train/optimizer.js';
 import { scheduleMultiplier } from '../train/schedule.js';
 import { boxesOfPhrases } from './localize.js';
 import type { SceneSet } from './scenes.js';
-import { tokenizerOf, tokenizerOptions } from './zero_shot.js';
+import { tokenizerOf, tokenizerOptions } from '../model/tokenizer.js';
 
 /** Fractions in [0, 1]. */
 export interface ReferringScores {

@@ -2,6 +2,7 @@
  * The report that a person reads after a training run: one HTML file that needs no network and no
  * script, in light and dark, on a phone and on paper. Every text that comes from data is escaped.
  */
+import { bar, escape, grouped, locale, percent } from './report_parts.js';
 import { STYLE } from './report_style.js';
 
 /** Zero-shot figures of one language, as fractions. */
@@ -84,9 +85,6 @@ const METRICS = [
   ['t2i_r1', 'Text → image', 'recall at 1'], ['i2t_r1', 'Image → text', 'recall at 1'],
 ] as const;
 
-const RTL_SCRIPTS =
-  new Set(['Arab', 'Hebr', 'Thaa', 'Syrc', 'Nkoo', 'Adlm', 'Rohg', 'Mand', 'Samr']);
-
 /**
  * The report as one self-contained HTML document (UTF-8). Parts without data are left out; a
  * retrieval may have fewer pictures than others.
@@ -119,23 +117,6 @@ ${licences(data)}
 `;
 }
 
-const ENTITIES: Record<string, string> =
-  { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', '\'': '&#39;' };
-
-/** Text for an element or a quoted attribute. */
-function escape(text: unknown): string {
-  return String(text).replace(/[&<>"']/g, (character) => ENTITIES[character]!);
-}
-
-const grouped = (value: number): string => escape(Math.round(value).toLocaleString('en'));
-
-/** A fraction as percent, with as many digits as tell small figures apart. */
-function percent(fraction: number): string {
-  if (!Number.isFinite(fraction)) return '–';
-  const value = fraction * 100;
-  return `${value.toFixed(value === 0 || value === 100 ? 0 : value < 0.995 ? 2 : 1)}\u00a0%`;
-}
-
 /** A ratio for a sentence: 12×, 3.4×. */
 const times = (ratio: number): string => `${ratio >= 9.95 ? grouped(ratio) : ratio.toFixed(1)}×`;
 
@@ -144,18 +125,6 @@ function duration(seconds: number): string {
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
   if (hours > 0) return `${hours} h ${minutes} min`;
   return minutes > 0 ? `${minutes} min ${whole % 60} s` : `${whole} s`;
-}
-
-/** Tag and direction of a language; a tag that is none is not claimed to be one. */
-function locale(tag: string): { attributes: string; name: string } {
-  try {
-    const parsed = new Intl.Locale(tag);
-    const dir = RTL_SCRIPTS.has(parsed.maximize().script ?? '') ? 'rtl' : 'ltr';
-    const name = new Intl.DisplayNames(['en'], { type: 'language' }).of(parsed.toString()) ?? tag;
-    return { attributes: `lang="${escape(parsed.toString())}" dir="${dir}"`, name };
-  } catch {
-    return { attributes: 'dir="auto"', name: tag };
-  }
 }
 
 function header({ title, date, seed, device, model, train }: ReportData): string {
@@ -230,12 +199,6 @@ function verdict(top1: number, { pixel_1nn: pixel, chance }: EvaluationSet): str
     : top1 >= pixel ? `${times(top1 / pixel)} the pixel neighbour.`
       : `Below the pixel neighbour, which is ${times(pixel / Math.max(top1, 1e-9))} as good here.`;
   return chance > 0 ? `${against}<br>${times(top1 / chance)} chance.` : against;
-}
-
-/** A bar of a width given as a fraction of its track. */
-function bar(fraction: number): string {
-  const width = Math.min(100, Math.max(0, fraction * 100)) || 0;
-  return `<i class="bar" style="--w:${width.toFixed(1)}%"></i>`;
 }
 
 function retrievals({ retrievals: list, gallery }: ReportData): string {

@@ -6,7 +6,7 @@ import { referringAccuracy, referringProbe, type ReferringOptions } from './refe
 import { captionRetrieval, type CaptionRetrieval } from './retrieval.js';
 import { readScenes, type SceneSet } from './scenes.js';
 import { segmentationProbe } from './segmentation.js';
-import { tokenizerOf } from './zero_shot.js';
+import { tokenizerOf } from '../model/tokenizer.js';
 
 export interface SceneTaskOptions extends ReferringOptions {
   /** Of the fitted probes. */

@@ -1,6 +1,6 @@
 /** Zero-shot evaluation of a model on the emoji sets: every language, beside chance and the pixel baseline. */
 import { candidateNames, pixelNeighbour, type EvalSet, type EvalSuite } from '../data/evalset.js';
-import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from '../data/tokenizer.js';
+import type { GemmaTokenizer } from '../data/tokenizer.js';
 import type { LoadedModel } from '../model/files.js';
 import { embedImages, embedTexts } from './embed.js';
 import { evaluateLanguage, scores, topK, type LanguageScores } from './retrieval.js';
@@ -16,17 +16,6 @@ export interface SetResult {
   pixel_1nn: number;
   languages: Record<string, LanguageScores>;
 }
-
-/** What the tokenizer of a loaded model's texts is made with. */
-export function tokenizerOptions(loaded: LoadedModel): TokenizerOptions {
-  return {
-    lower: loaded.lowercase, length: loaded.model.config.text.length, generation: loaded.processor.generation,
-    ...(loaded.tokenizer ? { path: loaded.tokenizer } : {}), ...(loaded.vocab ? { vocab: loaded.vocab } : {}),
-  };
-}
-
-/** The tokenizer that a loaded model's texts need. */
-export function tokenizerOf(loaded: LoadedModel): Promise<GemmaTokenizer> { return loadTokenizer(tokenizerOptions(loaded)); }
 
 /** Yields [set name, result] for every set of the suite. Names of a class that a language lacks are left out there. */
 export async function* evaluateSuite(loaded: LoadedModel, suite: EvalSuite, tokenizer: GemmaTokenizer,

@@ -62,7 +62,7 @@ async function saveOnnx(folder: string, from: Checkpoint, options: ConvertOption
 }
 
 async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: ConvertOptions): Promise<void> {
-  const { config, reader, vocabulary, lowercase } = from;
+  const { config, reader, vocabulary, lowercase, boxes } = from;
   const tensors = new Map<string, TensorData>();
   for (const { name, dtype: own, shape } of reader.tensors.values()) {
     if (name.endsWith('.position_ids')) continue;
@@ -75,7 +75,8 @@ async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: C
     // A scalar of an older export is a vector of one to everything else.
     tensors.set(name, { shape: shape.length === 0 ? [1] : shape, dtype: dtype === undefined ? own : ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype], data: read });
   }
-  await saveHfFolder(folder, { config, tensors, lowercase, ...(vocabulary ? { vocabulary, expandVocabulary: GEMMA_VOCAB } : {}) });
+  const trimmed = vocabulary ? { vocabulary, expandVocabulary: GEMMA_VOCAB } : {};
+  await saveHfFolder(folder, { config, tensors, lowercase, boxes, ...trimmed });
   await writeJson(join(folder, 'config.json'), await configJson(from, dtype));
   await inputFiles(folder, from);
 }

@@ -11,6 +11,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { checkBoxFormat, type BoxFormat } from '../data/regions.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import {
   checkModelConfig, GEMMA_VOCAB, gridSide, modelConfig, patchCount, VARIANTS,
@@ -94,6 +95,10 @@ const siglip2Json = z.strictObject({
   vocabulary: z.array(z.int().min(0).max(2 ** 24)).nullable(),
   /** The caption decoder, whose tensors `decoder.*` are in model.safetensors; none when absent. */
   decoder: decoderSchema,
+  /** How the decoder has learnt to write boxes; LocCa's way when absent. */
+  boxes: z.strictObject({
+    bins: z.int().max(999999), order: z.tuple([z.int(), z.int(), z.int(), z.int()]).readonly(),
+  }).optional(),
 });
 
 /** Contents of siglip2.json. */
@@ -222,6 +227,8 @@ export interface HfModel {
   /** Contents of tokenizer.json. */
   tokenizer?: string | Uint8Array;
   lowercase?: Siglip2Json['lowercase'];
+  /** How the decoder writes boxes. */
+  boxes?: BoxFormat | undefined;
   /** Full id of every row of a trimmed token table, ascending. */
   vocabulary?: readonly number[];
   /**
@@ -260,6 +267,7 @@ export async function saveHfFolder(folder: string, model: HfModel): Promise<void
     initLogitScale: config.initLogitScale, initLogitBias: config.initLogitBias,
     vocabulary: saved === config && vocabulary !== undefined ? [...vocabulary] : null,
     ...(saved.decoder ? { decoder: saved.decoder } : {}),
+    ...(saved.decoder && model.boxes ? { boxes: model.boxes } : {}),
   };
   await writeSafetensors(path, [...tensors].map(([name, tensor]) => ({ name, ...tensor })));
   const json: [string, unknown][] = [
@@ -323,6 +331,8 @@ export interface HfFolder extends Processor {
   /** Path of tokenizer.json, when the folder has one. */
   tokenizer: string | undefined;
   lowercase: Siglip2Json['lowercase'];
+  /** How the decoder writes boxes; undefined: LocCa's way. */
+  boxes?: BoxFormat | undefined;
   /** Full id of every row of a trimmed token table; null when it is complete. */
   vocabulary: readonly number[] | null;
 }
@@ -342,7 +352,7 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const config = fromHfConfig(await readJson(configPath), extra, configPath);
   const vocabulary = extra?.vocabulary ?? null;
   if (vocabulary !== null) checkVocabulary(extraPath, config, vocabulary, 2 ** 24 + 1);
-  const processor = await readProcessor(folder, config);
+  const processor = await readProcessor(folder, config), boxes = boxFormat(extra, extraPath);
   const reader = await openSafetensors(folder);
   try {
     checkTensors(folder, config, reader.tensors);
@@ -353,8 +363,17 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const tokenizer = join(folder, 'tokenizer.json');
   return {
     ...processor, folder, config, reader, vocabulary, lowercase: extra?.lowercase ?? 'ascii',
-    tokenizer: existsSync(tokenizer) ? tokenizer : undefined,
+    tokenizer: existsSync(tokenizer) ? tokenizer : undefined, boxes,
   };
+}
+
+function boxFormat(extra: Siglip2Json | undefined, path: string): BoxFormat | undefined {
+  try {
+    if (extra?.boxes) checkBoxFormat(extra.boxes);
+  } catch (cause) {
+    throw new CheckpointError(`${path}: ${(cause as Error).message}`, { cause });
+  }
+  return extra?.boxes;
 }
 
 async function readJson(path: string): Promise<unknown> {

@@ -1,6 +1,8 @@
-/** Embeddings as Apache Parquet: columns `name` (string) and `embedding` (list of float). */
-import { ByteWriter, parquetWrite } from 'hyparquet-writer';
-import { writeFileAtomic } from './files.js';
+/** Apache Parquet: tables of plain columns, and embeddings as columns `name` (string) and `embedding` (list of float). */
+import { ByteWriter, parquetWrite, ParquetWriter } from 'hyparquet-writer';
+import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaData } from 'hyparquet';
+import { DataError } from '../errors.js';
+import { ioError, writeFileAtomic } from './files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
 const GROUP = 4096;
@@ -27,4 +29,109 @@ export async function writeParquet(path: string, names: readonly string[], rows:
     columnData: [{ name: 'name', data: [...names] }, { name: 'embedding', data: rows.map((row) => Array.from(row)) }],
   });
   await writeFileAtomic(path, new Uint8Array(writer.getBuffer()));
+}
+
+/** What a column holds; a `?` allows null. */
+export type ColumnType = 'string' | 'int' | 'float' | 'int?' | 'float?';
+
+/** The values of some rows, by column. */
+export type Columns = Record<string, ArrayLike<string | number | null>>;
+
+/** A writer whose bytes are taken away after every row group. */
+class PieceWriter extends ByteWriter {
+  take(): Uint8Array {
+    const piece = new Uint8Array(this.buffer, 0, this.index).slice();
+    this.index = 0;
+    return piece;
+  }
+}
+
+/**
+ * Writes a table, one row group for each of `groups`. The same rows always give the same bytes.
+ * @param metadata texts that travel with the file
+ * @throws IoError when the disk says no; the old file is then untouched
+ */
+export async function writeTable(path: string, schema: Readonly<Record<string, ColumnType>>,
+  groups: Iterable<Columns> | AsyncIterable<Columns>, metadata: Readonly<Record<string, string>> = {}): Promise<void> {
+  const names = Object.keys(schema), writer = new PieceWriter();
+  const parquet = new ParquetWriter({
+    writer,
+    schema: [{ name: 'root', num_children: names.length }, ...names.map((name) => ({
+      name, repetition_type: schema[name]!.endsWith('?') ? 'OPTIONAL' as const : 'REQUIRED' as const,
+      ...(schema[name] === 'string' ? { type: 'BYTE_ARRAY' as const, converted_type: 'UTF8' as const }
+        : { type: schema[name]!.startsWith('int') ? 'INT32' as const : 'FLOAT' as const }),
+    }))],
+    kvMetadata: Object.entries(metadata).map(([key, value]) => ({ key, value })),
+  });
+  await writeFileAtomic(path, (async function* () {
+    for await (const group of groups) {
+      const columnData = names.map((name) => ({ name, data: Array.from(group[name]!) }));
+      if (columnData[0]!.data.length === 0) continue;
+      await parquet.write({ columnData, rowGroupSize: columnData[0]!.data.length });
+      yield writer.take();
+    }
+    await parquet.finish();
+    yield writer.take();
+  })());
+}
+
+/** An open table. */
+export interface Table {
+  rows: number;
+  columns: string[];
+  metadata: ReadonlyMap<string, string>;
+  /**
+   * All rows of the columns named.
+   * @throws DataError naming a column that the table lacks, or when the file is damaged
+   */
+  read(columns: readonly string[]): Promise<Columns>;
+}
+
+/**
+ * Opens a parquet file; only its footer is read.
+ * @throws DataError when the file is missing or is no parquet file; IoError when it cannot be read
+ */
+export async function openTable(path: string): Promise<Table> {
+  const damaged = (cause: unknown): unknown => {
+    const { code, syscall } = cause as NodeJS.ErrnoException;
+    if (syscall !== undefined && code !== 'ENOENT') return ioError('read', path, cause);
+    return new DataError(code === 'ENOENT' ? `cannot read ${path}: there is no such file; check the path`
+      : `${path}: is not a readable parquet file: ${(cause as Error).message}`, { cause });
+  };
+  let file: Awaited<ReturnType<typeof asyncBufferFromFile>>, metadata: FileMetaData;
+  try {
+    file = await asyncBufferFromFile(path);
+    metadata = await parquetMetadataAsync(file);
+  } catch (cause) {
+    throw damaged(cause);
+  }
+  const columns: string[] = [];
+  // The children of the root; a column that is a struct or list spans several elements.
+  for (let at = 1, skip = 0; at < metadata.schema.length; at++) {
+    if (skip === 0) columns.push(metadata.schema[at]!.name);
+    skip = Math.max(0, skip - 1) + (metadata.schema[at]!.num_children ?? 0);
+  }
+  return {
+    rows: Number(metadata.num_rows), columns,
+    metadata: new Map((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value ?? ''])),
+    async read(wanted) {
+      const missing = wanted.find((column) => !columns.includes(column));
+      if (missing !== undefined)
+        throw new DataError(`${path}: there is no column "${missing}"; the columns are ${columns.join(', ')}`);
+      const out: Record<string, (string | number | null)[]> = Object.fromEntries(wanted.map((column) => [column, []]));
+      try {
+        const scan = await parquetScan({ file, metadata, columns: [...wanted] });
+        for (const { rowStart, rowEnd } of scan.ranges)
+          for (const column of wanted)
+            for (const value of await scan.readColumn({ column, rowStart, rowEnd }))
+              out[column]!.push(value as string | number | null);
+        const wrong = wanted.find((column) => out[column]!.length !== Number(metadata.num_rows));
+        if (wrong !== undefined)
+          throw new Error(`column "${wrong}" has ${out[wrong]!.length} values for ${metadata.num_rows} rows`);
+      } catch (cause) {
+        throw damaged(cause);
+      }
+      return out;
+    },
+  };
 }

@@ -83,17 +83,18 @@ export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[]
  * (see `linearCrossEntropy`).
  * @param image (B, N, Dv) un-pooled image tokens, of which `imageLengths` (B) i32 are real; or `packed` ones (T, Dv)
  * @param options.gradScale the weight that the losses will have in backward()
+ * @param options.of examples of the whole batch, where this is a part of one; the losses of all parts then add up
  * @returns (S) f32, each with its task weight; the objective is their sum
  * @throws ShapeError
  */
 export function captionLoss(model: Siglip2Model, image: Tensor, batch: CaptionBatch,
-  options: { gradScale?: number; imageLengths?: Tensor | null; packed?: Packed | null } = {}): Tensor {
+  options: { gradScale?: number; of?: number; imageLengths?: Tensor | null; packed?: Packed | null } = {}): Tensor {
   const { params, config } = model, { sets, batch: B, length: L } = batch, R = sets * B;
   check(config.decoder != null, 'captionLoss', 'the model has no decoder; give its config one');
   const states = decoderStates(params, config, tensor(batch.ids, [R, L], image.device), image,
     { ...model.options, causal: batch.causal, imageLengths: options.imageLengths ?? null, packed: options.packed ?? null });
   return linearCrossEntropy(states, params.get('decoder.head.weight'), params.get('decoder.head.bias'),
     tensor(batch.targets, [R * L], image.device), {
-      weights: tensor(batch.weights, [R * L], image.device), denominator: B, groups: sets, gradScale: options.gradScale ?? 1,
+      weights: tensor(batch.weights, [R * L], image.device), denominator: options.of ?? B, groups: sets, gradScale: options.gradScale ?? 1,
     });
 }

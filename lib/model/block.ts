@@ -6,8 +6,8 @@ import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
 import { selectToken } from '../ops/select_token.js';
-import { checkpoint } from '../tape.js';
-import type { Tensor } from '../tensor.js';
+import { checkpoint, isRecording } from '../tape.js';
+import { scope, type Tensor } from '../tensor.js';
 import type { ParamStore } from './params.js';
 
 /** Where sequences of different lengths end. At most one of the two. */
@@ -40,14 +40,29 @@ export function mlp(p: ParamStore, name: string, x: Tensor): Tensor {
   return linear(hidden, p.get(`${name}.mlp.fc2.weight`), p.get(`${name}.mlp.fc2.bias`));
 }
 
+/** Frees at once what `fn` makes and does not return, unless backward will read it. */
+function passing<T>(fn: () => T): T {
+  return isRecording() ? fn() : scope(fn);
+}
+
+/** The second half of a block, behind the attention's result `a`. */
+function mlpHalf(p: ParamStore, name: string, eps: number, h: Tensor, a: Tensor): Stream {
+  return passing(() => {
+    const second = norm(p, `${name}.layer_norm2`, h, a, eps);
+    return [second.sum, mlp(p, name, second.y)];
+  });
+}
+
 function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Tensor | null): Stream {
-  const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
-  const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
-  const qkv = linear(first.y, proj('weight'), proj('bias'));
-  const mixed = attention(qkv, o.heads, { packed: o.packed ?? null, keyLengths: o.keyLengths ?? null });
-  const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
-  const second = norm(p, `${name}.layer_norm2`, first.sum, a, o.eps);
-  return [second.sum, mlp(p, name, second.y)];
+  const [sum, a] = passing(() => {
+    const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
+    const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
+    const qkv = linear(first.y, proj('weight'), proj('bias'));
+    const mixed = attention(qkv, o.heads, { packed: o.packed ?? null, keyLengths: o.keyLengths ?? null });
+    const out = `${name}.self_attn.out_proj`;
+    return [first.sum, linear(mixed, p.get(`${out}.weight`), p.get(`${out}.bias`))];
+  }) as Stream;
+  return mlpHalf(p, name, o.eps, sum, a);
 }
 
 /** The block for the last token alone: keys and values come from all tokens, everything after them is one row. */
@@ -58,8 +73,7 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
   const q = linear(selectToken(first.y, -1), proj(['q'], 'weight'), proj(['q'], 'bias'));
   const mixed = crossAttention(q, kv, o.heads, { keyLengths: o.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
-  const second = norm(p, `${name}.layer_norm2`, selectToken(first.sum, -1), a, o.eps);
-  return [second.sum, mlp(p, name, second.y)];
+  return mlpHalf(p, name, o.eps, selectToken(first.sum, -1), a);
 }
 
 /**
@@ -78,10 +92,14 @@ export function encoder(p: ParamStore, layers: string, finalNorm: string, o: Enc
   for (let i = 0; i < o.depth; i++) {
     const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
     const name = `${layers}.${i}`;
-    [h, d] = o.checkpoint
+    const [before, added]: [Tensor, Tensor | null] = [h, d];
+    [h, d] = o.checkpoint && isRecording()
       ? checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
-        ...lengths, ...(d ? [h, d] : [h])) as Stream
-      : run(p, name, o, h, d);
+        ...lengths, ...(added ? [before, added] : [before])) as Stream
+      : passing(() => run(p, name, o, before, added));
+    if (isRecording()) continue;
+    if (before !== x) before.dispose();
+    added?.dispose();
   }
   return norm(p, finalNorm, h, d, o.eps).y;
 }

@@ -10,7 +10,7 @@ import { copyRows } from '../ops/copy_rows.js';
 import { linear } from '../ops/linear.js';
 import { cast } from '../ops/elementwise.js';
 import { noGrad } from '../tape.js';
-import { empty, scope, tensor, type Tensor } from '../tensor.js';
+import { batchInvariant, empty, scope, tensor, type Tensor } from '../tensor.js';
 import { decoderEmbed, decoderLayers, decoderNorm } from './decoder.js';
 import type { Siglip2Model } from './siglip2.js';
 
@@ -23,6 +23,8 @@ export interface DecodeOptions {
   lengthPenalty?: number;
   /** (B) i32: tokens of each image that are real; all by default. */
   imageLengths?: Tensor | null;
+  /** Rejects with the signal's reason before the next token. */
+  signal?: AbortSignal | undefined;
 }
 
 export interface Decoded {
@@ -122,11 +124,11 @@ function likeliest(logits: Float32Array, n: number): { id: number; logProbabilit
 }
 
 /**
- * Completes one sequence per image.
+ * Completes one sequence per image. On the CPU it does not depend on the other images.
  * @param image (B, N, Dv) un-pooled image tokens (`model.imageTokens`)
  * @param forced (B) tokens that each sequence begins with, without an end mark (see `decoderSequences` with `query`)
  * @returns (B) the best sequence of each image
- * @throws ShapeError when the model has no decoder or a beginning is too long
+ * @throws ShapeError when the model has no decoder or a beginning is too long; the signal's reason
  */
 export async function decode(model: Siglip2Model, image: Tensor, forced: readonly ArrayLike<number>[],
   options: DecodeOptions = {}): Promise<Decoded[]> {
@@ -139,14 +141,16 @@ export async function decode(model: Siglip2Model, image: Tensor, forced: readonl
     `sequences have at most ${decoder.length} tokens`);
   const rank = (b: Beam): number => b.logProbability / Math.max(1, b.ids.length) ** lengthPenalty;
 
-  const state = noGrad(() => new State(model, image, beams, length, imageLengths));
+  const { device } = image;
+  const state = noGrad(() => batchInvariant(device, () => new State(model, image, beams, length, imageLengths)));
   // All beams of an image begin alike; only the first may be extended until they differ.
   let live: Beam[][] = Array.from({ length: B }, (_, b) => [{ row: b * beams, ids: [], logProbability: 0, done: false }]);
   try {
     for (let t = 0; t < length; t++) {
+      options.signal?.throwIfAborted();
       const next = new Int32Array(B * beams);
       for (const group of live) for (const b of group) next[b.row] = b.ids.at(-1) ?? 0;
-      const logits = noGrad(() => state.step(next));
+      const logits = noGrad(() => batchInvariant(device, () => state.step(next)));
       const V = logits.shape[1]!, values = await logits.read() as Float32Array;
       logits.dispose();
       live = live.map((group, image) => {

@@ -1,6 +1,7 @@
 /** A model from every kind of checkpoint, and to a Hugging Face folder. */
 import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { BoxFormat } from '../data/regions.js';
 import { defaultTokenizerPath } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import { CheckpointError, DeviceError } from '../errors.js';
@@ -18,6 +19,8 @@ export interface ModelFilesOptions {
   /** Path of the tokenizer.json to put into the folder; null: the Gemma one. */
   tokenizer: string | null;
   lowercase: 'ascii' | 'unicode' | 'none';
+  /** How the decoder was taught to write boxes; LocCa's way by default. */
+  boxes?: BoxFormat | undefined;
   /** Moving average of the weights, written beside them as model_ema.safetensors. */
   ema: Tensor | null;
 }
@@ -31,7 +34,7 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
     [...await model.params.read(source)].map(([name, t]) => [name, { ...t, dtype: 'F32' }]));
   await saveHfFolder(folder, {
     config: model.config, tensors: await tensors(model.params.values), lowercase: options.lowercase,
-    ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
+    boxes: options.boxes, ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
   });
   await copyFile(options.tokenizer ?? defaultTokenizerPath(), join(folder, 'tokenizer.json'));
   if (options.ema) {
@@ -126,6 +129,8 @@ export interface LoadedModel {
   lowercase: 'ascii' | 'unicode' | 'none';
   /** Filter of image resizing, and the generation of the texts. */
   processor: Processor;
+  /** How the decoder writes boxes; undefined: LocCa's way. */
+  boxes?: BoxFormat | undefined;
 }
 
 /**
@@ -146,7 +151,8 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
     }
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, lowercase: from.lowercase, processor: { resample: from.resample, generation: from.generation },
+      tokenizer: from.tokenizer, lowercase: from.lowercase, boxes: from.boxes,
+      processor: { resample: from.resample, generation: from.generation },
     };
   } finally {
     await from.reader.close();

@@ -1,4 +1,4 @@
-/** Floating-point operations of the towers: matrix products only, a multiply-add counted as two. */
+/** Floating-point operations of the model: matrix products only, a multiply-add counted as two. */
 import { patchCount, type ModelConfig } from './config.js';
 
 /** One block over `tokens` tokens of which `queries` are wanted. */
@@ -25,4 +25,17 @@ export function textFlops(config: ModelConfig): number {
   const last = pool === 'last' ? blockFlops(width, mlp, length, 1)
     : blockFlops(width, mlp, length, length) + poolFlops(width, mlp, length);
   return (depth - 1) * blockFlops(width, mlp, length, length) + last + 2 * width * config.embed;
+}
+
+/** Forward FLOPs of one sequence through the decoder over N image tokens, the logits of all its tokens included. */
+export function decoderFlops(config: ModelConfig, N = patchCount(config)): number {
+  if (!config.decoder) return 0;
+  const { width: W, depth, mlp, length: L } = config.decoder, Dv = config.vision.width;
+  const cross = 4 * L * W * W + 4 * N * Dv * W + 4 * L * N * W;  // q and out, k and v, attention
+  return depth * (blockFlops(W, mlp, L, L) + cross) + 2 * L * W * config.text.vocab;
+}
+
+/** FLOPs of the sigmoid loss of B pairs with all its gradients: the products that give logits, dx and dy. */
+export function sigmoidLossFlops(config: ModelConfig, B: number): number {
+  return 6 * B * B * config.embed;
 }

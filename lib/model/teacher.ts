@@ -23,10 +23,14 @@ export interface TeacherOutput {
 export class Teacher {
   /** The averaged parameters, for the same model code as the student's. */
   readonly params: ParamStore;
-  /** (K) f32 each; zero until `startCentres` or `write`. */
+  /** (K) f32 each; zero until `updateCentres` or `write`. */
   readonly imageCentre: Tensor;
   readonly patchCentre: Tensor;
-  #centred = false;
+  /** Whether the centres have values. */
+  centred = false;
+  /** (K) f32 each: mean logits of the parts of the present batch so far. */
+  readonly #imageMean: Tensor;
+  readonly #patchMean: Tensor;
 
   /**
    * @param student parameters with the heads of `sslShapes`
@@ -34,10 +38,10 @@ export class Teacher {
    */
   constructor(student: ParamStore, average: Tensor) {
     this.params = student.withValues(average);
-    const centre = (head: string): Tensor =>
+    const perPrototype = (head: string): Tensor =>
       zeros([student.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.device).detach();
-    this.imageCentre = centre('image_head');
-    this.patchCentre = centre('patch_head');
+    [this.imageCentre, this.#imageMean] = [perPrototype('image_head'), perPrototype('image_head')];
+    [this.patchCentre, this.#patchMean] = [perPrototype('patch_head'), perPrototype('patch_head')];
     this.refresh();
   }
 
@@ -60,20 +64,21 @@ export class Teacher {
   }
 
   /**
-   * Starts the centres at a batch's means unless they have values already; call before its losses. From zero they would
-   * need some 1/(1 − momentum) batches, in which all images have nearly the same target and the losses look too good.
+   * Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. Of a batch in
+   * parts, call it for every part in order: the last one moves them.
+   * @param before examples of the batch before this part
+   * @param rest those after it
    */
-  startCentres(output: TeacherOutput): void {
-    if (!this.#centred) this.updateCentres(output, 0);
-  }
-
-  /** Moves the centres towards this batch's means; call once the losses of the batch have used the old ones. */
-  updateCentres(output: TeacherOutput, momentum: number): void {
-    this.#centred = true;
+  updateCentres(output: TeacherOutput, momentum: number, before = 0, rest = 0): void {
+    const size = output.image.shape[0]!;
     scope(() => {
-      updateCentre(this.imageCentre, teacherMean(output.image), momentum);
-      updateCentre(this.patchCentre, teacherMean(output.patches), momentum);
+      updateCentre(this.#imageMean, teacherMean(output.image), before / (before + size));
+      updateCentre(this.#patchMean, teacherMean(output.patches), before / (before + size));
     });
+    if (rest > 0) return;
+    this.centred = true;
+    updateCentre(this.imageCentre, this.#imageMean, momentum);
+    updateCentre(this.patchCentre, this.#patchMean, momentum);
   }
 
   /** What a checkpoint keeps of the teacher beside the average. */
@@ -91,12 +96,11 @@ export class Teacher {
       }
       to.write(data);
       // All zero when the checkpoint was written before the first step.
-      this.#centred = data.some((v) => v !== 0);
+      this.centred = data.some((v) => v !== 0);
     }
   }
   dispose(): void {
     this.params.dispose();
-    this.imageCentre.dispose();
-    this.patchCentre.dispose();
+    for (const t of [this.imageCentre, this.patchCentre, this.#imageMean, this.#patchMean]) t.dispose();
   }
 }

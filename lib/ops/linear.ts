@@ -1,6 +1,6 @@
 import { check, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
-import { gradHandle, needsGrad, Param, record } from '../tape.js';
+import { gradHandle, isRecording, needsGrad, Param, record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
 
 const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
@@ -25,7 +25,9 @@ export function linear(x: Tensor, weight: Tensor, bias: Tensor | null, options: 
   check(w.dtype === x.dtype, 'linear', `weight is ${w.dtype} but x is ${x.dtype}`);
   const shape = [...x.shape.slice(0, -1), N];
   const y = empty(shape, x.dtype, x.device);
-  const pre = options.gelu ? empty(shape, x.dtype, x.device) : null;
+  // Without a backward the CPU needs no second tensor of the widest size that there is.
+  const inPlace = x.device.endsWith('cpu') && !isRecording();
+  const pre = !options.gelu ? null : inPlace ? y : empty(shape, x.dtype, x.device);
   forward(y.handle, pre?.handle ?? 0, x.handle, w.handle, bias?.handle ?? 0, M, N, K);
   record({
     inputs: [x], outputs: [y], saved: pre ? [pre] : [], params: [weight, bias],

@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
+import { native } from '../native.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);
@@ -18,10 +19,13 @@ const duration = z.union([
 
 const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
 
-const source = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), language: z.string().optional() }),
-  z.strictObject({ type: z.literal('folder'), path: z.string(), language: z.string().optional() }),
-  z.strictObject({ type: z.literal('manifest'), path: z.string(), language: z.string().optional() }),
+/** Of the user's own collections: language of captions that do not say theirs; a key list of the samples to use. */
+const choice = { language: z.string().optional(), keys: z.string().optional() };
+
+const single = z.discriminatedUnion('type', [
+  z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), ...choice }),
+  z.strictObject({ type: z.literal('folder'), path: z.string(), ...choice }),
+  z.strictObject({ type: z.literal('manifest'), path: z.string(), ...choice }),
   z.strictObject({
     type: z.literal('emoji'), path: z.string().default('data/emoji'),
     split: z.enum(['train', 'val', 'test']).optional(), studios: z.array(z.string()).optional(),
@@ -38,6 +42,12 @@ const source = z.discriminatedUnion('type', [
 ]);
 
 const share = z.number().min(0).max(1);
+/** Several of them as one, with weights by source and quotas by language: docs/mixture.md. */
+const source = z.discriminatedUnion('type', [...single.options, z.strictObject({
+  type: z.literal('mixture'),
+  sources: z.array(z.strictObject({ name: z.string().optional(), weight: positive.optional(), source: single })).min(1),
+  languages: z.strictObject({ quotas: z.record(z.string(), share).optional(), temperature: positive.optional() }).optional(),
+})]);
 const range = z.tuple([z.number(), z.number()]);
 const weight = z.number().min(0);
 const viewSettings = z.strictObject({
@@ -72,6 +82,41 @@ const objectives = z.strictObject({
   }).optional(),
 });
 
+/** Online selection (JEST, ACID): every step trains on the part of a super-batch that is worth it. */
+const selection = z.strictObject({
+  /** Filter ratio: samples dropped, as a share of the super-batch, which is batch / (1 - ratio). */
+  ratio: z.number().positive().lt(1),
+  /** Chunks in which the batch is drawn; 16 in JEST. */
+  chunks: count.default(16),
+  /** How sharply scores decide. */
+  gain: weight.default(1),
+  score: z.enum(['learnability', 'easy-reference', 'learner']).default('learnability'),
+  /** Any checkpoint: a folder, a .npz file or a hub id. For every score but `learner`. */
+  reference: z.string().optional(),
+  /**
+   * Embed every sample with the reference once, and not in every step; in a file of this name, or of the run when it is
+   * true. The images are then the collection's without random transforms.
+   */
+  referenceCache: z.union([z.boolean(), z.string()]).default(false),
+  /** Flexi-JEST: the learner scores images of this side, pixels, and trains on a share `coarse` of the batch at it. */
+  resolution: count.optional(),
+  coarse: share.default(0.5),
+  /** Keys of chosen and rejected samples in selection.jsonl. */
+  log: z.boolean().default(false),
+}).superRefine((s, issues) => {
+  const wrong = (key: keyof typeof s, message: string): void => {
+    issues.addIssue({ code: 'custom', path: [key], message });
+  };
+  if (s.score !== 'learner' && s.reference === undefined)
+    wrong('reference', `the score ${s.score} needs a checkpoint as reference`);
+  if (s.score === 'learner' && s.reference !== undefined)
+    wrong('reference', 'the score learner has no reference; remove it');
+  if (s.reference === undefined && s.referenceCache !== false)
+    wrong('referenceCache', 'there is no reference to cache; remove it');
+  if (s.score === 'easy-reference' && s.resolution !== undefined)
+    wrong('resolution', 'the score easy-reference does not ask the learner; remove it');
+});
+
 export const trainConfigSchema = z.strictObject({
   /** Folder of the run: metrics.jsonl, checkpoints/. */
   out: z.string(),
@@ -100,6 +145,8 @@ export const trainConfigSchema = z.strictObject({
     workers: z.int().min(0).optional(),
     cacheBytes: z.int().min(0).optional(),
     maxSkips: z.int().min(0).optional(),
+    /** For experiments: a share of the samples, chosen by the seed, that get each other's captions. */
+    noise: z.strictObject({ swapped: share, seed: z.int().min(0).default(0) }).optional(),
     /** Of the emoji data set that the quickstart builds: only its first classes. */
     maxClasses: count.optional(),
     /** The same: whether joined emoji ("man judge") are classes too. */
@@ -111,7 +158,9 @@ export const trainConfigSchema = z.strictObject({
     halveLongest: z.boolean().default(true),
   }).prefault({}),
   objectives: objectives.prefault({}),
+  /** Samples that one step trains on; with selection, those chosen. Examples and epochs count these. */
   batch: count,
+  selection: selection.optional(),
   total: duration,
   /**
    * The part of the schedule that this run covers, and how many times longer than its share of the total it takes.
@@ -134,6 +183,11 @@ export const trainConfigSchema = z.strictObject({
     lrScale: z.record(z.string(), weight).default({}),
     ema: z.number().min(0).max(1).nullable().default(null),
   }).prefault({}),
+  /**
+   * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of
+   * both towers. A batch may then be far larger than what fits in memory.
+   */
+  microBatch: count.optional(),
   /** Gradient checkpointing per block. */
   checkpointBlocks: z.boolean().default(false),
   /** How often a checkpoint is written, and how many are kept. */
@@ -151,6 +205,12 @@ export const trainConfigSchema = z.strictObject({
 });
 export type TrainConfig = z.output<typeof trainConfigSchema>;
 export type TrainConfigInput = z.input<typeof trainConfigSchema>;
+
+/** The type that `dtype: auto` stands for on a device. */
+export function chosenDtype(wish: TrainConfig['dtype'], device: string): 'f32' | 'bf16' {
+  if (wish !== 'auto') return wish;
+  return device !== 'cpu' || native().buildInfo().nativeBf16 ? 'bf16' : 'f32';
+}
 
 /** Checks a config and fills in the defaults. Throws ConfigError naming the key, what it must be, what it is. */
 export function checkTrainConfig(input: unknown): TrainConfig {

@@ -11,8 +11,14 @@ import { empty, scope, type Tensor } from '../tensor.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
-/** Embeds examples `from` up to but not including `to`: (to − from, E). Must give the same result when called again. */
-export type PartEncoder = (from: number, to: number) => Tensor;
+/** Losses with their weights, for backward(). */
+export type Roots = [loss: Tensor, weight: number][];
+
+/**
+ * Embeds examples `from` up to but not including `to`: (to − from, E). Must give the same result when called again: the
+ * second time with a list, to which it may add losses of these examples alone, which then share its activations.
+ */
+export type PartEncoder = (from: number, to: number, others?: Roots) => Tensor;
 
 /**
  * Adds the gradients of a loss over the whole batch to the parameters. Nothing else may be recorded at the time: call it
@@ -26,11 +32,10 @@ export type PartEncoder = (from: number, to: number) => Tensor;
  * @throws ShapeError
  */
 export function gradCache(batch: number, part: number, encoders: readonly PartEncoder[],
-  loss: (...embeddings: Tensor[]) => [loss: Tensor, weight: number][]): Tensor[] {
+  loss: (...embeddings: Tensor[]) => Roots): Tensor[] {
   for (const [name, n] of [['batch', batch], ['part', part]] as const)
     check(Number.isSafeInteger(n) && n > 0, 'gradCache', `${name} must be a positive integer but is ${n}`);
-  const parts = Array.from({ length: Math.ceil(batch / part) }, (_, i): [number, number] =>
-    [i * part, Math.min(batch, (i + 1) * part)]);
+  const parts = partsOf(batch, part);
   return scope(() => {
     const embeddings = noGrad(() => encoders.map((encode) => embedAll(encode, batch, parts)));
     // Nothing else than the loss is on the tape, so this backward pass ends at the embeddings.
@@ -42,8 +47,9 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
       const width = gradient.size / batch;
       for (const [from, to] of parts) {
         scope(() => {
-          const again = encode(from, to);
-          backward([[again, gradient.view(from * width, again.shape)]]);
+          const others: Roots = [];
+          const again = encode(from, to, others);
+          backward([[again, gradient.view(from * width, again.shape)], ...others]);
         });
       }
     });
@@ -51,8 +57,13 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
   });
 }
 
-/** The embeddings of all parts as one tensor. */
-function embedAll(encode: PartEncoder, batch: number, parts: readonly (readonly [number, number])[]): Tensor {
+/** Examples `from` up to but not including `to`, for each part of a batch. */
+export function partsOf(batch: number, part: number): [from: number, to: number][] {
+  return Array.from({ length: Math.ceil(batch / part) }, (_, i) => [i * part, Math.min(batch, (i + 1) * part)]);
+}
+
+/** The embeddings of all parts of a batch as one tensor (batch, E). Call it under noGrad(). */
+export function embedAll(encode: PartEncoder, batch: number, parts: readonly (readonly [number, number])[]): Tensor {
   let all: Tensor | undefined;
   for (const [from, to] of parts) {
     const one = scope(() => encode(from, to));

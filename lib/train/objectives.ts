@@ -5,7 +5,8 @@
 import type { Batch } from '../data/loader.js';
 import type { DecoderTargets } from '../data/sequences.js';
 import { Random, Stream } from '../data/random.js';
-import { viewsConfig, type ViewBatch, type ViewsConfig } from '../data/views.js';
+import { batchPart } from '../data/part.js';
+import { viewsConfig, type ViewsConfig } from '../data/views.js';
 import { ConfigError } from '../errors.js';
 import { captionBatch, captionLoss, parallelCount } from '../losses/caption.js';
 import { sslFactor } from '../losses/distill.js';
@@ -13,11 +14,13 @@ import { contrastiveLoss } from '../losses/sigmoid.js';
 import type { ModelConfig, ParameterShape } from '../model/config.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
+import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward } from '../tape.js';
+import { backward, concatRows } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
+import { gradCache, type PartEncoder, type Roots } from './grad_cache.js';
 import type { AdamW } from './optimizer.js';
 import { SelfDistillation } from './self_distillation.js';
 
@@ -47,7 +50,7 @@ export interface SslFigures {
 }
 
 /** The decoder's tasks in the loader's order, by the name of their loss. */
-const TASKS = ['aref', 'gcap', 'caption'] as const;
+export const TASKS = ['aref', 'gcap', 'caption'] as const;
 
 /** Parameters that the objectives need beside the model's. Throws ConfigError. */
 export function objectiveShapes({ distill }: ObjectivesConfig, model: ModelConfig): ParameterShape[] {
@@ -76,9 +79,9 @@ export class Objectives {
   readonly ssl: SelfDistillation | null;
 
   /** @param optimizer its moving average, the teacher, must have its first values */
-  constructor(readonly config: ObjectivesConfig, readonly seed: number, readonly model: Siglip2Model,
+  constructor(readonly config: Pick<TrainConfig, 'objectives' | 'seed' | 'microBatch'>, readonly model: Siglip2Model,
     readonly optimizer: AdamW) {
-    const { distill } = config;
+    const { distill } = config.objectives;
     const factor = distill?.factor ?? sslFactor(model.config);
     this.ssl = distill ? new SelfDistillation(model, optimizer, {
       temperatures: distill.temperatures, centreMomentum: distill.centreMomentum,
@@ -87,12 +90,22 @@ export class Objectives {
   }
 
   /**
-   * Adds the gradients of a batch. Zero them first: the captioning loss adds to them in its forward pass already.
+   * One update of the model from a batch.
    * @param turn number of the update among those of the same batch
+   * @param schedule multiplies learning rate and decay
    */
+  update(batch: Batch, turn: number, schedule: number): Promise<Figures> {
+    this.model.params.zeroGrad();
+    const figures = this.run(batch, turn);
+    this.optimizer.update(schedule);
+    this.ssl?.afterUpdate();
+    return figures;
+  }
+
+  /** Adds the gradients of a batch. Zero them first: the captioning loss adds to them in its forward pass already. */
   run(batch: Batch, turn = 0): Promise<Figures> {
     const parts = [this.#pairs(batch, turn)];
-    if (this.ssl) parts.push(this.#distill(batch.views!));
+    if (this.ssl) parts.push(this.#distill(batch));
     return Promise.all(parts).then((all) => ({
       losses: Object.assign({}, ...all.map((f) => f.losses)) as Record<string, number>,
       total: all.reduce((sum, f) => sum + f.total, 0), alarms: all.flatMap((f) => f.alarms),
@@ -100,82 +113,129 @@ export class Objectives {
     }));
   }
 
-  /** Call after the optimizer's update. */
-  afterUpdate(): void { this.ssl?.afterUpdate(); }
   dispose(): void { this.ssl?.dispose(); }
 
   /** The losses of images and their texts; one pass through the vision tower serves both. */
   #pairs(batch: Batch, turn: number): Promise<Figures> {
-    const { model, config: { caption } } = this, device = model.params.device;
+    const { model, config: { microBatch, objectives: { caption } } } = this;
     const L = model.config.text.length, B = batch.size, captions = batch.ids.length / (B * L);
-    const [read] = scope(() => {
-      const { tokens, packed } = this.#tokens(batch);
-      const images = model.poolTokens(tokens, packed ? { packed } : {});
-      // The first B rows of ids are every image's first caption.
-      const texts = Array.from({ length: captions }, (_, c) =>
-        model.encodeTexts(tensor(batch.ids.subarray(c * B * L, (c + 1) * B * L), [B, L], device)));
-      const sigmoid = contrastiveLoss(model, images, texts);
-      const roots: [Tensor, number][] = sigmoid.map((l) => [l, 1 / captions]);
-      let tasks: Tensor | undefined;
-      if (caption) {
-        const random = new Random(this.seed, Stream.parallel, batch.index, turn);
-        const sequences = captionBatch(batch.sequences!, {
-          length: model.config.decoder!.length, mask: model.config.text.vocab,
-          parallel: parallelCount(B, caption.parallel, random), weights: TASKS.map((t) => caption.tasks[t]),
-        });
-        tasks = captionLoss(model, tokens, sequences, { gradScale: caption.weight, packed });
-        roots.push([tasks, caption.weight]);
+    const parallel = caption
+      ? parallelCount(B, caption.parallel, new Random(this.config.seed, Stream.parallel, batch.index, turn)) : 0;
+    const said: Promise<ArrayLike<number>>[] = [];  // of each part, the tasks' losses
+    const embedImages: PartEncoder = (from, to, others) => {
+      const part = batchPart(batch, from, to), { tokens, packed } = this.tokens(part);
+      const whole = tokens && model.poolTokens(tokens, packed ? { packed } : {});
+      const images = part.coarse?.count ? this.#withCoarse(whole, part.coarse, part.size) : whole!;
+      if (caption && others) {
+        // The last examples of the whole batch are in parallel prediction.
+        const tasks = this.captionLoss(part, tokens!, packed, Math.max(0, Math.min(to - from, to - B + parallel)), B);
+        others.push([tasks, caption.weight]);
+        said.push(tasks.read());
       }
-      backward(roots);
-      const values = Promise.all([tasks ? tasks.read() : [], ...sigmoid.map((l) => l.item())]);
-      return [values.then(([said, ...pairs]) => {
-        const mean = pairs.reduce((a, b) => a + b, 0) / captions;
+      return images;
+    };
+    // The first B rows of ids are every image's first caption.
+    const embedTexts = Array.from({ length: captions }, (_, c): PartEncoder => (from, to) =>
+      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], model.params.device)));
+    const contrast = (images: Tensor, ...texts: Tensor[]): Roots =>
+      contrastiveLoss(model, images, texts).map((l) => [l, 1 / captions]);
+    const [read] = scope(() => {
+      let sigmoid: Tensor[];
+      if (microBatch !== undefined && microBatch < B) {
+        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast);
+      } else {
+        const others: Roots = [];
+        const roots = contrast(embedImages(0, B, others), ...embedTexts.map((embed) => embed(0, B)));
+        backward([...roots, ...others]);
+        sigmoid = roots.map(([l]) => l);
+      }
+      const pairs = Promise.all(sigmoid.map((l) => l.item()));
+      return [Promise.all([pairs, Promise.all(said)]).then(([each, parts]) => {
+        const mean = each.reduce((a, b) => a + b, 0) / captions;
         const losses: Record<string, number> = { sigmoid: mean };
-        Array.from(said as ArrayLike<number>).forEach((value, i) => { losses[TASKS[i]!] = value; });
-        const sum = Array.from(said as ArrayLike<number>).reduce((a, b) => a + b, 0);
-        return { losses, total: mean + (caption?.weight ?? 0) * sum, alarms: [], ssl: null };
+        let total = mean;
+        if (caption) {
+          TASKS.forEach((task, i) => {
+            losses[task] = parts.reduce((sum, part) => sum + part[i]!, 0);
+            total += caption.weight * losses[task];
+          });
+        }
+        return { losses, total, alarms: [], ssl: null };
       })];
     });
     return read!;
   }
 
-  #tokens(batch: Batch): { tokens: Tensor; packed: Packed | null } {
-    const { model } = this, { imageSize: S } = model.config.vision;
-    if (batch.naflex) return model.naflexTokens(batch.naflex);
-    return { tokens: model.imageTokens(tensor(batch.images, [batch.size, S, S, 3], model.params.device)), packed: null };
+  /**
+   * The decoder's losses of a batch or a part of one.
+   * @param parallel how many examples, at the end, are in parallel prediction
+   * @param of examples of the whole batch
+   */
+  captionLoss(batch: Batch, tokens: Tensor, packed: Packed | null, parallel: number, of: number): Tensor {
+    const { model, config: { objectives: { caption } } } = this;
+    const sequences = captionBatch(batch.sequences!, {
+      length: model.config.decoder!.length, mask: model.config.text.vocab, parallel,
+      weights: TASKS.map((t) => caption!.tasks[t]),
+    });
+    return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
   }
 
-  #distill(views: ViewBatch): Promise<Figures> {
-    const { ssl, optimizer, model: { params } } = this, { distillWeight, maskedWeight } = ssl!.options;
+  /** Tokens of the images that are trained on at the model's size, with their activations on the tape; null where there is none. */
+  tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
+    const { model } = this, { imageSize: S } = model.config.vision;
+    if (batch.naflex) return model.naflexTokens(batch.naflex);
+    const n = batch.size - (batch.coarse?.count ?? 0);
+    if (n === 0) return { tokens: null, packed: null };
+    const pixels = tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device);
+    return { tokens: model.imageTokens(pixels), packed: null };
+  }
+
+  /** Embeddings of the images at the model's size, followed by those of the last ones at another. */
+  #withCoarse(whole: Tensor | null, { count, side, images }: NonNullable<Batch['coarse']>, B: number): Tensor {
+    const { model } = this, { params, config, options } = model;
+    const pixels = tensor(images.subarray((B - count) * side * side * 3), [count, side, side, 3], params.device);
+    const coarse = model.poolTokens(visionTokens(params, config, pixels, options));
+    return whole ? concatRows([whole, coarse]) : coarse;
+  }
+
+  #distill(batch: Batch): Promise<Figures> {
+    const { ssl, optimizer, model: { params }, config: { microBatch = batch.size } } = this;
+    const { distillWeight, maskedWeight } = ssl!.options, B = batch.size;
     const since = Object.entries(optimizer.options.since ?? {});
     const joined = since.find(([name]) => 'ssl.mask_token'.startsWith(name))?.[1] ?? 0;
     // The first update of a run may have a learning rate of 0 and then moves nothing.
     const moved = Math.max(0, optimizer.step - joined - 1);
-    const images = views.globalViews.length / (3 * views.globalSize ** 2);
-    const rows = views.masks.reduce((n, m) => n + m, 0);
-    const [read] = scope(() => {
-      // One small parameter tells whether the teacher moves at all.
-      const distances = distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight');
-      const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(views);
-      backward(roots);
-      const values = Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read(),
-        Promise.all(distances.map((d) => d.item()))]);
-      return [values.then(([d, m, ...read]) => {
-        const [image, patch] = [figures(read[0]), figures(read[1])], distance = read[2].reduce((a, b) => a + b, 0);
-        const { imageCentre, patchCentre } = ssl!.teacher;
-        return {
-          losses: { distill: d, masked: m }, total: distillWeight * d + maskedWeight * m,
-          ssl: {
-            entropy: image.entropy, divergence: d - image.entropy, patchEntropy: patch.entropy, patchDivergence: m - patch.entropy,
-          },
-          alarms: [
-            ...teacherAlarms(image, imageCentre.size, images), ...teacherAlarms(patch, patchCentre.size, rows),
-            ...[deadTeacher(distance, moved)].filter((alarm) => alarm !== null),
-          ],
-        };
-      })];
+    // One small parameter tells whether the teacher moves at all.
+    const distance = scope(() => [Promise.all(
+      distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
+    const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) => [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
+    ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
+    const parts = ranges.map(([from, to]) => {
+      const share = (to - from) / B, views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
+      return scope(() => {
+        const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(views, from, B);
+        backward(roots);
+        return [Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read()])
+          .then(([d, m, ...said]) => {
+            const image = figures(said[0]), patch = figures(said[1]), { imageCentre, patchCentre } = ssl!.teacher;
+            return {
+              distill: share * d, masked: share * m, entropy: share * image.entropy, patchEntropy: share * patch.entropy,
+              alarms: [...teacherAlarms(image, imageCentre.size, to - from), ...teacherAlarms(patch, patchCentre.size, rows)],
+            };
+          })];
+      })[0]!;
     });
-    return read!;
+    return Promise.all([distance, Promise.all(parts)]).then(([moves, all]) => {
+      const mean = (of: 'distill' | 'masked' | 'entropy' | 'patchEntropy'): number => all.reduce((sum, part) => sum + part[of], 0);
+      const distill = mean('distill'), masked = mean('masked'), entropy = mean('entropy'), patchEntropy = mean('patchEntropy');
+      const dead = deadTeacher(moves.reduce((a, b) => a + b, 0), moved);
+      return {
+        losses: { distill, masked }, total: distillWeight * distill + maskedWeight * masked,
+        ssl: { entropy, divergence: distill - entropy, patchEntropy, patchDivergence: masked - patchEntropy },
+        // What is wrong with the teacher shows in every part, in other figures.
+        alarms: [...all[0]!.alarms, ...(dead === null ? [] : [dead])],
+      };
+    });
   }
 }
 

@@ -71,10 +71,29 @@ interface Release {
 
 const big = { base: { span: { to: '80%' } } } satisfies RecipeInput['stages'];
 
-/** The paper's stages of one released model (§2.1–2.4); 32k is taken as 32,768. */
+/**
+ * Distillation by active curation, of the released B models of fixed resolution (§2.5): 4 B examples more on the sigmoid
+ * loss alone, chosen with a So400m model that was tuned on curated data. What the paper does not say are the schedule
+ * (cosine here, as before), chunks and gain (JEST's), and whether all resolutions had this stage (here they do).
+ * @param from the last stage, whose model has the given shape
+ */
+function acid(from: string, ratio: number, shape: StageInput['model']): StageInput {
+  return {
+    from, total: { examples: 4e9 },
+    model: { ...shape, decoder: null }, objectives: { caption: null },
+    optimizer: { lr: 1e-5, weightDecay: 0, warmup: 0 },
+    selection: { ratio, chunks: 16, gain: 1, score: 'learnability', reference: 'checkpoints/so400m-curated' },
+  };
+}
+
+/** The paper's stages of one released model (§2.1–2.5); 32k is taken as 32,768. */
 function released(name: string, { variant, branch, naflex }: Release): RecipeInput {
   const distill: StageInput = { optimizer: { ema: 0.994 }, objectives: { distill: {} } };
-  const { imageSize, patch } = branch ?? {};
+  const patch = branch?.patch;
+  const shape: StageInput['model'] = branch
+    ? { name: name.split('-').slice(0, -1).join('-'), imageSize: branch.imageSize, ...(patch ? { vision: { patch } } : {}) } : {};
+  const curated = (from: string): RecipeInput['stages'] =>
+    variant.startsWith('B/') ? { acid: acid(from, patch === 32 ? 0.75 : 0.5, shape) } : {};
   return {
     out: `runs/${name.replace('/', '-')}`,
     model: { variant, decoder: {} },
@@ -91,11 +110,9 @@ function released(name: string, { variant, branch, naflex }: Release): RecipeInp
     } : branch ? {
       ...big,
       ssl: { from: 'base@80%', span: { from: '80%', to: '95%' }, ...distill },
-      resolution: {
-        from: 'ssl@95%', span: { from: '95%' }, ...distill,
-        model: { name: name.split('-').slice(0, -1).join('-'), imageSize, ...(patch ? { vision: { patch } } : {}) },
-      },
-    } : { ...big, ssl: { from: 'base@80%', span: { from: '80%' }, ...distill } },
+      resolution: { from: 'ssl@95%', span: { from: '95%' }, ...distill, model: shape },
+      ...curated('resolution@100%'),
+    } : { ...big, ssl: { from: 'base@80%', span: { from: '80%' }, ...distill }, ...curated('ssl@100%') },
   };
 }
 

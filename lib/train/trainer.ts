@@ -1,16 +1,17 @@
 /**
  * The training loop, top to bottom: open data, build or load the model, then batch → step → metrics, with checkpoints.
- * The host never waits for the device inside a step; two steps are in flight, and the metrics of a step are read when
- * the next ones are already enqueued.
+ * The host never waits for the device inside a step, unless selection chooses what to train on; two steps are in flight,
+ * and the metrics of a step are read when the next ones are already enqueued.
  */
 import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DataLoader, type Batch } from '../data/loader.js';
-import { naflexHalves } from '../data/naflex_lengths.js';
+import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
+import { naflexUpdates } from '../data/naflex_lengths.js';
+import { swapCaptions } from '../data/noise.js';
 import { openSource, type SampleSource, type SourceSpec } from '../data/source.js';
 import type { ImageTransform } from '../data/augment.js';
-import type { SamplerState } from '../data/sampler.js';
+import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
@@ -21,12 +22,13 @@ import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
-import type { TrainConfig } from './config.js';
+import { chosenDtype, type TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
+import { OnlineSelection, superBatchSize, type Selected, type SelectionFigures } from './selection.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
 /** One line of metrics.jsonl. */
@@ -44,6 +46,10 @@ export interface StepMetrics {
   losses: Record<string, number>;
   /** With self-distillation, what its losses are made of; in the file as `ssl/entropy` and so on. */
   ssl?: SslFigures;
+  /** Where there is selection; in the file as `selection/chosen` and so on. */
+  selection?: SelectionFigures;
+  /** Where captions were swapped: their share among the samples loaded and those trained on; `noise/…` in the file. */
+  noise?: { loaded: number; trained: number };
   /** What is wrong with the teacher, in sentences; absent when nothing is. */
   alarms?: string[];
   /** Learning rate of this step. */
@@ -60,6 +66,8 @@ export interface StepMetrics {
   peakBytes: number;
   /** Training time of the run so far, resumed parts included. */
   seconds: number;
+  /** Of a mixture, at every `logEvery`-th step and the last: what was drawn so far. */
+  drawn?: Drawn;
 }
 
 export interface TrainerOptions {
@@ -70,17 +78,27 @@ export interface TrainerOptions {
   note?: (message: string) => void;
 }
 
+/** What a step trains on. */
+interface Chosen extends Partial<Selected> {
+  batch: Batch;
+  noise?: StepMetrics['noise'];
+}
+
 /** Metrics of a step whose numbers are still on their way. */
 interface Pending {
   step: number;
   examples: number;
   lr: number;
   waitMs: number;
+  drawn: Drawn | undefined;
+  chosen: Omit<Chosen, 'batch'>;
   /** Of each update of the step. */
   values: Promise<[Figures, norm2: number, logScale: number, bias: number][]>;
 }
 
 const IN_FLIGHT = 2;
+/** Files with a line for every step. */
+const LOGS = ['metrics.jsonl', 'selection.jsonl'] as const;
 
 /** A training run. Make one with `Trainer.open`, iterate `run()`, then `close()`. */
 export class Trainer {
@@ -98,7 +116,8 @@ export class Trainer {
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
-    readonly objectives: Objectives, readonly loader: DataLoader, readonly device: DeviceName) {
+    readonly objectives: Objectives, readonly selection: OnlineSelection | null, readonly loader: DataLoader,
+    readonly device: DeviceName, readonly swapped: Uint8Array | null) {
     const unit = { batch: config.batch, examples: source.length };
     const total = toSteps(config.total, { ...unit, name: 'total' });
     const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
@@ -123,7 +142,7 @@ export class Trainer {
   static async open(config: TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
-    const dtype = config.dtype === 'auto' ? (device !== 'cpu' || native().buildInfo().nativeBf16 ? 'bf16' : 'f32') : config.dtype;
+    const dtype = chosenDtype(config.dtype, device);
     const newest = listCheckpoints(config.out).at(-1);
     if (options.resume && !newest)
       throw new CheckpointError(`there is no checkpoint in ${join(config.out, 'checkpoints')} to resume from; start without --resume`);
@@ -132,6 +151,7 @@ export class Trainer {
 
     const { data } = config;
     const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal }));
+    const swapped = data.noise ? swapCaptions(source.samples, data.noise.swapped, data.noise.seed) : null;
     if (config.init && config.start)
       throw new ConfigError('init and start exclude each other; init takes the weights alone');
     const start = options.resume ? newest : config.init ?? config.start;
@@ -142,6 +162,7 @@ export class Trainer {
     const extra = objectiveShapes(config.objectives, shape), made = objectiveData(config.objectives, shape);
     const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
     let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
+    let selection: OnlineSelection | null = null;
     try {
       if (!options.resume) model.initialize(config.seed);
       const resumed = options.resume ? await loadTrainState(newest!) : null;
@@ -152,11 +173,13 @@ export class Trainer {
       if (resumed) optimizer.write(resumed.tensors, resumed.state.optimizerStep);
       else if (inherited) takeOver(inherited, model, optimizer);
       else optimizer.resetEma();
-      objectives = new Objectives(config.objectives, config.seed, model, optimizer);
+      objectives = new Objectives(config, model, optimizer);
       const centres = resumed?.tensors ?? inherited?.centres;
       if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
+      selection = await OnlineSelection.open(config, model, source, note);
       loader = new DataLoader(source, {
-        batchSize: config.batch, seed: config.seed, size: shape.vision.imageSize,
+        batchSize: superBatchSize(config.batch, config.selection?.ratio ?? 0), seed: config.seed,
+        size: shape.vision.imageSize, sizes: selection?.sizes ?? [],
         transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
         ...made,
@@ -164,17 +187,20 @@ export class Trainer {
         ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
-      if (resumed) loader.restore(resumed.state.loader as SamplerState);
-      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, loader, device);
+      if (resumed) loader.restore(resumed.state.loader as LoaderState);
+      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped);
       if (resumed) await trainer.#restore(resumed.state);
-      else rmSync(join(config.out, 'metrics.jsonl'), { force: true });  // of a run that ended before its first checkpoint
+      // Of a run that ended before its first checkpoint.
+      else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
       mkdirSync(config.out, { recursive: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
         `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);
+      if (source.mixture) note(source.mixture.describe());
       return trainer;
     } catch (e) {
       await loader?.close();
+      selection?.dispose();
       objectives?.dispose();
       optimizer?.dispose();
       model.dispose();
@@ -187,16 +213,16 @@ export class Trainer {
     this.#examples = state.examples;
     this.#seconds = state.seconds;
     // Lines that the interrupted run wrote after its checkpoint would come twice.
-    const file = join(this.config.out, 'metrics.jsonl');
-    if (!existsSync(file)) return;
-    const lines = readFileSync(file, 'utf8').split('\n').filter((l) => {
-      try {
-        return (JSON.parse(l) as StepMetrics).step <= state.step;
-      } catch {
-        return false;  // the last line of a run that was killed may be cut
-      }
-    });
-    await writeFileAtomic(file, lines.map((l) => `${l}\n`).join(''));
+    for (const file of LOGS.map((name) => join(this.config.out, name)).filter((f) => existsSync(f))) {
+      const lines = readFileSync(file, 'utf8').split('\n').filter((l) => {
+        try {
+          return (JSON.parse(l) as StepMetrics).step <= state.step;
+        } catch {
+          return false;  // the last line of a run that was killed may be cut
+        }
+      });
+      await writeFileAtomic(file, lines.map((l) => `${l}\n`).join(''));
+    }
   }
 
   get step(): number { return this.#step; }
@@ -208,7 +234,7 @@ export class Trainer {
   /** Trains to the end, yielding each step's metrics in order. Returns early (after that step) when the signal aborts. */
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
-    const file = join(this.config.out, 'metrics.jsonl');
+    const file = join(this.config.out, LOGS[0]);
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
@@ -224,22 +250,27 @@ export class Trainer {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
         scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
-        ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}), ...(alarms.length > 0 ? { alarms } : {}),
+        ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
+        ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
+        ...(alarms.length > 0 ? { alarms } : {}),
+        ...(p.drawn ? { drawn: p.drawn } : {}),
       };
       if (!Number.isFinite(metrics.loss)) {
         throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
           'lower learning rate (optimizer.lr) or a longer warm-up');
       }
-      const { losses: each, ssl = {}, ...line } = metrics;
-      const flat = (group: string, of: object): object =>
-        Object.fromEntries(Object.entries(of).map(([name, value]) => [`${group}/${name}`, value]));
-      await appendFile(file, `${JSON.stringify({ ...line, ...flat('loss', each), ...flat('ssl', ssl) })}\n`);
+      const { losses: loss, ssl, selection, noise, ...line } = metrics;
+      const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
+        Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
+      await appendFile(file, `${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
+      const { chosen, rejected } = p.chosen;
+      if (this.config.selection?.log)
+        await appendFile(join(this.config.out, LOGS[1]), `${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
       return metrics;
     };
     try {
       while (this.#step < this.totalSteps && !signal?.aborted) {
-        const batch = await this.loader.next();
-        queue.push(this.#train(batch));
+        queue.push(this.#train(await this.#choose(await this.loader.next())));
         while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
       }
       while (queue.length) yield await finish(queue.shift()!);
@@ -249,26 +280,32 @@ export class Trainer {
     }
   }
 
+  /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
+  async #choose(loaded: Batch): Promise<Chosen> {
+    const chosen: Chosen = await this.selection?.select(loaded) ?? { batch: loaded };
+    const { swapped } = this;
+    if (!swapped) return chosen;
+    const share = ({ samples }: Batch): number => samples.reduce((sum, i) => sum + swapped[i]!, 0) / samples.length;
+    return { ...chosen, noise: { loaded: share(loaded), trained: share(chosen.batch) } };
+  }
+
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
-  #train(batch: Batch): Pending {
+  #train({ batch, ...chosen }: Chosen): Pending {
     const { model, optimizer, objectives, config: { naflex } } = this, [begin, end] = this.#span;
-    const halve = naflex.halveLongest && naflex.lengths.length > 1 && batch.naflex?.length === Math.max(...naflex.lengths);
-    const parts = halve && batch.size > 1 ? naflexHalves(batch) : [batch];
+    const parts = naflexUpdates(batch, naflex);
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
       lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
-      model.params.zeroGrad();
-      const figures = objectives.run(part, i);
-      optimizer.update(lr);
-      objectives.afterUpdate();
+      const figures = objectives.update(part, i, lr);
       const scalars = [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
       return Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
     });
     this.#step++;
     this.#examples += batch.size;
     return {
-      step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs,
+      step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, chosen,
+      drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
       values: Promise.all(values),
     };
   }
@@ -284,11 +321,12 @@ export class Trainer {
     const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
     return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
       modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
-        lowercase: this.config.data.lowercase, ema: this.optimizer.ema }));
+        lowercase: this.config.data.lowercase, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
   }
 
   async close(): Promise<void> {
     await this.loader.close();
+    this.selection?.dispose();
     this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();

@@ -35,8 +35,11 @@ export async function trimmedVocabulary(config: TrainConfig, source: SampleSourc
   return vocab;
 }
 
+/** The part of a choice of captions that says which can come at all. */
+type Languages = Pick<TrainConfig['data']['captions'], 'languages' | 'primaryProbability'>;
+
 /** The captions that training can choose: in the config's languages; only the first of each when the others never are. */
-function* captionsInUse(captions: readonly Caption[], choice: TrainConfig['data']['captions']): Generator<string> {
+export function* captionsInUse(captions: readonly Caption[], choice: Languages): Generator<string> {
   const seen = new Set<string>();
   for (const { lang, text } of captions) {
     if (choice.languages && !choice.languages.includes(lang)) continue;

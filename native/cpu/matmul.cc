@@ -149,6 +149,8 @@ bool has_native_bf16() {
 #endif
 }
 
+bool multiplies_bf16(const Stream& s) { return s.dry() == Stream::Dry::cuda || has_native_bf16(); }
+
 std::string onednn_version() {
   const auto* v = dnnl_version();
   return std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
@@ -156,10 +158,12 @@ std::string onednn_version() {
 
 void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
             void* c, DType c_dtype, int64_t c_stride) {
-  if (M == 0 || N == 0) return;
+  if (M == 0 || N == 0 || s.dry() == Stream::Dry::cuda) return;
+  const bool dry = s.is_dry();
   if (a.dtype != b.dtype) throw std::invalid_argument("the operands of a matrix product differ in type");
   if (a.dtype == DType::f32) {
     if (c_dtype != DType::f32) throw std::invalid_argument("a product of f32 matrices is f32");
+    if (dry) return;
     const auto *pa = static_cast<const float*>(a.data), *pb = static_cast<const float*>(b.data);
     auto* pc = static_cast<float*>(c);
     if (batch_invariant && !a.transposed && beta == 0.0f)
@@ -169,27 +173,32 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     return;
   }
   if (has_native_bf16()) {
+    if (dry) return;
     run_native_bf16(M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
     return;
   }
   const int64_t a_rows = a.transposed ? K : M, a_cols = a.transposed ? M : K;
   const int64_t b_rows = b.transposed ? N : K, b_cols = b.transposed ? K : N;
   Scratch<float> wide_a(s, a_rows * a_cols), wide_b(s, b_rows * b_cols);
-  widen(a, a_rows, a_cols, wide_a.data());
-  widen(b, b_rows, b_cols, wide_b.data());
+  if (!dry) {
+    widen(a, a_rows, a_cols, wide_a.data());
+    widen(b, b_rows, b_cols, wide_b.data());
+  }
   // The block form takes what is not transposed and starts from nothing; the copies are plain, so only A can be either.
   const bool blocks = batch_invariant && !a.transposed && beta == 0.0f;
-  if (blocks && c_dtype == DType::f32) {
+  if (blocks && !dry && c_dtype == DType::f32) {
     run_f32_blocks(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed,
                    static_cast<float*>(c), c_stride);
     return;
   }
   if (c_dtype == DType::f32) {
+    if (dry) return;
     run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
             static_cast<float*>(c), c_stride);
     return;
   }
   Scratch<float> wide_c(s, M * N);
+  if (dry) return;
   auto* out = static_cast<bf16*>(c);
   if (beta != 0.0f) widen({c, DType::bf16, c_stride}, M, N, wide_c.data());
   if (blocks)

@@ -24,6 +24,7 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
 void set_batch_invariant(bool on);
 
 bool has_native_bf16();
+bool multiplies_bf16(const Stream& s);  // without f32 copies: this CPU, or the GPU of a dry run
 std::string onednn_version();
 
 }  // namespace siglip2

@@ -8,60 +8,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
+#include "resize_axis.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#include "resize_vnni.h"
 #endif
 
 namespace siglip2 {
 namespace {
-
-enum class Filter { bilinear, bicubic };
-
-// Triangle of half-width 1, and Keys' cubic (a = -1/2) of half-width 2.
-inline double filter_radius(Filter f) { return f == Filter::bilinear ? 1.0 : 2.0; }
-inline double filter_weight(Filter f, double x) {
-  const double d = x < 0 ? -x : x;
-  if (f == Filter::bilinear) return std::max(0.0, 1.0 - d);
-  constexpr double a = -0.5;
-  if (d < 1.0) return ((a + 2.0) * d - (a + 3.0)) * d * d + 1;
-  return d < 2.0 ? (((d - 5) * d + 8) * d - 4) * a : 0.0;
-}
-
-// The input positions and weights that make each output position of one axis.
-struct ResizeAxis {
-  int64_t taps = 0;             // room for weights per output position
-  std::vector<int64_t> first, count;
-  std::vector<double> weight;   // (out, taps)
-
-  ResizeAxis(int64_t in, int64_t out, Filter filter = Filter::bilinear) {
-    const double scale = static_cast<double>(in) / static_cast<double>(out), stretch = std::max(scale, 1.0);
-    const double support = filter_radius(filter) * stretch;
-    taps = static_cast<int64_t>(support) * 2 + 3;
-    weight.assign(static_cast<size_t>(out * taps), 0.0);
-    for (int64_t i = 0; i < out; ++i) {
-      const double center = (static_cast<double>(i) + 0.5) * scale;
-      const int64_t lo = std::max<int64_t>(0, static_cast<int64_t>(center - support + 0.5));
-      const int64_t hi = std::min<int64_t>(in, static_cast<int64_t>(center + support + 0.5));
-      double sum = 0;
-      for (int64_t j = lo; j < hi; ++j) {
-        const double w = filter_weight(filter, (static_cast<double>(j) - center + 0.5) / stretch);
-        weight[static_cast<size_t>(i * taps + j - lo)] = w;
-        sum += w;
-      }
-      if (sum != 0)
-        for (int64_t j = lo; j < hi; ++j) weight[static_cast<size_t>(i * taps + j - lo)] /= sum;
-      first.push_back(lo);
-      count.push_back(hi - lo);
-    }
-  }
-
-  std::vector<int32_t> fixed_point() const {
-    std::vector<int32_t> k(weight.size());
-    for (size_t i = 0; i < k.size(); ++i) k[i] = static_cast<int32_t>(weight[i] * (1 << 22) + (weight[i] < 0 ? -0.5 : 0.5));
-    return k;
-  }
-};
 
 inline uint8_t clip_fixed(int32_t v) { return static_cast<uint8_t>(std::clamp(v >> 22, 0, 255)); }
 
@@ -97,17 +53,19 @@ class RgbRows {
         }
       }
   }
-  // Bytes that run() may read after the end of a row; it writes one byte after the end of its result.
+  // Bytes that run() may read after the end of a row. It may write one after the end of its result.
   int64_t overrun() const { return 12 * groups_ + 16; }
 
   void run(const uint8_t* row, uint8_t* out) const {
     const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
                                            6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    // Locals, for the compiler must assume that writing `out` changes members.
+    const int64_t *first = axis_.first.data(), OW = OW_, groups = groups_;
     const int16_t* w = weights_.data();
-    for (int64_t x = 0; x < OW_; ++x) {
-      const uint8_t* from = row + 3 * axis_.first[static_cast<size_t>(x)];
+    for (int64_t x = 0; x < OW; ++x) {
+      const uint8_t* from = row + 3 * first[x];
       __m256i hi = _mm256_setzero_si256(), lo = hi;
-      for (int64_t g = 0; g < groups_; ++g, from += 12, w += 32) {
+      for (int64_t g = 0; g < groups; ++g, from += 12, w += 32) {
         const __m256i p = _mm256_shuffle_epi8(
             _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), pairs);
         hi = _mm256_add_epi32(hi, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
@@ -129,59 +87,86 @@ class RgbRows {
 };
 #endif
 
-// Horizontal pass: in (H, W, C) → out (H, OW, C).
-inline void resize_columns(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OW, Filter filter) {
-  const ResizeAxis axis(W, OW, filter);
-  const auto k = axis.fixed_point();
-  int64_t y = 0;
+// The horizontal pass, row by row: (H, W, C) → (H, OW, C).
+class ColumnFilter {
+ public:
+  static constexpr int64_t kSlack = 16;  // bytes that may be written after the end of a result
+
+  ColumnFilter(const uint8_t* in, int64_t H, int64_t W, int64_t C, int64_t OW, Filter filter)
+      : in_(in), H_(H), W_(W), C_(C), OW_(OW), axis_(W, OW, filter), k_(axis_.fixed_point()) {
 #if defined(__AVX2__)
-  if (C == 3) {
-    const RgbRows rows(axis, k.data(), OW);
-    for (; (y + 1) * W * 3 + rows.overrun() <= H * W * 3; ++y) rows.run(in + y * W * 3, out + y * OW * 3);
+    if (C == 3 && has_vnni()) vnni_.emplace(axis_, k_.data(), OW);
+    else if (C == 3) rgb_.emplace(axis_, k_.data(), OW);
+#endif
+  }
+  void run(int64_t y, uint8_t* out) const {
+    const uint8_t* row = in_ + y * W_ * C_;
+#if defined(__AVX2__)
+    const int64_t after = (H_ - 1 - y) * W_ * C_;  // bytes that may be read too far
+    if (vnni_ && after >= vnni_->overrun()) return vnni_->run(row, out);
+    if (rgb_ && after >= rgb_->overrun()) return rgb_->run(row, out);
+#endif
+    resize_row(row, C_, out, OW_, axis_, k_.data());
+  }
+
+ private:
+  const uint8_t* in_;
+  int64_t H_, W_, C_, OW_;
+  ResizeAxis axis_;
+  std::vector<int32_t> k_;
+#if defined(__AVX2__)
+  std::optional<VnniRgbRows> vnni_;
+  std::optional<RgbRows> rgb_;
+#endif
+};
+
+// One row of the vertical pass: the sum of n rows of `line` bytes with their weights.
+inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k, int64_t line, uint8_t* out) {
+  int64_t x = 0;
+#if defined(__AVX2__)
+  for (; x + 32 <= line; x += 32) {
+    __m256i sums[4];
+    for (__m256i& s : sums) s = _mm256_set1_epi32(1 << 21);
+    for (int64_t j = 0; j < n; ++j)
+      for (int q = 0; q < 4; ++q) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[j] + x + 8 * q));
+        sums[q] = _mm256_add_epi32(sums[q], _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(k[j])));
+      }
+    for (__m256i& s : sums) s = _mm256_srai_epi32(s, 22);
+    // Packing works within 128 bits; the permutation puts the groups of four back in their order.
+    const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + x),
+                        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
   }
 #endif
-  for (; y < H; ++y) resize_row(in + y * W * C, C, out + y * OW * C, OW, axis, k.data());
+  for (; x < line; ++x) {
+    int32_t sum = 1 << 21;
+    for (int64_t j = 0; j < n; ++j) sum += rows[j][x] * k[j];
+    out[x] = clip_fixed(sum);
+  }
 }
 
-// in (H, W, C) → out (OH, OW, C). An axis whose size does not change is not filtered.
+// in (H, W, C) → out (OH, OW, C). An axis whose size does not change is not filtered. Rows of the horizontal pass are
+// made when the vertical one comes to them and are kept as long as it needs them, in the nearest cache.
 inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OH, int64_t OW,
                       Filter filter = Filter::bilinear) {
-  // Kept by the thread: a fresh block of this size would be mapped and cleared by the system for every image.
-  static thread_local std::vector<uint8_t> middle;
-  const uint8_t* source = in;
-  if (OW != W) {
-    if (middle.size() < static_cast<size_t>(H * OW * C)) middle.resize(static_cast<size_t>(H * OW * C));
-    resize_columns(in, H, W, C, middle.data(), OW, filter);
-    source = middle.data();
-  }
-  if (OH == H) {
-    std::copy_n(source, H * OW * C, out);
-    return;
-  }
+  const ColumnFilter columns(in, H, W, C, OW, filter);
   const ResizeAxis axis(H, OH, filter);
   const auto k = axis.fixed_point();
-  const int64_t line = OW * C;
-  constexpr int64_t kColumns = 32;  // their sums stay in registers
+  const int64_t line = OW * C, most = *std::max_element(axis.count.begin(), axis.count.end());
+  std::vector<uint8_t> kept(static_cast<size_t>(OW == W ? 0 : most * (line + ColumnFilter::kSlack)));
+  std::vector<const uint8_t*> rows(static_cast<size_t>(most));
+  int64_t made = 0;  // rows of the horizontal pass
   for (int64_t y = 0; y < OH; ++y) {
-    const uint8_t* rows = source + axis.first[static_cast<size_t>(y)] * line;
-    const int64_t n = axis.count[static_cast<size_t>(y)];
-    const int32_t* w = k.data() + y * axis.taps;
-    int64_t i = 0;
-    for (; i + kColumns <= line; i += kColumns) {
-      int32_t sums[kColumns];
-      for (int32_t& s : sums) s = 1 << 21;
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t l = 0; l < kColumns; ++l) sums[l] += rows[j * line + i + l] * w[j];
-      for (int64_t l = 0; l < kColumns; ++l) out[y * line + i + l] = clip_fixed(sums[l]);
-    }
-    for (; i < line; ++i) {
-      int32_t sum = 1 << 21;
-      for (int64_t j = 0; j < n; ++j) sum += rows[j * line + i] * w[j];
-      out[y * line + i] = clip_fixed(sum);
-    }
+    // With OH = H the filter is 1 at the row itself and 0 around it.
+    const int64_t first = OH == H ? y : axis.first[static_cast<size_t>(y)];
+    const int64_t n = OH == H ? 1 : axis.count[static_cast<size_t>(y)];
+    const auto place = [&](int64_t row) { return kept.data() + row % most * (line + ColumnFilter::kSlack); };
+    for (made = std::max(made, first); OW != W && made < first + n; ++made) columns.run(made, place(made));
+    for (int64_t j = 0; j < n; ++j) rows[static_cast<size_t>(j)] = OW == W ? in + (first + j) * line : place(first + j);
+    if (OH == H) std::copy_n(rows[0], line, out + y * line);
+    else combine_rows(rows.data(), n, k.data() + y * axis.taps, line, out + y * line);
   }
-  // A huge image must not leave its size behind.
-  if (middle.size() > (size_t{16} << 20)) std::vector<uint8_t>().swap(middle);
 }
 
 // The same bilinear filter in f32 without rounding in between: uint8 (H, W, C) → f32 (OH, OW, C) in [0, 255].

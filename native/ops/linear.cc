@@ -10,19 +10,18 @@ namespace {
 
 constexpr int64_t kBlocks = 32;  // partial sums of dbias; independent of the number of threads
 
+// pre = pre + bias and y = gelu(pre), where pre may be y itself; without pre y = y + bias.
 template <class T>
 void add_bias(T* y, T* pre, const float* bias, int64_t M, int64_t N) {
   parallel_ranges(M, 1 + 16384 / N, [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) {
-      T* out = y + r * N;
-      if (!pre) {
-        for (int64_t i = 0; i < N; ++i) out[i] = static_cast<float>(out[i]) + bias[i];
-        continue;
-      }
-      T* p = pre + r * N;
+      T *out = y + r * N, *p = (pre ? pre : y) + r * N;
       if (bias)
         for (int64_t i = 0; i < N; ++i) p[i] = static_cast<float>(p[i]) + bias[i];
-      for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(p[i]));
+      if (pre == y)  // a loop of its own: two names for one row would not be vectorised
+        for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(out[i]));
+      else if (pre)
+        for (int64_t i = 0; i < N; ++i) out[i] = gelu(static_cast<float>(p[i]));
     }
   });
 }
@@ -62,7 +61,7 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
     T* p = pre.as_or_null<T>(M * N);
     matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
            p ? p : out, x.dtype, N);
-    if (bias || p) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
+    if ((bias || p) && !s.is_dry()) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
   });
 }
 
@@ -73,7 +72,7 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
     const T* g = dy.as<const T>(M * N);
     Scratch<T> dpre(s, pre ? M * N : 0);
     Scratch<float> partial(s, dbias ? kBlocks * N : 0);
-    if (pre || dbias)
+    if ((pre || dbias) && !s.is_dry())
       pre_gradient<T>(dpre.data(), dbias.as_or_null<float>(N), partial.data(), g, pre.as_or_null<const T>(M * N), M, N);
     if (pre) g = dpre.data();
     if (dx)
@@ -87,5 +86,5 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
 
 }  // namespace siglip2::cpu::ISA
 
-OP(linear_forward);
-OP(linear_backward);
+OP_SIZED(linear_forward);
+OP_SIZED(linear_backward);

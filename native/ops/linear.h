@@ -6,7 +6,7 @@
 
 KERNEL(linear_forward,
        Tensor y,       // (M, N)
-       Tensor pre,     // (M, N) x·Wᵀ + b before GELU, for backward; absent without GELU
+       Tensor pre,     // (M, N) x·Wᵀ + b before GELU, for backward; absent without GELU. On the CPU it may be y
        Tensor x,       // (M, K)
        Tensor weight,  // (N, K)
        Tensor bias,    // (N) or absent

@@ -162,9 +162,11 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
                                            Tensor weight, Tensor bias, Tensor targets, Tensor weights, int64_t R,
                                            int64_t V, int64_t D, int64_t groups, float denominator, float grad_scale) {
   float* const out = loss.as<float>(groups);
-  std::vector<Row> rows = counted_rows(targets.as<const int32_t>(R), weights.as_or_null<const float>(R), R, V,
-                                       denominator, grad_scale);
-  const int64_t count = static_cast<int64_t>(rows.size());
+  const bool dry = s.is_dry();
+  std::vector<Row> rows;
+  if (!dry)
+    rows = counted_rows(targets.as<const int32_t>(R), weights.as_or_null<const float>(R), R, V, denominator, grad_scale);
+  const int64_t count = dry ? R : static_cast<int64_t>(rows.size());
   const int64_t at_once = std::min({count, kRows, std::max<int64_t>(1, kMostLogits / V)});
   Scratch<double> losses(s, count);
   dispatch_float(h.dtype, [&](auto t) {
@@ -178,15 +180,17 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
       Scratch<float> logits(s, at_once * V), dh_sum(s, dh ? at_once * D : 0);
       Scratch<P> packed(s, at_once * D), wide(s, pass.kWiden && count ? cols * D : 0);
       Scratch<P> g(s, pass.kSeparate && gradients ? at_once * cols : 0);
+      if (dry) return;
       if (pass.dh) std::fill(pass.dh, pass.dh + R * D, T(0.0f));
       for (int64_t i = 0; i < count; i += at_once)
         pass.run(rows.data() + i, losses.data() + i, std::min(at_once, count - i), logits.data(), packed.data(),
                  wide.data(), g.data(), dh_sum.data());
     };
     if constexpr (std::is_same_v<T, bf16>)
-      if (has_native_bf16()) return run(bf16{});
+      if (multiplies_bf16(s)) return run(bf16{});
     run(float{});
   });
+  if (dry) return;
   std::vector<double> sums(static_cast<size_t>(groups), 0.0);
   for (int64_t i = 0; i < count; ++i) sums[static_cast<size_t>(rows[i].index / (R / groups))] += losses.data()[i];
   for (int64_t g = 0; g < groups; ++g) out[g] += static_cast<float>(sums[static_cast<size_t>(g)]);
@@ -194,4 +198,4 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
 
 }  // namespace siglip2::cpu::ISA
 
-OP(linear_cross_entropy_forward_backward);
+OP_SIZED(linear_cross_entropy_forward_backward);

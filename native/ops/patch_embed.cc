@@ -71,7 +71,7 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
     T* out = y.as<T>(B * N * D);
     const T* w = weight.as<const T>(D * K);
     Scratch<T> ordered(stream, flat ? 0 : D * K);
-    if (!flat) {
+    if (!flat && !stream.is_dry()) {
       parallel_ranges(D, 8, [&](int64_t d0, int64_t d1) {
         for (int64_t i = 0; i < K; ++i) {
           const int64_t from = convolution_column(i, P);
@@ -84,6 +84,7 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
     Scratch<T> rows(stream, most * N * K);
     constexpr bool kWiden = !std::is_same_v<T, float>;
     Scratch<float> wide(stream, kWiden ? most * N * D : 0);
+    if (stream.is_dry()) return;
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
       T* part = out + first * N * D;
@@ -109,7 +110,7 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
   dispatch_float(dy.dtype, [&](auto t) {
     using T = decltype(t);
     const T* g = dy.as<const T>(B * N * D);
-    if (dbias || dposition) {
+    if ((dbias || dposition) && !stream.is_dry()) {
       // Over the samples first: the bias gradient is then the sum over positions of what the positions get.
       Scratch<float> sums(stream, N * D);
       parallel_ranges(N, 1, [&](int64_t n0, int64_t n1) {
@@ -130,9 +131,10 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
     if (!dw) return;
     Scratch<float> ordered(stream, flat ? 0 : D * K);
     float* sum = flat ? dw : ordered.data();
-    if (!flat) std::fill(sum, sum + D * K, 0.0f);
     const int64_t most = s.images_at_once(sizeof(T));
     Scratch<T> rows(stream, most * N * K);
+    if (stream.is_dry()) return;
+    if (!flat) std::fill(sum, sum + D * K, 0.0f);
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
       gather_images(rows.data(), images, first, n, s);
@@ -151,5 +153,5 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
 
 }  // namespace siglip2::cpu::ISA
 
-OP(patch_embed_forward);
-OP(patch_embed_backward);
+OP_SIZED(patch_embed_forward);
+OP_SIZED(patch_embed_backward);

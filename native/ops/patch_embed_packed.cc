@@ -36,6 +36,7 @@ void patch_embed_packed_forward(Stream& stream, Tensor y, Tensor patches, Tensor
     const E* w = weight.as<const E>(D * K);
     const int64_t most = rows_at_once(T, K, sizeof(E));
     Scratch<E> rows(stream, most * K);
+    if (stream.is_dry()) return;
     for (int64_t first = 0; first < T; first += most) {
       const int64_t n = std::min(most, T - first);
       E* part = out + first * D;
@@ -58,7 +59,7 @@ void patch_embed_packed_backward(Stream& stream, Tensor dweight, Tensor dbias, T
   dispatch_float(dy.dtype, [&](auto t) {
     using E = decltype(t);
     const E* g = dy.as<const E>(T * D);
-    if (float* sum = dbias.as_or_null<float>(D)) {
+    if (float* sum = dbias.as_or_null<float>(D); sum && !stream.is_dry()) {
       Scratch<float> partial(stream, kBlocks * D);
       parallel_ranges(kBlocks, 1, [&](int64_t b0, int64_t b1) {
         for (int64_t b = b0; b < b1; ++b) {
@@ -75,6 +76,7 @@ void patch_embed_packed_backward(Stream& stream, Tensor dweight, Tensor dbias, T
     if (!dw) return;
     const int64_t most = rows_at_once(T, K, sizeof(E));
     Scratch<E> rows(stream, most * K);
+    if (stream.is_dry()) return;
     for (int64_t first = 0; first < T; first += most) {
       const int64_t n = std::min(most, T - first);
       widen(rows.data(), bytes + first * K, n, K);
@@ -86,5 +88,5 @@ void patch_embed_packed_backward(Stream& stream, Tensor dweight, Tensor dbias, T
 
 }  // namespace siglip2::cpu::ISA
 
-OP(patch_embed_packed_forward);
-OP(patch_embed_packed_backward);
+OP_SIZED(patch_embed_packed_forward);
+OP_SIZED(patch_embed_packed_backward);

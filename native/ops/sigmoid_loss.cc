@@ -95,6 +95,7 @@ Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const
   Scratch<P> separate(s, kSeparate && gradient ? tile_rows * tile_cols : 0);
   Scratch<P> wide_x(s, kWiden ? tile_rows * D : 0), wide_y(s, kWiden ? tile_cols * D : 0);
   Scratch<Sums> row_sums(s, tile_rows);
+  if (s.is_dry()) return {};
   P* const g = [&] {
     if constexpr (kSeparate) return separate.data();
     else return dots.data();
@@ -142,7 +143,8 @@ Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const
 void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy, Tensor dlog_scale, Tensor dbias,
                                    Tensor x, Tensor y, Tensor log_scale, Tensor bias, int64_t M, int64_t N, int64_t D,
                                    int64_t row0, int64_t col0, float weight) {
-  const float t = std::exp(*log_scale.as<const float>(1)), b = *bias.as<const float>(1);
+  const bool dry = s.is_dry();
+  const float t = dry ? 1 : std::exp(*log_scale.as<const float>(1)), b = dry ? 0 : *bias.as<const float>(1);
   float *out = loss.as<float>(1), *dt = dlog_scale.as_or_null<float>(1), *db = dbias.as_or_null<float>(1);
   const Sums total = dispatch_float(x.dtype, [&](auto type) {
     using T = decltype(type);
@@ -152,9 +154,10 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
                                              col0);
     };
     if constexpr (std::is_same_v<T, bf16>)
-      if (has_native_bf16()) return run(bf16{});
+      if (multiplies_bf16(s)) return run(bf16{});
     return run(float{});
   });
+  if (dry) return;
   *out += static_cast<float>(total.loss * weight);
   if (dt) *dt += static_cast<float>(total.dscale * t * weight);
   if (db) *db += static_cast<float>(total.dbias * weight);
@@ -162,4 +165,4 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
 
 }  // namespace siglip2::cpu::ISA
 
-OP(sigmoid_loss_forward_backward);
+OP_SIZED(sigmoid_loss_forward_backward);

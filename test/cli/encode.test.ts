@@ -6,6 +6,8 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { parquetReadObjects } from 'hyparquet';
 import { TarWriter } from '../../lib/data/tar.js';
+import sharp from 'sharp';
+import { drawBox } from '../../lib/cli/locate.js';
 import { load } from '../../lib/encoder.js';
 import { openSafetensors } from '../../lib/io/safetensors.js';
 import { liveCount } from '../../lib/tensor.js';
@@ -92,6 +94,28 @@ test('classify prints probabilities, most probable first', () => {
   expect(lines.map((l) => l.image)).toEqual([files[0], files[1]]);
   for (const { labels } of lines) expect([labels.length, labels[0]!.probability > 0 && labels[0]!.probability < 1]).toEqual([1, true]);
   expect(siglip2(['classify', '--model', model, files[0]!]).stderr).toContain('--labels');
+});
+
+test('caption and locate: a line per image; without a decoder an error', async () => {
+  const describing = await smallCheckpoint({ decoder: { length: 24 } });
+  const { status, stdout } = siglip2(['caption', '--model', describing, '--json', '--beams', '2', files[0]!, files[1]!]);
+  const named = stdout.trim().split('\n').map((l) => (JSON.parse(l) as { image: string }).image);
+  expect([status, named]).toEqual([0, [files[0], files[1]]]);
+  const located = siglip2(['locate', '--model', describing, '--phrase', 'a cat', files[0]!]);
+  expect(located).toMatchObject({ status: 0, stdout: `${files[0]}\n  no box\n` });
+  const without = siglip2(['caption', '--model', model, files[0]!]);
+  expect([without.status, without.stderr.includes('no caption decoder')]).toEqual([1, true]);
+  expect(siglip2(['locate', '--model', describing, files[0]!]).stderr).toContain('--phrase');
+});
+
+test('locate draws a box where it is', async () => {
+  const data = new Uint8Array(60 * 40 * 3).fill(200);
+  const place = { box: [0.25, 0.25, 0.75, 0.75], pixels: [15, 10, 45, 30] } as const;
+  await drawBox(at('box.png'), { data, width: 60, height: 40, channels: 3 }, { ...place, pixels: [...place.pixels] });
+  const { data: drawn, info } = await sharp(at('box.png')).removeAlpha().raw().toBuffer({ resolveWithObject: true });
+  const pixel = (x: number, y: number): number[] => [...drawn.subarray((y * 60 + x) * 3, (y * 60 + x) * 3 + 3)];
+  expect([info.width, info.height, pixel(30, 20), pixel(2, 2), pixel(15, 20), pixel(30, 30)])
+    .toEqual([60, 40, [200, 200, 200], [200, 200, 200], [230, 0, 126], [230, 0, 126]]);
 });
 
 test('search embeds once and answers typed queries with a page', () => {

@@ -1,14 +1,20 @@
 /** The processors against what they promise to equal: PIL (Debian's python3-pil), and PyTorch's interpolation. */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { expect, test } from '@jest/globals';
+import { afterAll, expect, test } from '@jest/globals';
 import { decodeInput } from '../../lib/data/input.js';
 import { processorOf, resizeTo, type Processor } from '../../lib/data/processor.js';
+import { load } from '../../lib/encoder.js';
+import { convertCheckpoint } from '../../lib/io/convert.js';
 import { readProcessor } from '../../lib/io/processor.js';
 import { modelConfig } from '../../lib/model/config.js';
+import { modelFiles } from '../../lib/model/files.js';
+import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { resizeImage, resizeImageAsync } from '../../lib/native.js';
+import { liveCount } from '../../lib/tensor.js';
 import { temporaryFolder } from '../encoder_support.js';
+import { outputOf } from '../child.js';
 import { errorOf } from './support.js';
 
 const python = '/usr/bin/python3';
@@ -16,7 +22,18 @@ const has = (module: string): boolean => spawnSync(python, ['-c', `import ${modu
 const pil = has('PIL.Image') && has('numpy'), torch = has('torch');
 if (!pil) console.warn('skipped: no Python with Pillow and NumPy (install python3-pil python3-numpy)');
 if (!torch) console.warn('skipped: no Python with PyTorch (install python3-torch)');
+afterAll(() => expect(liveCount()).toBe(0));
+
 const pilTest = pil ? test : test.skip, torchTest = torch ? test : test.skip;
+
+/** A checkpoint's folder with a vocabulary of this size. */
+async function folderOf(vocab: number): Promise<string> {
+  const folder = join(temporaryFolder(), 'model');
+  using model = new Siglip2Model(modelConfig('test', { vocab }));
+  mkdirSync(folder);
+  await modelFiles(folder, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null });
+  return folder;
+}
 
 /**
  * Makes 64 files of every kind and, with PIL alone, what the `hf` processor makes of them at SIZE by both filters:
@@ -122,6 +139,54 @@ test('resizing on the thread pool gives the bits of the synchronous call, many a
   const all = await Promise.all(Array.from({ length: 40 }, () => resizeImageAsync(data, 90, 70, 3, 33, 44, 'pil-bilinear')));
   for (const got of all) expect(got).toEqual(want);
   expect((await errorOf(() => resizeImageAsync(data, 90, 71, 3, 33, 44, 'f32'))).message).toContain('do not fit');
+});
+
+test('every instruction set gives the same bytes', () => {
+  const code = `
+    import { createHash } from 'node:crypto';
+    import { resizeImageAsync } from 'lib/native.js';
+    const hash = createHash('sha256');
+    for (const [h, w, c, oh, ow] of [[1, 1, 3, 4, 5], [31, 200, 3, 30, 1], [40, 500, 3, 9, 2], [97, 83, 3, 97, 40],
+      [97, 83, 3, 33, 83], [300, 211, 4, 64, 65], [64, 64, 1, 31, 90], [500, 700, 3, 22, 43], [90, 60, 3, 201, 170], [20, 3000, 3, 5, 64]])
+      for (const method of ['pil-bilinear', 'pil-bicubic']) {
+        const value = (i) => method === 'pil-bicubic' ? (i * 2654435761 >>> 15 & 1) * 255 : i * 2654435761 >>> 11;
+        const data = Uint8Array.from({ length: h * w * c }, (_, i) => value(i));
+        hash.update(await resizeImageAsync(data, h, w, c, oh, ow, method));
+      }
+    console.log(hash.digest('hex'));`;
+  const usual = outputOf(code, {});
+  expect(usual).toMatch(/^[0-9a-f]{64}\n$/);
+  expect(outputOf(code, { SIGLIP2_ISA: 'avx2' })).toBe(usual);
+});
+
+test('a folder, an .npz and a hub id each give the processor of their checkpoint', async () => {
+  const cache = temporaryFolder(), repo = join(cache, 'models--owner--name'), commit = join(repo, 'snapshots', 'abc');
+  const npz = async (vocab: number): Promise<Processor> => {
+    const file = join(temporaryFolder(), 'model.npz');
+    await convertCheckpoint(await folderOf(vocab), file, { format: 'npz' });
+    using model = await load(file);
+    return model.processor;
+  };
+  // Nothing in an .npz says so, but 32,000 pieces are SigLIP 1's vocabulary.
+  expect(await npz(9)).toEqual({ name: 'hf', resample: 'bilinear' });
+  expect(await npz(32000)).toEqual({ name: 'hf', resample: 'bicubic' });
+  const folder = await folderOf(9), file = join(folder, 'preprocessor_config.json');
+  writeFileSync(file, JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')) as object, resample: 3 }));
+  mkdirSync(join(repo, 'refs'), { recursive: true });
+  mkdirSync(join(repo, 'snapshots'));
+  writeFileSync(join(repo, 'refs', 'main'), 'abc');
+  renameSync(folder, commit);
+  const before = process.env['HF_HUB_CACHE'];
+  process.env['HF_HUB_CACHE'] = cache;
+  try {
+    for (const source of [commit, 'owner/name']) {
+      using model = await load(source);
+      expect(model.processor).toEqual({ name: 'hf', resample: 'bicubic' });
+    }
+  } finally {
+    if (before === undefined) delete process.env['HF_HUB_CACHE'];
+    else process.env['HF_HUB_CACHE'] = before;
+  }
 });
 
 test('a folder names its filter, and other statistics are refused', async () => {

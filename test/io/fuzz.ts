@@ -149,39 +149,51 @@ async function open(source: string): Promise<void> {
 }
 
 export interface FuzzResult {
-  /** Damaged checkpoints that opened all the same (a changed weight, say). */
+  /** Damaged files that opened all the same (a changed weight, say). */
   opened: number;
   /** Errors of this package, by code. */
   refused: Record<string, number>;
   /** Anything else: what happened, with the number of the case. */
   failures: string[];
-  /** The slowest case, in milliseconds. */
-  slowest: number;
+  /** The case that took most processor time, in milliseconds. */
+  slowest: { name: string; ms: number };
   /** Growth of the process's memory over all cases, in bytes. */
   growth: number;
+}
+
+/** No case yet. */
+export function emptyResult(): FuzzResult {
+  return { opened: 0, refused: {}, failures: [], slowest: { name: '', ms: 0 }, growth: 0 };
+}
+
+/** One case: `run` succeeds, rejects with an error of this package, or has failed. */
+export async function fuzzCase(result: FuzzResult, name: string, run: () => Promise<unknown>): Promise<void> {
+  const before = process.cpuUsage();
+  try {
+    await run();
+    result.opened++;
+  } catch (error) {
+    const ours = error instanceof Siglip2Error && error.message !== '';
+    if (ours) result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
+    else result.failures.push(`${name}: ${(error as Error).stack ?? String(error)}`);
+  }
+  const { user, system } = process.cpuUsage(before), ms = (user + system) / 1000;
+  if (ms > result.slowest.ms) result.slowest = { name, ms };
 }
 
 /** Opens `count` damaged checkpoints in an empty folder; case i depends on (seed, i) alone. */
 export async function fuzzCheckpoints(folder: string, count: number, seed: number, onProgress: (done: number) => void = () => undefined): Promise<FuzzResult> {
   const all = await samples(folder);
-  const result: FuzzResult = { opened: 0, refused: {}, failures: [], slowest: 0, growth: 0 };
+  const result = emptyResult();
   for (const { source } of all) await open(source);
   const before = process.memoryUsage().rss;
   for (let i = 0; i < count; i++) {
     const random = seeded(seed * 1_000_003 + i), sample = all[i % all.length]!;
     const files = [...sample.files], [path, bytes] = files[Math.floor(random() * files.length)]!;
-    const damaged = mutate(bytes, random), begin = performance.now();
-    writeFileSync(path, damaged);
-    try {
-      await open(sample.source);
-      result.opened++;
-    } catch (error) {
-      if (error instanceof Siglip2Error && error.message !== '') result.refused[error.code] = (result.refused[error.code] ?? 0) + 1;
-      else result.failures.push(`case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}: ${(error as Error).stack ?? String(error)}`);
-    } finally {
-      writeFileSync(path, bytes);
-    }
-    result.slowest = Math.max(result.slowest, performance.now() - begin);
+    writeFileSync(path, mutate(bytes, random));
+    const name = `case ${i} (seed ${seed}) ${basename(sample.source)}/${basename(path)}`;
+    await fuzzCase(result, name, () => open(sample.source));
+    writeFileSync(path, bytes);
     onProgress(i + 1);
   }
   result.growth = process.memoryUsage().rss - before;

@@ -93,6 +93,18 @@ test('processor files', () => {
   expect(tokenizerConfig(modelConfig('B/16'), 'none').do_lower_case).toBe(false);
 });
 
+test('how a decoder writes boxes is kept, and checked', async () => {
+  const config = modelConfig('test', { vocab: 6, decoder: { depth: 1, length: 9 } });
+  const boxes = { bins: 100, order: [0, 1, 2, 3] as const }, path = join(folder, 'boxes');
+  await saveHfFolder(path, { config, tensors: tensorsOf(config), boxes });
+  const loaded = await loadHfFolder(path);
+  await loaded.reader.close();
+  expect(loaded.boxes).toEqual(boxes);
+  const file = join(path, 'siglip2.json'), json = JSON.parse(await readFile(file, 'utf8')) as object;
+  await writeFile(file, JSON.stringify({ ...json, boxes: { bins: 100, order: [0, 0, 2, 3] } }));
+  await expect(loadHfFolder(path)).rejects.toThrow(/siglip2.json: boxes.order must be a permutation/);
+});
+
 test('a folder is saved, loaded, and exported with the complete token table', async () => {
   const config = modelConfig('test', { vocab: 6, pool: 'map', initLogitBias: -4 });
   const vocabulary = [0, 1, 2, 3, 7, 9];

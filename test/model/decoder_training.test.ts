@@ -8,6 +8,7 @@ import type { Box } from '../../lib/data/regions.js';
 import { decoderSequences } from '../../lib/data/sequences.js';
 import { collectIds, loadTokenizer } from '../../lib/data/tokenizer.js';
 import { VocabMap } from '../../lib/data/vocab.js';
+import { load } from '../../lib/encoder.js';
 import { boxesOfPhrases, captionImages, phrasesOfBoxes } from '../../lib/eval/localize.js';
 import { captionBatch, captionLoss, parallelCount } from '../../lib/losses/caption.js';
 import { modelConfig } from '../../lib/model/config.js';
@@ -74,5 +75,17 @@ test('four images by heart: caption, box from phrase, phrase from box; then save
   expect(await captionImages(loaded, words, tokens, { beams: 2 })).toEqual(captions);
   loaded.dispose();
   tokens.dispose();
+
+  using encoder = await load(path);
+  const images = phrases.map((_, i) => {
+    const data = pixels.subarray(i * S * S * 3, (i + 1) * S * S * 3);
+    return { data, width: S, height: S, channels: 3 as const };
+  });
+  expect(await encoder.caption(images, { beams: 2, batchSize: 3 })).toEqual(captions);
+  const places = await encoder.locate(images, phrases, { batchSize: 3 });
+  places.forEach((place, i) => boxes[i]!.forEach((v, k) => {
+    expect(place!.box[k as 0]).toBeCloseTo(v, 6);
+    expect(place!.pixels[k as 0]).toBe(Math.round(v * S));
+  }));
   optimizer.dispose();
 }, 240000);

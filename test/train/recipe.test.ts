@@ -47,6 +47,10 @@ function recipe(out: string): RecipeInput {
         objectives: { distill: { views: { locals: 2 }, head: { hidden: 16, bottleneck: 8, prototypes: 12, patchPrototypes: 10 } } },
       },
       naflex: { from: 'base@90%', span: { from: '90%', stretch: 2 }, model: { naflex: true }, naflex: { lengths: [6, 12] } },
+      acid: {
+        from: 'ssl@100%', total: 5, optimizer: { lr: 1e-5, weightDecay: 0, warmup: 0 }, model: { decoder: null }, objectives: { caption: null },
+        selection: { ratio: 0.5, chunks: 2, reference: join(folder, out, 'base', 'checkpoints', 'step-00000036') },
+      },
     },
   };
 }
@@ -75,6 +79,7 @@ test('every stage has its losses, and goes on to the same bits after an interrup
   const expected: Record<string, { keys: string[]; steps: number }> = {
     base: { keys: caption, steps: 36 }, ssl: { keys: all, steps: 8 },
     resolution: { keys: all, steps: 4 }, naflex: { keys: caption, steps: 8 },
+    acid: { keys: ['sigmoid'], steps: 5 },
   };
   for (const [i, stage] of whole.entries()) {
     const { keys, steps } = expected[stage.name]!;
@@ -133,7 +138,11 @@ test('objectives that the model cannot have are refused', async () => {
   await expect(open('naflex', (r) => { r.objectives = { distill: {} }; })).rejects.toThrow(/leave it out of NaFlex/);
 });
 
-test('the presets with stages are sound', () => {
+test('the presets with stages are sound; released B models of fixed resolution end with curation', () => {
+  const acid = (name: string): unknown => readStages(presets[name]).find((s) => s.name === 'acid')?.config;
+  expect(acid('B/16-256')).toMatchObject({ batch: 32768, total: { examples: 4e9 }, optimizer: { lr: 1e-5, weightDecay: 0 }, selection: { ratio: 0.5 } });
+  expect(acid('B/32-256')).toMatchObject({ selection: { ratio: 0.75 }, model: { vision: { patch: 32 } }, objectives: {} });
+  for (const name of ['B/16-naflex', 'L/16-256', 'So400m/16-256']) expect(acid(name)).toBeUndefined();
   for (const preset of Object.values(presets)) if ('stages' in preset) expect(readStages(preset).length).toBeGreaterThan(1);
   mkdirSync(join(folder, 'none'));
   expect(stageProgress(join(folder, 'none'))).toBe('new');

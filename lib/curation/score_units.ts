@@ -1,0 +1,82 @@
+/**
+ * What a collection is scored in: one tar, or up to 4,096 neighbouring samples of a folder or manifest. A unit is scored
+ * whole, into files of its own, so units are what a resumed or divided run counts in.
+ */
+import { statSync } from 'node:fs';
+import { basename, resolve } from 'node:path';
+import { expandPaths } from '../data/paths.js';
+import { openSource, type Sample, type SourceSpec } from '../data/source.js';
+import { ConfigError, DataError } from '../errors.js';
+
+/** The samples of a unit, and what was left out while they were indexed. */
+export interface UnitContent {
+  samples: readonly Sample[];
+  skipped: readonly Skipped[];
+}
+
+/** A sample, or a whole file, that has no row. */
+export interface Skipped {
+  /** File and key, or the error that says them. */
+  example: string;
+  reason: string;
+}
+
+export interface ScoreUnit {
+  /** Name of its output files, unique in a run. */
+  name: string;
+  /** The tar, folder or manifest without its path; the column `shard`. */
+  shard: string;
+  /** Opens the same collection again. */
+  spec: SourceSpec;
+  open(signal?: AbortSignal): Promise<UnitContent>;
+}
+
+const KINDS = 'give .tar shards, folders, or .jsonl or .parquet manifests';
+
+/** Samples of a unit of a folder or manifest. */
+const UNIT_SAMPLES = 4096;
+
+function specOf(path: string, language: string | undefined): SourceSpec {
+  const choice = language === undefined ? {} : { language };
+  const info = statSync(path, { throwIfNoEntry: false });
+  if (!info) throw new DataError(`${path}: there is no such file; check the path`);
+  if (info.isDirectory()) return { type: 'folder', path: resolve(path), ...choice };
+  if (/\.tar$/i.test(path)) return { type: 'webdataset', tars: [resolve(path)], ...choice };
+  if (/\.(jsonl|parquet)$/i.test(path)) return { type: 'manifest', path: resolve(path), ...choice };
+  throw new ConfigError(`${path}: is no collection of images with captions; ${KINDS}`);
+}
+
+async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promise<UnitContent> {
+  const { samples, skips } = await openSource(spec, { tolerant: true, ...(signal ? { signal } : {}) });
+  return { samples, skipped: skips.entries() };
+}
+
+/**
+ * The units of some tars, folders and manifests, in their order; the files of a pattern sorted. Folders and manifests are
+ * indexed for it, tars when they are opened.
+ * @param language of captions that do not say theirs, default `en`
+ * @throws DataError when something is missing; ConfigError for other kinds of files, or when two have the same name
+ */
+export async function scoreUnits(specs: readonly string[],
+  options: { language?: string; signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
+  const units: ScoreUnit[] = [], seen = new Map<string, string>();
+  for (const path of specs.flatMap((spec) => expandPaths(spec))) {
+    const spec = specOf(path, options.language), shard = basename(resolve(path));
+    const other = seen.get(shard);
+    if (other !== undefined)
+      throw new ConfigError(`${other} and ${path} have the same name, but keys and results go by it; ` +
+        'score them into different folders');
+    seen.set(shard, path);
+    if (spec.type === 'webdataset') {
+      units.push({ name: shard, shard, spec, open: (signal) => content(spec, signal) });
+      continue;
+    }
+    const { samples, skipped } = await content(spec, options.signal);
+    for (let from = 0, part = 0; part === 0 || from < samples.length; from += UNIT_SAMPLES, part++) {
+      const some = { samples: samples.slice(from, from + UNIT_SAMPLES), skipped: part === 0 ? skipped : [] };
+      units.push({ name: `${shard}.${String(part).padStart(5, '0')}`, shard, spec, open: async () => some });
+    }
+  }
+  if (units.length === 0) throw new ConfigError(`there is nothing to score; ${KINDS}`);
+  return units;
+}
