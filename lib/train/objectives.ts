@@ -208,7 +208,8 @@ export class Objectives {
     // One small parameter tells whether the teacher moves at all.
     const distance = scope(() => [Promise.all(
       distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
-    const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) => [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
+    const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) =>
+      [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
     ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
     const parts = ranges.map(([from, to]) => {
       const share = (to - from) / B, views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
@@ -226,7 +227,8 @@ export class Objectives {
       })[0]!;
     });
     return Promise.all([distance, Promise.all(parts)]).then(([moves, all]) => {
-      const mean = (of: 'distill' | 'masked' | 'entropy' | 'patchEntropy'): number => all.reduce((sum, part) => sum + part[of], 0);
+      const mean = (of: 'distill' | 'masked' | 'entropy' | 'patchEntropy'): number =>
+        all.reduce((sum, part) => sum + part[of], 0);
       const distill = mean('distill'), masked = mean('masked'), entropy = mean('entropy'), patchEntropy = mean('patchEntropy');
       const dead = deadTeacher(moves.reduce((a, b) => a + b, 0), moved);
       return {
