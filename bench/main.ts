@@ -13,6 +13,7 @@ const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void
   cuda: () => import('./cuda.js'),
   vocabulary: () => import('./vocabulary.js'),
   select: () => import('./select.js'),
+  ablation: () => import('./ablation.js'),
   score: () => import('./score.js'),
   curation: () => import('./curation.js'),
 };
@@ -33,6 +34,7 @@ if (!load) {
     'vocabulary [--tokens 2048] [--vocab 256000] [--model B/16] [--dtype f32|bf16] [--loss-only] [--text-width N] [--json FILE]',
     'curation [--steps 500] [--swapped 0.4] [--seeds 1,2,3] [--data FOLDER] [--ways "uniform;learnability"] [--json FILE]',
     'select [--super 65536] [--batch 32768] [--chunks 16] [--dim 768] [--dtype f32|bf16] [--device cpu]',
+    'ablation [--seeds 3] [--first 1] [--steps 2000] [--probe 500] [--data data/scenes] [--work DIR] [--json FILE]',
     'score --model RUN [--reference RUN] [--samples 20480] [--kills 10] [--json FILE]',
   ].join('\n  npm run bench -- '));
   process.exit(2);

@@ -1,22 +1,28 @@
-/** `siglip2 eval`: zero-shot scores of a checkpoint in every language of the emoji sets. */
+/** `siglip2 eval`: zero-shot scores of a checkpoint in every language of the emoji sets, and its tasks on scenes. */
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { buildEvalSets, type EvalSetName } from '../data/evalset.js';
+import type { BoxFormat } from '../data/regions.js';
 import { ConfigError } from '../errors.js';
+import { evaluateScenes, SCENE_TASKS } from '../eval/scene_tasks.js';
 import { evaluateSuite, type SetResult } from '../eval/zero_shot.js';
 import { writeFileAtomic } from '../io/files.js';
-import { loadModel } from '../model/files.js';
+import { loadModel, type LoadedModel } from '../model/files.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import { listCheckpoints } from '../train/checkpoint.js';
+import type { TrainConfig } from '../train/config.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
 
 export const command: Command = {
-  usage: 'eval CHECKPOINT|RUN [--data data/emoji] [--set-name NAME]… [--seed N] [--out FILE.json]',
-  summary: 'zero-shot classification and retrieval, every language, beside chance and a pixel nearest neighbour',
+  usage: 'eval CHECKPOINT|RUN [--task NAME]… [--data DIR] [--set-name NAME]… [--seed N] [--out FILE.json]',
+  summary: 'zero-shot classification and retrieval on emoji, every language, beside chance and a pixel nearest neighbour; ' +
+    `with --task, on scenes: ${Object.keys(SCENE_TASKS).join(', ')}`,
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
-        data: { type: 'string', default: 'data/emoji' }, 'set-name': { type: 'string', multiple: true },
+        data: { type: 'string' }, task: { type: 'string', multiple: true }, 'set-name': { type: 'string', multiple: true },
         seed: { type: 'string', default: '1' }, out: { type: 'string' },
       },
     });
@@ -24,17 +30,10 @@ export const command: Command = {
     if (where === undefined) throw new ConfigError('eval needs a checkpoint folder, or the folder of a run');
     const loaded = await loadModel(listCheckpoints(where).at(-1) ?? where);
     try {
-      const suite = await buildEvalSets(values.data, {
-        size: loaded.model.config.vision.imageSize, seed: Number(values.seed),
-        ...(values['set-name'] ? { sets: values['set-name'] as EvalSetName[] } : {}),
-      });
-      const progress = new Progress('evaluate');
-      const sets: Record<string, SetResult> = {};
-      for await (const [name, result] of evaluateSuite(loaded, suite, await tokenizerOf(loaded), (done, total) => {
-        if (done % 12 === 0 || done === total) progress.update(done, total, {});
-      })) sets[name] = result;
-      progress.end();
-      const json = `${JSON.stringify({ sets }, null, 2)}\n`;
+      const seed = Number(values.seed), { task: tasks, data = tasks ? 'data/scenes' : 'data/emoji' } = values;
+      const results = tasks ? { scenes: await evaluateScenes(loaded, data, tasks, { seed, ...boxesOfRun(where) }) }
+        : { sets: await evaluateEmoji(loaded, data, seed, values['set-name'] as EvalSetName[] | undefined) };
+      const json = `${JSON.stringify(results, null, 2)}\n`;
       if (values.out) await writeFileAtomic(values.out, json);
       else console.log(json);
       return 0;
@@ -43,3 +42,23 @@ export const command: Command = {
     }
   },
 };
+
+async function evaluateEmoji(loaded: LoadedModel, data: string, seed: number,
+  names: EvalSetName[] | undefined): Promise<Record<string, SetResult>> {
+  const { imageSize: size } = loaded.model.config.vision;
+  const suite = await buildEvalSets(data, { size, seed, ...(names ? { sets: names } : {}) });
+  const progress = new Progress('evaluate'), sets: Record<string, SetResult> = {};
+  for await (const [name, result] of evaluateSuite(loaded, suite, await tokenizerOf(loaded), (done, total) => {
+    if (done % 12 === 0 || done === total) progress.update(done, total, {});
+  })) sets[name] = result;
+  progress.end();
+  return sets;
+}
+
+/** How a run's decoder writes boxes; nothing where that is not known, and then LocCa's way holds. */
+function boxesOfRun(run: string): { boxes?: BoxFormat } {
+  const file = join(run, 'config.json');
+  if (listCheckpoints(run).length === 0 || !existsSync(file)) return {};
+  const { objectives } = JSON.parse(readFileSync(file, 'utf8')) as TrainConfig;
+  return objectives.caption?.boxes ? { boxes: objectives.caption.boxes } : {};
+}

@@ -4,7 +4,9 @@ import { noGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 
-async function inBatches(n: number, batch: number, dim: number, encode: (from: number, to: number) => Tensor): Promise<Float32Array> {
+/** What `encode` gives for rows `from` to `to` of n, (to − from, dim) f32, `batch` rows at a time and without gradient. */
+export async function inBatches(n: number, batch: number, dim: number,
+  encode: (from: number, to: number) => Tensor): Promise<Float32Array> {
   const out = new Float32Array(n * dim);
   for (let from = 0; from < n; from += batch) {
     const rows = scope(() => noGrad(() => encode(from, Math.min(n, from + batch))));

@@ -74,3 +74,28 @@ export async function evaluateLanguage(images: Float32Array, labels: ArrayLike<n
   }
   return { top1: top1 / n, top5: top5 / n, t2i_r1: t2i / classes.length, i2t_r1: i2t / classes.length };
 }
+
+/** Retrieval of scenes by their captions: fractions in [0, 1] whose best-scoring partner has the right caption. */
+export interface CaptionRetrieval {
+  t2i_r1: number;
+  i2t_r1: number;
+  /** Of guessing, both ways. */
+  chance: number;
+}
+
+/**
+ * Recall at 1 between images and their captions. What counts is the caption, for two images may have the same.
+ * @param images (n, d) and `texts` (n, d) embeddings, row i of both of one pair
+ * @param captions (n)
+ */
+export async function captionRetrieval(images: Float32Array, texts: Float32Array, captions: readonly string[], d: number,
+  device: DeviceName = 'cpu'): Promise<CaptionRetrieval> {
+  const n = captions.length, hits = async (a: Float32Array, b: Float32Array): Promise<number> => {
+    const s = await scores(a, b, d, device);
+    return captions.filter((c, i) => captions[topK(s.subarray(i * n, (i + 1) * n), 1)[0]!] === c).length / n;
+  };
+  const often = new Map<string, number>();
+  for (const c of captions) often.set(c, (often.get(c) ?? 0) + 1);
+  const chance = [...often.values()].reduce((sum, k) => sum + (k / n) ** 2, 0);
+  return { t2i_r1: await hits(texts, images), i2t_r1: await hits(images, texts), chance };
+}

@@ -23,6 +23,12 @@ export interface SslHeadConfig {
   prototypes: number;
   /** Prototypes of the patch head. */
   patchPrototypes: number;
+  /**
+   * Standard deviation that the weights of the MLP start with. DINO's 0.02 keeps the scale of what passes through layers
+   * of some 2,000 inputs; narrow ones need about 1/√inputs, or the head's output is so small that a few of Adam's steps
+   * drown the differences between images, and the teacher's targets become uniform. Default 0.02.
+   */
+  std?: number;
 }
 
 /** DINO's head, which SILC and SigLIP 2 name without numbers. */
@@ -31,18 +37,19 @@ export const SSL_HEAD: SslHeadConfig = { hidden: 2048, bottleneck: 256, prototyp
 export type SslHeadName = 'ssl.image_head' | 'ssl.patch_head';
 
 /**
- * Parameters of both heads and of the mask token, in storage order. The MLP starts at N(0, 0.02²) with zero biases, as
- * DINO's, so does the mask token; prototypes start with the deviation of PyTorch's linear layer: only their direction
- * counts.
+ * Parameters of both heads and of the mask token, in storage order. The MLP starts at N(0, std²) with zero biases, the
+ * mask token at N(0, 0.02²), as DINO's; prototypes start with the deviation of PyTorch's linear layer: only their
+ * direction counts.
  * @throws ConfigError when a size is no positive integer
  */
 export function sslShapes(config: ModelConfig, head: SslHeadConfig = SSL_HEAD): ParameterShape[] {
-  for (const [key, n] of Object.entries(head))
+  const { std = 0.02, ...sizes } = head;
+  for (const [key, n] of Object.entries(sizes))
     if (!Number.isSafeInteger(n) || n < 1)
       throw new ConfigError(`self-distillation head: ${key} must be a positive integer but is ${n}`);
   const { hidden, bottleneck } = head, D = config.vision.width;
   const layer = (name: string, rows: number, columns: number): ParameterShape[] => [
-    { name: `${name}.weight`, shape: [rows, columns], init: { kind: 'normal', std: 0.02 }, decay: true },
+    { name: `${name}.weight`, shape: [rows, columns], init: { kind: 'normal', std }, decay: true },
     { name: `${name}.bias`, shape: [rows], init: { kind: 'zeros' }, decay: false },
   ];
   const shapes = (name: SslHeadName, prototypes: number): ParameterShape[] => [

@@ -23,9 +23,11 @@ export interface TeacherOutput {
 export class Teacher {
   /** The averaged parameters, for the same model code as the student's. */
   readonly params: ParamStore;
-  /** (K) f32 each; start at zero. */
+  /** (K) f32 each; zero until `updateCentres` or `write`. */
   readonly imageCentre: Tensor;
   readonly patchCentre: Tensor;
+  /** Whether the centres have values. */
+  centred = false;
   /** (K) f32 each: mean logits of the parts of the present batch so far. */
   readonly #imageMean: Tensor;
   readonly #patchMean: Tensor;
@@ -74,6 +76,7 @@ export class Teacher {
       updateCentre(this.#patchMean, teacherMean(output.patches), before / (before + size));
     });
     if (rest > 0) return;
+    this.centred = true;
     updateCentre(this.imageCentre, this.#imageMean, momentum);
     updateCentre(this.patchCentre, this.#patchMean, momentum);
   }
@@ -92,6 +95,8 @@ export class Teacher {
           `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
       }
       to.write(data);
+      // All zero when the checkpoint was written before the first step.
+      this.centred = data.some((v) => v !== 0);
     }
   }
   dispose(): void {

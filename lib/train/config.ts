@@ -35,7 +35,8 @@ const single = z.discriminatedUnion('type', [
     /** `siglip2 train` builds the dataset with these options when it is not there. */
     build: z.strictObject({
       scenes: z.strictObject({ train: z.int().min(0), val: z.int().min(0), test: z.int().min(0) }).partial(),
-      seed: z.int(), size: count, objects: count, classes: count,
+      seed: z.int(), size: count, objects: count, scale: z.tuple([z.number(), z.number()]), classes: count,
+      languages: z.array(z.string()),
     }).partial().optional(),
   }),
 ]);
@@ -77,7 +78,7 @@ const objectives = z.strictObject({
     temperatures: z.strictObject({ student: positive.default(0.1), teacher: positive.default(0.04) }).prefault({}),
     centreMomentum: share.default(0.9),
     views: z.strictObject({ global: viewSettings, local: viewSettings, locals: count, masked: share }).partial().default({}),
-    head: z.strictObject({ hidden: count, bottleneck: count, prototypes: count, patchPrototypes: count }).partial().default({}),
+    head: z.strictObject({ hidden: count, bottleneck: count, prototypes: count, patchPrototypes: count, std: positive }).partial().default({}),
   }).optional(),
 });
 
@@ -179,7 +180,7 @@ export const trainConfigSchema = z.strictObject({
     clip: positive.default(1),
     warmup: duration.default('2%'),
     schedule: z.enum(['cosine', 'constant']).default('cosine'),
-    lrScale: z.record(z.string(), positive).default({}),
+    lrScale: z.record(z.string(), weight).default({}),
     ema: z.number().min(0).max(1).nullable().default(null),
   }).prefault({}),
   /**

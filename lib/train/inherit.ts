@@ -43,6 +43,12 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
   const weights = adaptTensors(old, from.config, model.config), since = { ...state.since };
   const parts = (arena: Float32Array | undefined): Map<string, Float32Array> => new Map(state.layout.map(([name, offset, size]) =>
     [name, arena?.subarray(offset, offset + size) ?? new Float32Array(size)]));
+  const centres = new Map([...arenas].filter(([name]) => name.endsWith('_centre')));
+  const taught = model.params.shapes.some(({ name }) => name.startsWith('ssl.') && weights.has(name));
+  if (taught && (!arenas.has('ema') || centres.size === 0)) {
+    throw new CheckpointError(`${folder} has self-distillation heads but no teacher; begin with a checkpoint whose ` +
+      'training_state.safetensors has "ema" and the centres, or with one of before self-distillation');
+  }
   const moments = { m: parts(arenas.get('m')), v: parts(arenas.get('v')) };
   for (const { name, shape } of model.params.shapes) {
     const there = weights.get(name);
@@ -58,7 +64,7 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
   return {
     state, weights, moments, since,
     average: arenas.has('ema') ? adaptTensors(shaped(parts(arenas.get('ema')), old), from.config, model.config) : null,
-    centres: new Map([...arenas].filter(([name]) => name.endsWith('_centre'))),
+    centres,
   };
 }
 

@@ -27,11 +27,26 @@ import { SelfDistillation } from './self_distillation.js';
 type ObjectivesConfig = TrainConfig['objectives'];
 type Without<T> = { [K in keyof T]: Exclude<T[K], undefined> };
 
-/** Losses by name, unweighted unless a task has a factor of its own, and what their weighted sum is. */
+/** What one update says of itself. */
 export interface Figures {
+  /** By name, unweighted unless a task has a factor of its own. */
   losses: Record<string, number>;
+  /** The losses' weighted sum. */
   total: number;
+  /** Of self-distillation; see `SslFigures`. Null without it. */
+  ssl: SslFigures | null;
   alarms: string[];
+}
+
+/**
+ * A loss of self-distillation is the entropy of the teacher's targets plus the student's divergence from them (KL). The
+ * first moves by itself as the teacher sharpens or its centre settles; the second is what the student can learn. Nats.
+ */
+export interface SslFigures {
+  entropy: number;
+  divergence: number;
+  patchEntropy: number;
+  patchDivergence: number;
 }
 
 /** The decoder's tasks in the loader's order, by the name of their loss. */
@@ -95,6 +110,7 @@ export class Objectives {
     return Promise.all(parts).then((all) => ({
       losses: Object.assign({}, ...all.map((f) => f.losses)) as Record<string, number>,
       total: all.reduce((sum, f) => sum + f.total, 0), alarms: all.flatMap((f) => f.alarms),
+      ssl: all.find((f) => f.ssl)?.ssl ?? null,
     }));
   }
 
@@ -165,7 +181,7 @@ export class Objectives {
             total += caption.weight * losses[task];
           });
         }
-        return { losses, total, alarms: [] };
+        return { losses, total, alarms: [], ssl: null };
       })];
     });
     return read!;
@@ -213,25 +229,32 @@ export class Objectives {
     // One small parameter tells whether the teacher moves at all.
     const distance = scope(() => [Promise.all(
       distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
-    const parts = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) => {
-      const from = i * microBatch, to = Math.min(B, from + microBatch), share = (to - from) / B;
-      const views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
+    const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) =>
+      [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
+    ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
+    const parts = ranges.map(([from, to]) => {
+      const share = (to - from) / B, views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
       return scope(() => {
         const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(views, from, B);
         backward(roots);
         return [Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read()])
-          .then(([d, m, image, patch]) => ({ distill: share * d, masked: share * m, alarms: [
-            ...teacherAlarms(figures(image), ssl!.teacher.imageCentre.size, to - from),
-            ...teacherAlarms(figures(patch), ssl!.teacher.patchCentre.size, rows),
-          ] }))];
+          .then(([d, m, ...said]) => {
+            const image = figures(said[0]), patch = figures(said[1]), { imageCentre, patchCentre } = ssl!.teacher;
+            return {
+              distill: share * d, masked: share * m, entropy: share * image.entropy, patchEntropy: share * patch.entropy,
+              alarms: [...teacherAlarms(image, imageCentre.size, to - from), ...teacherAlarms(patch, patchCentre.size, rows)],
+            };
+          })];
       })[0]!;
     });
     return Promise.all([distance, Promise.all(parts)]).then(([moves, all]) => {
-      const mean = (loss: 'distill' | 'masked'): number => all.reduce((sum, part) => sum + part[loss], 0);
-      const distill = mean('distill'), masked = mean('masked');
+      const mean = (of: 'distill' | 'masked' | 'entropy' | 'patchEntropy'): number =>
+        all.reduce((sum, part) => sum + part[of], 0);
+      const distill = mean('distill'), masked = mean('masked'), entropy = mean('entropy'), patchEntropy = mean('patchEntropy');
       const dead = deadTeacher(moves.reduce((a, b) => a + b, 0), moved);
       return {
         losses: { distill, masked }, total: distillWeight * distill + maskedWeight * masked,
+        ssl: { entropy, divergence: distill - entropy, patchEntropy, patchDivergence: masked - patchEntropy },
         // What is wrong with the teacher shows in every part, in other figures.
         alarms: [...all[0]!.alarms, ...(dead === null ? [] : [dead])],
       };

@@ -14,9 +14,9 @@ import { ConfigError } from '../errors.js';
 import { distillationLoss, SSL_WEIGHTS, sslFactor, TEMPERATURES, type Temperatures } from '../losses/distill.js';
 import { maskedLoss, maskedRows } from '../losses/masked.js';
 import type { Siglip2Model } from '../model/siglip2.js';
-import { Teacher } from '../model/teacher.js';
+import { Teacher, type TeacherOutput } from '../model/teacher.js';
 import { teacherStatistics } from '../ops/teacher_centre.js';
-import { tensor, type Tensor } from '../tensor.js';
+import { scope, tensor, type Tensor } from '../tensor.js';
 import type { AdamW } from './optimizer.js';
 
 export interface SelfDistillationOptions {
@@ -67,18 +67,11 @@ export class SelfDistillation {
    * @param of images of the whole batch; default: this is all of it
    */
   losses(batch: ViewBatch, before = 0, of?: number): SslLosses {
-    const { model: { config, params, options: tower }, teacher, options: o } = this;
-    const { globalSize: S, localSize: s } = batch, { patch } = config.vision, device = params.device;
-    const B = batch.globalViews.length / (S * S * 3), V = batch.localViews.length / (s * s * 3);
-    const N = Math.floor(S / patch) ** 2, t = o.temperatures;
-    const all = of ?? B, share = B / all;
-    const images = tensor(batch.globalViews, [B, S, S, 3], device);
-    const locals = tensor(batch.localViews, [V, s, s, 3], device);
-    const mask = tensor(batch.masks, [B, N], device), hidden = maskedRows(batch.masks);
-    if (hidden.length === 0)
-      throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
-    const rows = tensor(hidden, [hidden.length], device);
-    const said = teacher.forward(config, images, rows, tower);
+    if (of === undefined) this.startCentres([() => batch]);
+    const { model: { config, params, options: tower }, teacher, options: o } = this, device = params.device;
+    const { localSize: s } = batch, t = o.temperatures, { images, rows, said } = this.#teach(batch);
+    const B = images.shape[0]!, V = batch.localViews.length / (s * s * 3), all = of ?? B, share = B / all;
+    const locals = tensor(batch.localViews, [V, s, s, 3], device), mask = tensor(batch.masks, [B, batch.masks.length / B], device);
     const whole = { logits: said.image, centre: teacher.imageCentre };
     const parts = { logits: said.patches, centre: teacher.patchCentre };
     const distill = distillationLoss(params, config, locals, whole, tower, t);
@@ -90,6 +83,32 @@ export class SelfDistillation {
     };
     teacher.updateCentres(said, o.centreMomentum, before, all - before - B);
     return result;
+  }
+
+  /**
+   * Starts the centres at the means of a whole batch, unless they have values; call before the `losses` of its parts. From
+   * zero they would need some 1/(1 − momentum) batches, in which all images have nearly the same target and the losses
+   * look too good.
+   * @param parts make the parts, in order
+   */
+  startCentres(parts: readonly (() => ViewBatch)[]): void {
+    if (this.teacher.centred) return;
+    let before = 0;
+    parts.forEach((part, i) => scope(() => {
+      const { said } = this.#teach(part());
+      this.teacher.updateCentres(said, 0, before, parts.length - 1 - i);
+      before += said.image.shape[0]!;
+    }));
+  }
+
+  /** The global views, which of their patches are hidden, and what the teacher says of both. */
+  #teach({ globalViews, globalSize: S, masks }: ViewBatch): { images: Tensor; rows: Tensor; said: TeacherOutput } {
+    const { model: { config, params, options }, teacher } = this, hidden = maskedRows(masks);
+    if (hidden.length === 0)
+      throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
+    const images = tensor(globalViews, [globalViews.length / (S * S * 3), S, S, 3], params.device);
+    const rows = tensor(hidden, [hidden.length], params.device);
+    return { images, rows, said: teacher.forward(config, images, rows, options) };
   }
 
   /** Call after `optimizer.update()`. */

@@ -25,7 +25,7 @@ import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from
 import { chosenDtype, type TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
-import { Objectives, objectiveData, objectiveShapes, type Figures } from './objectives.js';
+import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
@@ -45,6 +45,8 @@ export interface StepMetrics {
    * columns, mean over rows, mean over the captions per image (SigLIP eq. 1).
    */
   losses: Record<string, number>;
+  /** With self-distillation, what its losses are made of; in the file as `ssl/entropy` and so on. */
+  ssl?: SslFigures;
   /** Where there is selection; in the file as `selection/chosen` and so on. */
   selection?: SelectionFigures;
   /** Where captions were swapped: their share among the samples loaded and those trained on; `noise/…` in the file. */
@@ -251,6 +253,7 @@ export class Trainer {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
         scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
+        ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
         ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
         ...(alarms.length > 0 ? { alarms } : {}),
         ...(p.drawn ? { drawn: p.drawn } : {}),
@@ -259,8 +262,8 @@ export class Trainer {
         throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
           'lower learning rate (optimizer.lr) or a longer warm-up');
       }
-      const { losses: loss, selection, noise, ...line } = metrics;
-      const flat = Object.entries({ loss, selection, noise }).flatMap(([group, values]) =>
+      const { losses: loss, ssl, selection, noise, ...line } = metrics;
+      const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
       await appendFile(file, `${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
       const { chosen, rejected } = p.chosen;

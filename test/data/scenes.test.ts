@@ -167,5 +167,6 @@ test('options out of range', async () => {
   await expect(buildScenes(join(folder, 'd'), { size: 3 })).rejects.toThrow(/scenes\.size: expected an integer in \[48, 2048\]/);
   await expect(buildScenes(join(folder, 'd'), { scenes: { train: -1 } })).rejects.toThrow(/scenes\.train/);
   await expect(buildScenes(join(folder, 'd'), { languages: ['de'] })).rejects.toThrow(/"en"/);
+  await expect(buildScenes(join(folder, 'd'), { scale: [0.8, 0.4] })).rejects.toThrow(/scenes\.scale: expected two shares .* but got 0\.8, 0\.4/);
   await expect(buildScenes(join(folder, 'd'), { studios: [{ name: 'noto', split: 'train' }], scenes: { train: 0, val: 1, test: 0 }, languages: ['en'] })).rejects.toThrow(/no studio of the split "val"/);
 });

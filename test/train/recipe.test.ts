@@ -98,6 +98,13 @@ test('every stage has its losses, and goes on to the same bits after an interrup
       if (existsSync(join(a, file))) expect(readFileSync(join(b, file)).equals(readFileSync(join(a, file)))).toBe(true);
     const line = JSON.parse(readFileSync(join(stage.config.out, 'metrics.jsonl'), 'utf8').split('\n')[0]!) as Record<string, unknown>;
     for (const key of keys) expect(typeof line[`loss/${key}`]).toBe('number');
+    // The targets' entropy and the divergence from them are the loss.
+    if (keys === all) {
+      const of = (name: string): number => line[name] as number;
+      expect(of('ssl/entropy') + of('ssl/divergence')).toBeCloseTo(of('loss/distill'), 5);
+      expect(of('ssl/patchEntropy') + of('ssl/patchDivergence')).toBeCloseTo(of('loss/masked'), 5);
+      expect(of('ssl/divergence')).toBeGreaterThanOrEqual(-1e-5);
+    }
     expect(stageProgress(stage.config.out)).toBe('finished');
   }
   // A stage begins with the learning rate, the moments and the weights that its parent had.

@@ -13,8 +13,9 @@ import { modelConfig } from '../../lib/model/config.js';
 import { sslShapes } from '../../lib/model/ssl_head.js';
 import { Siglip2Model, type ModelOptions } from '../../lib/model/siglip2.js';
 import { resizeImage } from '../../lib/native.js';
+import { teacherMean } from '../../lib/ops/teacher_centre.js';
 import { backward } from '../../lib/tape.js';
-import { liveCount, scope } from '../../lib/tensor.js';
+import { liveCount, scope, tensor } from '../../lib/tensor.js';
 import { AdamW } from '../../lib/train/optimizer.js';
 import { SelfDistillation } from '../../lib/train/self_distillation.js';
 import { errorOf } from '../data/support.js';
@@ -218,6 +219,28 @@ test('the teacher starts as a copy and then follows the student by its momentum,
     const { offset, size } = model.params.segment(name);
     expect({ name, moved: teacher.subarray(offset, offset + size).some((v, i) => v !== before[offset + i]) }).toEqual({ name, moved: true });
   }
+  free(all);
+});
+
+test('the centres start at the means of the first batch, unless a checkpoint has some', async () => {
+  const all = make(), { ssl } = all;
+  const means = await Promise.all(scope(() => {
+    const said = ssl.teacher.forward(CONFIG, tensor(views().globalViews, [B, GLOBAL, GLOBAL, 3]),
+      tensor(maskedRows(views().masks), [B * 8]), all.model.options);
+    return [teacherMean(said.image), teacherMean(said.patches)];
+  }).map(async (t) => {
+    const values = await t.read();
+    t.dispose();
+    return values;
+  }));
+  await run(all, views());
+  const after = await ssl.teacher.read();
+  expect(relative(after.get('image_centre')!, means[0] as Float32Array)).toBeLessThan(1e-6);
+  expect(relative(after.get('patch_centre')!, means[1] as Float32Array)).toBeLessThan(1e-6);
+  const given = new Map([...after].map(([name, c]) => [name, c.map((v) => v + 1)]));
+  ssl.teacher.write(given);
+  await run(all, views());
+  expect(relative((await ssl.teacher.read()).get('image_centre')!, given.get('image_centre')!.map((v) => v - 0.1))).toBeLessThan(1e-5);
   free(all);
 });
 

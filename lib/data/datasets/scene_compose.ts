@@ -61,12 +61,17 @@ function scenery(width: number, height: number, random: Random): Uint8Array {
 
 interface Square { x: number; y: number; side: number }
 
+/** Side of an object, as a share of the scene's shorter side. */
+export type ObjectScale = readonly [low: number, high: number];
+export const OBJECT_SCALE: ObjectScale = [0.2, 0.6];
+
 /** A place for a square that leaves the others visible; undefined when none was found. */
-function place(width: number, height: number, others: readonly Square[], random: Random): Square | undefined {
+function place(width: number, height: number, others: readonly Square[], [low, high]: ObjectScale,
+  random: Random): Square | undefined {
   const short = Math.min(width, height);
   for (let attempt = 0; attempt < 30; attempt++) {
     // Later attempts are smaller.
-    const side = Math.round(short * random.between(0.2, 0.6 - 0.012 * attempt));
+    const side = Math.round(short * random.between(low, high - 0.03 * attempt * (high - low)));
     const square = { side, x: random.below(width - side + 1), y: random.below(height - side + 1) };
     const free = others.every((o) => {
       const across = Math.min(square.x + side, o.x + o.side) - Math.max(square.x, o.x);
@@ -130,13 +135,14 @@ function bounds(mask: Uint8Array, width: number, height: number, n: number): (Bo
  * Composes a scene of up to `artworks.length` objects; those that find no place are left out, the first never.
  * @param size the longer side is between this and 4/3 of it, pixels
  */
-export function composeScene(artworks: readonly Artwork[], size: number, random: Random): Scene {
+export function composeScene(artworks: readonly Artwork[], size: number, random: Random,
+  scale: ObjectScale = OBJECT_SCALE): Scene {
   const long = size + random.below(Math.floor(size / 3) + 1), aspect = random.pick(ASPECTS);
   const width = Math.round(aspect >= 1 ? long : long * aspect), height = Math.round(aspect >= 1 ? long / aspect : long);
   const scene = { width, height, pixels: scenery(width, height, random), mask: new Uint8Array(width * height) };
   const squares: Square[] = [], there: Artwork[] = [];
   for (const artwork of artworks) {
-    const square = place(width, height, squares, random);
+    const square = place(width, height, squares, scale, random);
     if (!square) continue;
     squares.push(square);
     there.push(artwork);

@@ -16,7 +16,7 @@ import { TarWriter } from '../tar.js';
 import { emojiLanguages, emojiStudios, type EmojiSplit, type EmojiStudio, type PackageLicence } from './emoji.js';
 import { mapIcons, studioLicence, svgOf, type IconSet } from './emoji_artwork.js';
 import { readClassTexts, type ClassText } from './emoji_captions.js';
-import { composeScene, pickSome, type Artwork, type Scene } from './scene_compose.js';
+import { composeScene, OBJECT_SCALE, pickSome, type Artwork, type ObjectScale, type Scene } from './scene_compose.js';
 import { listText, opposite, relationText, type Relation } from './scene_templates.js';
 
 export interface SceneOptions {
@@ -27,7 +27,9 @@ export interface SceneOptions {
   size?: number;
   /** Most objects in a scene. Default 5. */
   objects?: number;
-  /** Keeps only so many classes, those that all studios draw first. Default: all. */
+  /** Side of an object, as a share of the scene's shorter side. Default 0.2 to 0.6. */
+  scale?: ObjectScale;
+  /** Keeps only so many classes, evenly spread over those that the most studios draw. Default: all. */
   classes?: number;
   studios?: readonly EmojiStudio[];
   languages?: readonly string[];
@@ -130,7 +132,7 @@ function regionsOf(scene: Scene, classes: readonly ClassText[], random: Random):
  */
 export async function buildScenes(folder: string, options: SceneOptions = {}): Promise<SceneManifest> {
   const { seed = 1, size = 224, objects = 5, scenesPerShard = 1000 } = options;
-  const { studios = emojiStudios, languages = emojiLanguages } = options;
+  const { studios = emojiStudios, languages = emojiLanguages, scale = OBJECT_SCALE } = options;
   const counts = { train: 4000, val: 400, test: 400, ...options.scenes };
   const within = (name: string, value: number, low: number, high: number): void => {
     if (!(Number.isInteger(value) && value >= low && value <= high))
@@ -140,6 +142,8 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
   within('objects', objects, 1, 20);
   within('scenesPerShard', scenesPerShard, 1, 1e6);
   for (const [split, n] of Object.entries(counts)) within(split, n, 0, 1e8);
+  if (!(scale[0] > 0 && scale[0] <= scale[1] && scale[1] <= 1))
+    throw new ConfigError(`scenes.scale: expected two shares in (0, 1] in order but got ${scale.join(', ')}`);
   if (!languages.includes('en')) throw new ConfigError('scenes.languages must contain "en": classes are named by it');
   try {
     fs.mkdirSync(folder, { recursive: true });
@@ -154,9 +158,11 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
     return { split, studio: new Studio(name, set, mapIcons(name, from, set, all)), licence: studioLicence(name, from) };
   });
   const drawnBy = (c: ClassText): number => drawers.filter(({ studio }) => studio.icons.has(c.codePoints)).length;
-  // A stable sort: the most widely drawn first, in order of code points.
-  const classes = all.map((c) => ({ c, n: drawnBy(c) })).filter(({ n }) => n > 0).sort((a, b) => b.n - a.n)
-    .slice(0, options.classes).map(({ c }, id) => ({ ...c, id }));
+  // A stable sort: the most widely drawn first, in order of code points, where neighbours look alike.
+  const drawn = all.map((c) => ({ c, n: drawnBy(c) })).filter(({ n }) => n > 0).sort((a, b) => b.n - a.n);
+  const count = Math.min(options.classes ?? drawn.length, drawn.length);
+  const widest = Math.max(count, drawn.filter(({ n }) => n === drawn[0]?.n).length);
+  const classes = Array.from({ length: count }, (_, id) => ({ ...drawn[Math.floor(id * widest / count)]!.c, id }));
   const manifest: SceneManifest = {
     format: 1, seed, size, classes: classes.length, languages, splits: [], licences: drawers.map(({ licence }) => licence),
   };
@@ -177,7 +183,7 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
       };
       const drawings = await Promise.all(pickSome(possible, 1 + random.below(objects), random).map(draw));
       const artworks = drawings.filter((d) => d !== undefined);
-      const scene = composeScene(artworks, size, random), { width, height } = scene;
+      const scene = composeScene(artworks, size, random, scale), { width, height } = scene;
       const json = JSON.stringify({
         captions: captionsOf(scene, classes, languages, random), regions: regionsOf(scene, classes, random), width, height,
         objects: scene.objects.map(({ artwork, box }) => ({ class: artwork.class, studio: artwork.studio, box })),
