@@ -131,7 +131,7 @@ export class Objectives {
   async contrastFigures(losses: readonly Tensor[]): Promise<Figures> {
     const each = await Promise.all(losses.map((l) => l.item()));
     const sigmoid = each.reduce((a, b) => a + b, 0) / losses.length;
-    return { losses: { sigmoid }, total: sigmoid, alarms: [] };
+    return { losses: { sigmoid }, total: sigmoid, alarms: [], ssl: null };
   }
 
   dispose(): void { this.ssl?.dispose(); }

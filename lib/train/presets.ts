@@ -33,7 +33,7 @@ const quickstart: TrainConfigInput = {
     transforms: [{ name: 'place', scale: [0.6, 1], backgrounds: ['plain', 'gradient'] }],
   },
   total: { steps: 5000 },  // the quickstart command puts here what fits into its minutes
-  model: { ...home.model, vision: { mlp: 256 }, text: { mlp: 256 } },
+  model: { ...home.model, vision: { mlp: 256, imageSize: 48, patch: 12 }, text: { mlp: 256 } },
   optimizer: { ...home.optimizer, warmup: { steps: 50 } },
   checkpointEvery: '50%',
 };
