@@ -70,6 +70,10 @@ const SETS: Record<string, { title: string; text: string }> = {
     title: 'Seen studios, placed',
     text: 'Artwork of the training studios at new positions, sizes and backgrounds.',
   },
+  'val-placed': {
+    title: 'Validation studio, placed',
+    text: 'Artwork of the studio by which the recipe was chosen, never trained on.',
+  },
   'unseen-studio-placed': {
     title: 'Unseen studio, placed',
     text: 'Artwork of a studio that took no part in training, placed in the same way.',
