@@ -217,13 +217,14 @@ class CudaDevice final : public Device, private Stream {
     attempt("fill", [&] { check(cudaMemsetAsync(dst, byte, bytes, stream_), "cudaMemsetAsync"); });
   }
 
-  void notify(Done done) override {
+  void notify(Done done, bool keeps_error) override {
     Notice notice;
     attempt("notify", [&] {
       notice.reached = std::make_unique<Event>();
       notice.reached->record(stream_);
     });
-    notice.error = std::exchange(error_, {});
+    notice.error = keeps_error ? error_ : std::exchange(error_, {});
+    notice.keeps_error = keeps_error;
     notice.ticket = staging_.last_ticket();
     notice.done = std::move(done);
     {
@@ -279,6 +280,7 @@ class CudaDevice final : public Device, private Stream {
     std::unique_ptr<Event> reached;  // null after an error: there is nothing to wait for
     uint64_t ticket = 0;
     std::string error;
+    bool keeps_error = false;
     Done done;
   };
 
@@ -333,7 +335,8 @@ class CudaDevice final : public Device, private Stream {
         const cudaError_t status = notice.reached->wait();
         if (status != cudaSuccess && notice.error.empty())
           notice.error = cuda::explain(status, cudaGetErrorString(status));
-        else if (notice.error.empty()) notice.error = faults_->take();  // the kernels before the event have written theirs
+        // The kernels before the event have written theirs.
+        else if (notice.error.empty() && !notice.keeps_error) notice.error = faults_->take();
       }
       if (notice.error.empty()) staging_.deliver(notice.ticket);
       else staging_.abandon(notice.ticket);

@@ -183,10 +183,7 @@ export function memory(device: DeviceName = 'cpu'): MemoryStats { return native(
 export function resetPeak(device: DeviceName = 'cpu'): void { native().resetPeak(deviceIndex(device)); }
 /** Most bytes tensors may take on a device; beyond it allocation throws ERR_MEMORY. 0 lifts the limit. */
 export function setMemoryLimit(bytes: number, device: DeviceName = 'cpu'): void { native().setMemoryLimit(deviceIndex(device), bytes); }
-/**
- * Test mode: poisons new tensors and checks guard zones around them; see `memory().guardViolations`. Freeing a tensor then
- * asks for the device's error, so one of a kernel can go unreported.
- */
+/** Test mode: poisons new tensors and checks guard zones around them; see `memory().guardViolations`. */
 export function setDebug(on: boolean, device: DeviceName = 'cpu'): void { native().setDebug(deviceIndex(device), on); }
 /** Resolves when the device has done all work enqueued so far; rejects with its first error. */
 export function synchronize(device: DeviceName = 'cpu'): Promise<void> {

@@ -59,14 +59,15 @@ void Allocator::check_guards(uint8_t* block, size_t bytes) {
   auto seen = std::make_shared<std::vector<uint8_t>>(kGuard + tail);
   device_.download(seen->data(), block, kGuard);
   device_.download(seen->data() + kGuard, block + kGuard + bytes, tail);
-  device_.notify([seen, violations = violations_](const std::string&) {
+  device_.notify([seen, violations = violations_](const std::string& error) {
+    if (!error.empty()) return;  // then nothing was read
     for (uint8_t byte : *seen)
       if (byte != kGuardByte) {
         std::lock_guard lock(violations->mutex);
         ++violations->count;
         return;
       }
-  });
+  }, true);
 }
 
 void Allocator::flush() {

@@ -61,7 +61,9 @@ class Device {
   virtual void upload(void* dst, const void* src, size_t bytes) = 0;    // src may be reused on return
   virtual void download(void* dst, const void* src, size_t bytes) = 0;  // dst is complete when notify() fires
   virtual void fill(void* dst, uint8_t byte, size_t bytes) = 0;
-  virtual void notify(Done done) = 0;                  // done runs on any thread, after all work so far
+  // done runs on any thread, after all work so far, with the first error since the last notify(); an error that it keeps
+  // goes to the next one too.
+  virtual void notify(Done done, bool keeps_error = false) = 0;
   virtual void synchronize() = 0;                      // blocks the caller
 
   // A recording: between begin and end, what is enqueued is noted and not run; replay() runs all of it again, in stream

@@ -24,7 +24,7 @@ class DryDevice final : public Device, private Stream {
   void upload(void*, const void*, size_t) override {}
   void download(void*, const void*, size_t) override {}
   void fill(void*, uint8_t, size_t) override {}
-  void notify(Done done) override { done({}); }
+  void notify(Done done, bool) override { done({}); }
   void synchronize() override {}
 
   size_t scratch_peak() const override { return scratch_peak_; }

@@ -2,7 +2,7 @@
 import { afterAll, expect, test } from '@jest/globals';
 import { embedding } from '../lib/ops/embedding.js';
 import { softmaxCrossEntropy } from '../lib/ops/softmax_cross_entropy.js';
-import { deviceName, empty, liveCount, setMemoryLimit, synchronize, tensor, zeros, type DeviceName } from '../lib/tensor.js';
+import { deviceName, empty, liveCount, memory, setDebug, setMemoryLimit, synchronize, tensor, zeros, type DeviceName } from '../lib/tensor.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;
 afterAll(() => expect(liveCount()).toBe(0));
@@ -35,6 +35,16 @@ test('values from outside that would become addresses are errors that name them'
   await expect(loss.item()).rejects.toThrow('target 3 of row 1 is neither a class in [0, 3) nor -1');
   await synchronize(device);  // told once
   for (const t of [ids, table, position, y, targets, logits, loss]) t.dispose();
+});
+
+test('in test mode a freed tensor leaves the error of a kernel to whoever asks for it', async () => {
+  setDebug(true, device);
+  const before = memory(device).guardViolations;
+  const ids = tensor(Int32Array.of(7), [1, 1], device), table = zeros([5, 3], 'f32', device), position = zeros([1, 3], 'f32', device);
+  for (const t of [embedding(ids, table, position), ids, table, position]) t.dispose();
+  await expect(synchronize(device)).rejects.toThrow('token id 7 at position 0 is outside the table of 5 rows');
+  expect(memory(device).guardViolations).toBe(before);
+  setDebug(false, device);
 });
 
 test('a device that is not there is one sentence', () => {

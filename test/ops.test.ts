@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../lib/native.js';
-import { liveCount, setDebug, type DeviceName } from '../lib/tensor.js';
+import { liveCount, type DeviceName } from '../lib/tensor.js';
 import { checkCase, debugDevice, type OpTable } from './harness.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;
@@ -14,10 +14,7 @@ for (const file of readdirSync(folder).filter((f) => f.endsWith('.js')).sort()) 
   tables.push([file.slice(0, -3), await import(pathToFileURL(join(folder, file)).href) as OpTable]);
 
 beforeAll(() => debugDevice(device));
-afterAll(() => {
-  expect(liveCount()).toBe(0);
-  setDebug(false, device);  // the next file of this process wants errors reported
-});
+afterAll(() => expect(liveCount()).toBe(0));
 
 const info = native().buildInfo();
 const emulated = device !== 'cpu' && info.cuda === 'cuda-host';

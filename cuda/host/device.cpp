@@ -32,7 +32,8 @@ class HostDevice final : public Device, private Stream {
   void fill(void* dst, uint8_t byte, size_t bytes) override {
     if (bytes && !cuda_host::dry()) enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
   }
-  void notify(Done done) override {
+  void notify(Done done, bool keeps_error) override {
+    if (keeps_error) return done(error_);
     const std::string fault = faults_.take();
     std::string error = std::exchange(error_, {});
     done(error.empty() ? fault : error);

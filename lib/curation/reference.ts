@@ -1,5 +1,5 @@
 /** Embeddings of whole batches without gradient, by the learner or by the frozen reference of a selection. */
-import { takeSamples } from '../data/batch.js';
+import { batchPart } from '../data/batch.js';
 import type { Batch } from '../data/loader.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import type { LoadedModel } from '../model/files.js';
@@ -35,8 +35,7 @@ export function embedPairs(model: Siglip2Model, batch: Batch, ids: Int32Array, p
   squares: Squares | null): PairEmbeddings {
   const { params, config, options } = model, L = config.text.length, parts = partsOf(batch.size, part);
   const images = (from: number, to: number): Tensor => {
-    if (!squares)
-      return model.encodeNaflex(takeSamples(batch, Array.from({ length: to - from }, (_, i) => from + i)).naflex!);
+    if (!squares) return model.encodeNaflex(batchPart(batch, from, to).naflex!);
     const { side } = squares, one = side * side * 3;
     const pixels = tensor(squares.images.subarray(from * one, to * one), [to - from, side, side, 3], params.device);
     return model.poolTokens(visionTokens(params, config, pixels, options));

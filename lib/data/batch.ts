@@ -1,41 +1,96 @@
-/** Parts of a batch. */
+/** Parts of a batch: the samples that selection chooses, the halves of a NaFlex batch that is too long, micro-batches. */
 import type { Batch } from './loader.js';
 import type { SizedNaflexBatch } from './naflex_lengths.js';
+import type { ViewBatch } from './views.js';
+
+/** How some of the B samples of a batch are taken out of its fields. */
+interface Taking {
+  size: number;
+  /** Of `sets` sets of B rows, one set after the other: these samples' rows of each set. */
+  rows<T extends Uint8Array | Int32Array>(data: T, sets?: number): T;
+  list<T>(list: readonly T[], sets?: number): T[];
+  naflex(images: SizedNaflexBatch): SizedNaflexBatch;
+}
 
 /**
- * The batch of some samples of a batch, in the order given, every field of it but the views, which are left out.
+ * The batch of some samples of a batch, in the order given.
  * @param rows positions in the batch
  */
 export function takeSamples(batch: Batch, rows: ArrayLike<number>): Batch {
-  const { views: _, ...rest } = batch, { size: B, sequences, classes, resized, naflex } = rest;
-  const captions = batch.texts.length / B;
-  const pick = <T>(list: readonly T[]): T[] => Array.from(rows, (i) => list[i]!);
-  const ofCaptions = Array.from({ length: captions }, (_, c) => Array.from(rows, (i) => c * B + i)).flat();
-  const bytes = (images: Uint8Array): Uint8Array => blocks(images, images.length / B, rows);
+  const B = batch.size, positions = Array.from(rows);
+  const inSets = (sets: number): number[] => Array.from({ length: sets }, (_, s) => positions.map((i) => s * B + i)).flat();
+  return take(batch, {
+    size: positions.length,
+    rows: (data, sets = 1) => blocks(data, data.length / (B * sets), inSets(sets)),
+    list: (list, sets = 1) => inSets(sets).map((i) => list[i]!),
+    naflex({ patches, offsets, shapes, length }) {
+      const width = patches.length / offsets.at(-1)!, ends = new Int32Array(positions.length + 1);
+      positions.forEach((from, to) => { ends[to + 1] = ends[to]! + offsets[from + 1]! - offsets[from]!; });
+      const some = new Uint8Array(ends.at(-1)! * width);
+      positions.forEach((from, to) =>
+        some.set(patches.subarray(offsets[from]! * width, offsets[from + 1]! * width), ends[to]! * width));
+      return { length, patches: some, offsets: ends, shapes: blocks(shapes, 2, positions) };
+    },
+  });
+}
+
+/** Samples `from` up to but not including `to` of a batch as a batch of its own; it shares memory where it can. */
+export function batchPart(batch: Batch, from: number, to: number): Batch {
+  const { size: B, coarse } = batch;
+  if (from === 0 && to === B) return batch;
+  const taking: Taking = {
+    size: to - from,
+    rows<T extends Uint8Array | Int32Array>(data: T, sets = 1): T {
+      const row = data.length / (B * sets), size = (to - from) * row;
+      const run = (set: number): T => data.subarray((set * B + from) * row, (set * B + to) * row) as T;
+      if (sets === 1) return run(0);
+      const part = new (data.constructor as new (length: number) => T)(sets * size);
+      for (let set = 0; set < sets; set++) part.set(run(set), set * size);
+      return part;
+    },
+    list: (list, sets = 1) => Array.from({ length: sets }, (_, s) => list.slice(s * B + from, s * B + to)).flat(),
+    naflex({ patches, offsets, shapes, length }) {
+      const width = patches.length / offsets.at(-1)!, start = offsets[from]!;
+      return {
+        length, patches: patches.subarray(start * width, offsets[to]! * width),
+        offsets: offsets.slice(from, to + 1).map((o) => o - start), shapes: shapes.slice(2 * from, 2 * to),
+      };
+    },
+  };
+  // The last images of a batch are the coarse ones.
+  const count = coarse && Math.max(0, Math.min(to - from, to - B + coarse.count));
   return {
-    ...rest, size: rows.length, images: bytes(batch.images),
-    ids: blocks(batch.ids, batch.ids.length / (captions * B), ofCaptions),
-    keys: pick(batch.keys), samples: blocks(batch.samples, 1, rows),
-    langs: ofCaptions.map((i) => batch.langs[i]!), texts: ofCaptions.map((i) => batch.texts[i]!),
-    ...(sequences ? { sequences: sequences.map(pick) } : {}),
-    ...(classes ? { classes: blocks(classes, 1, rows) } : {}),
-    ...(resized ? { resized: resized.map(bytes) } : {}),
-    ...(naflex ? { naflex: takeImages(naflex, rows) } : {}),
+    ...take(batch, taking),
+    ...(coarse ? { coarse: { ...coarse, count: count!, images: taking.rows(coarse.images) } } : {}),
+  };
+}
+
+/** Every field of a batch but `coarse`, which goes by position. */
+function take({ coarse: _, ...batch }: Batch, some: Taking): Batch {
+  const { naflex, views, sequences, classes, resized } = batch, captions = batch.texts.length / batch.size;
+  return {
+    ...batch, size: some.size, images: some.rows(batch.images), ids: some.rows(batch.ids, captions),
+    keys: some.list(batch.keys), samples: some.rows(batch.samples),
+    langs: some.list(batch.langs, captions), texts: some.list(batch.texts, captions),
+    ...(naflex ? { naflex: some.naflex(naflex) } : {}),
+    ...(views ? { views: takeViews(views, batch.size, some) } : {}),
+    ...(sequences ? { sequences: sequences.map((set) => some.list(set)) } : {}),
+    ...(classes ? { classes: some.rows(classes) } : {}),
+    ...(resized ? { resized: resized.map((images) => some.rows(images)) } : {}),
+  };
+}
+
+function takeViews(views: ViewBatch, B: number, some: Taking): ViewBatch {
+  const { globalViews, localViews, masks, localSize: s } = views;
+  return {
+    ...views, globalViews: some.rows(globalViews), masks: some.rows(masks),
+    localViews: some.rows(localViews, localViews.length / (B * s * s * 3)),
   };
 }
 
 /** Blocks of `width` neighbouring values. */
-function blocks<T extends Uint8Array | Int32Array>(values: T, width: number, rows: ArrayLike<number>): T {
+function blocks<T extends Uint8Array | Int32Array>(values: T, width: number, rows: readonly number[]): T {
   const out = new (values.constructor as new (n: number) => T)(rows.length * width);
-  Array.from(rows, (from, to) => out.set(values.subarray(from * width, (from + 1) * width), to * width));
+  rows.forEach((from, to) => out.set(values.subarray(from * width, (from + 1) * width), to * width));
   return out;
-}
-
-function takeImages({ patches, offsets, shapes, length }: SizedNaflexBatch, rows: ArrayLike<number>): SizedNaflexBatch {
-  const width = patches.length / offsets.at(-1)!, ends = new Int32Array(rows.length + 1);
-  Array.from(rows, (from, to) => { ends[to + 1] = ends[to]! + offsets[from + 1]! - offsets[from]!; });
-  const some = new Uint8Array(ends.at(-1)! * width);
-  Array.from(rows, (from, to) =>
-    some.set(patches.subarray(offsets[from]! * width, offsets[from + 1]! * width), ends[to]! * width));
-  return { length, patches: some, offsets: ends, shapes: blocks(shapes, 2, rows) };
 }

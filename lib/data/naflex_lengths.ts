@@ -5,7 +5,7 @@
 import { ConfigError } from '../errors.js';
 import type { Batch } from './loader.js';
 import type { NaflexBatch } from './naflex.js';
-import { batchPart } from './part.js';
+import { batchPart } from './batch.js';
 import { Random, Stream } from './random.js';
 
 /** What the loader makes of images for a NaFlex model. */

@@ -5,7 +5,7 @@
 import type { Batch } from '../data/loader.js';
 import type { DecoderTargets } from '../data/sequences.js';
 import { Random, Stream } from '../data/random.js';
-import { batchPart } from '../data/part.js';
+import { batchPart } from '../data/batch.js';
 import { viewsConfig, type ViewsConfig } from '../data/views.js';
 import { ConfigError } from '../errors.js';
 import { captionBatch, captionLoss, parallelCount } from '../losses/caption.js';

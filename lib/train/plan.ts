@@ -6,7 +6,7 @@
 import { constants } from 'node:buffer';
 import type { Batch } from '../data/loader.js';
 import { naflexUpdates } from '../data/naflex_lengths.js';
-import { batchPart } from '../data/part.js';
+import { batchPart } from '../data/batch.js';
 import type { DecoderSequence } from '../data/sequences.js';
 import { patchesOf, type ViewsConfig } from '../data/views.js';
 import { maskedRows } from '../losses/masked.js';

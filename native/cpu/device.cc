@@ -114,7 +114,7 @@ class CpuDevice : public Device {
   void fill(void* dst, uint8_t byte, size_t bytes) override {
     enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
   }
-  void notify(Done done) override { push({"notify", {}, std::move(done)}); }
+  void notify(Done done, bool keeps_error) override { push({"notify", {}, std::move(done), keeps_error}); }
   void synchronize() override {
     std::mutex m;
     std::condition_variable cv;
@@ -124,7 +124,7 @@ class CpuDevice : public Device {
             std::lock_guard lock(m);
             reached = true;
             cv.notify_one();
-          }, true});
+          }, true, true});
     std::unique_lock lock(m);
     cv.wait(lock, [&] { return reached; });
   }
@@ -148,7 +148,7 @@ class CpuDevice : public Device {
     const char* op;
     Task task;
     Done done;
-    bool keeps_error = false;
+    bool keeps_error = false, even_cancelled = false;
   };
   void push(Item item) {
     bool idle;
@@ -182,7 +182,7 @@ class CpuDevice : public Device {
       }
       for (Item& item : batch) {
         if (item.done) {
-          if (cancelling_ && !item.keeps_error) continue;
+          if (cancelling_ && !item.even_cancelled) continue;
           item.done(error);
           if (!item.keeps_error) error.clear();
         } else if (error.empty() && !cancelling_) {

@@ -1,10 +1,10 @@
-/** Swapped captions, and batches of some samples of a batch. */
-import { expect, test } from '@jest/globals';
-import { takeSamples } from '../../lib/data/batch.js';
-import type { Batch } from '../../lib/data/loader.js';
+/** Swapped captions. */
+import { afterAll, expect, test } from '@jest/globals';
 import { swapCaptions } from '../../lib/data/noise.js';
 import type { Sample } from '../../lib/data/source.js';
 import { liveCount } from '../../lib/tensor.js';
+
+afterAll(() => expect(liveCount()).toBe(0));
 
 const samples = (n: number, classes: number): Sample[] => Array.from({ length: n }, (_, index) => ({
   index, key: `${index}`, image: { path: `${index}.png`, offset: 0, size: -1 }, language: 'en',
@@ -29,20 +29,4 @@ test.each([[1000, 0, 0.4], [500, 7, 0.4], [30, 2, 1], [10, 5, 0]])('%i samples o
 test('captions of one class cannot be wrong', () => {
   expect(() => swapCaptions(samples(6, 1), 0.5, 1)).toThrow('too few classes');
   expect(() => swapCaptions(samples(6, 0), 1.5, 1)).toThrow('must be in [0, 1] but is 1.5');
-});
-
-test('some samples of a batch, with everything that belongs to them', () => {
-  const batch = {
-    size: 3, index: 7, epoch: 1, waitMs: 0, images: Uint8Array.of(0, 1, 10, 11, 20, 21), ids: Int32Array.of(0, 1, 2, 100, 101, 102),
-    keys: ['a', 'b', 'c'], langs: ['en', 'en', 'en', 'de', 'fr', 'el'], texts: ['a1', 'b1', 'c1', 'a2', 'b2', 'c2'],
-    samples: Int32Array.of(5, 6, 7), classes: Int32Array.of(1, 2, 3), sequences: [[null, null, null]], resized: [Uint8Array.of(8, 9, 10)],
-    naflex: { length: 4, patches: Uint8Array.of(1, 2, 2, 3, 3, 3), offsets: Int32Array.of(0, 1, 3, 6), shapes: Int32Array.of(1, 1, 1, 2, 1, 3) },
-  } satisfies Batch;
-  expect(takeSamples(batch, [2, 0])).toEqual({
-    size: 2, index: 7, epoch: 1, waitMs: 0, images: Uint8Array.of(20, 21, 0, 1), ids: Int32Array.of(2, 0, 102, 100),
-    keys: ['c', 'a'], langs: ['en', 'en', 'el', 'de'], texts: ['c1', 'a1', 'c2', 'a2'],
-    samples: Int32Array.of(7, 5), classes: Int32Array.of(3, 1), sequences: [[null, null]], resized: [Uint8Array.of(10, 8)],
-    naflex: { length: 4, patches: Uint8Array.of(3, 3, 3, 1), offsets: Int32Array.of(0, 3, 4), shapes: Int32Array.of(1, 3, 1, 1) },
-  });
-  expect(liveCount()).toBe(0);
 });

@@ -1,27 +1,20 @@
 /** `graph: true`: the bits of an ordinary run, in one and several captions an image; and runs that cannot have it. */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import sharp from 'sharp';
 import { DeviceError } from '../../lib/errors.js';
 import { liveCount, type DeviceName } from '../../lib/tensor.js';
 import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
+import { colouredImages } from './run.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;
 const records = device !== 'cpu';
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-graph-'));
 const images = join(folder, 'images');
 
-beforeAll(async () => {
-  mkdirSync(images);
-  for (let i = 0; i < 12; i++) {
-    const colour = { r: (i * 53) % 256, g: (i * 97) % 256, b: (i * 31) % 256 };
-    await sharp({ create: { width: 20 + i, height: 30, channels: 3, background: colour } }).png().toFile(join(images, `${i}.png`));
-    writeFileSync(join(images, `${i}.txt`), `colour ${colour.r} ${colour.g} ${colour.b}`);
-  }
-});
+beforeAll(() => colouredImages(images, 12));
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
   expect(liveCount()).toBe(0);

@@ -13,7 +13,8 @@ import { liveCount, scope, tensor } from '../../lib/tensor.js';
 import { noGrad } from '../../lib/tape.js';
 import { stateOf } from '../../lib/train/checkpoint.js';
 import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
-import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
+import type { StepMetrics } from '../../lib/train/trainer.js';
+import { runTraining } from './run.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-selection-'));
 const images = join(folder, 'images');
@@ -34,7 +35,7 @@ beforeAll(async () => {
     await sharp({ create: { width: 40, height: 32, channels: 3, background: { r, g, b } } }).png().toFile(join(images, `${i}.png`));
     writeFileSync(join(images, `${i}.json`), JSON.stringify({ captions: { en: `colour number${c}` }, class: c }));
   }
-  reference = (await run(config('reference', { total: 250, optimizer: { lr: 3e-3 } }))).folder;
+  reference = (await runTraining(config('reference', { total: 250, optimizer: { lr: 3e-3 } }))).folder;
 }, 120000);
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
@@ -52,28 +53,13 @@ function config(out: string, more: Partial<TrainConfigInput> = {}): TrainConfigI
 const selecting = (more: Partial<NonNullable<TrainConfigInput['selection']>> = {}): { selection: NonNullable<TrainConfigInput['selection']> } =>
   ({ selection: { ratio: 0.5, chunks: 4, reference, log: true, ...more } });
 
-async function run(input: TrainConfigInput, options: { resume?: boolean; stopAt?: number } = {}): Promise<{ metrics: StepMetrics[]; folder: string }> {
-  const stop = new AbortController();
-  const trainer = await Trainer.open(checkTrainConfig(input), options);
-  const metrics: StepMetrics[] = [];
-  try {
-    for await (const m of trainer.run(stop.signal)) {
-      metrics.push(m);
-      if (m.step === options.stopAt) stop.abort();
-    }
-    return { metrics, folder: await trainer.save() };
-  } finally {
-    await trainer.close();
-  }
-}
-
 interface Line { step: number; chosen: string[]; rejected: string[] }
 const lines = (out: string): Line[] => readFileSync(join(folder, out, 'selection.jsonl'), 'utf8').trim().split('\n').map((l) => JSON.parse(l) as Line);
 
 test('training chooses what selectBatch chooses offline from the same weights', async () => {
   const input = config('offline', selecting());
-  const first = await run(input, { stopAt: 3 }), { step, loader: position } = stateOf(first.folder);
-  await run(input, { resume: true, stopAt: step + 1 });
+  const first = await runTraining(input, { stopAt: 3 }), { step, loader: position } = stateOf(first.folder);
+  await runTraining(input, { resume: true, stopAt: step + 1 });
   const [learner, teacher] = [await loadModel(first.folder), await loadModel(reference)];
   const { size, texts: L } = { size: learner.model.config.vision.imageSize, texts: learner.model.config.text.length };
   const loader = new DataLoader(await openSource({ type: 'folder', path: images }), {
@@ -102,9 +88,9 @@ const ways: [string, TrainConfigInput['selection'] & object][] = [
 ];
 test.each(ways)('resumes to the bit: %s', async (name, selection) => {
   const more = selecting({ ...selection, ...(selection.score === 'learner' ? { reference: undefined } : {}) });
-  const batch = 8, whole = await run(config(`whole ${name}`, { batch, ...more }));
-  const first = await run(config(`parts ${name}`, { batch, ...more }), { stopAt: 5 });
-  const second = await run(config(`parts ${name}`, { batch, ...more }), { resume: true });
+  const batch = 8, whole = await runTraining(config(`whole ${name}`, { batch, ...more }));
+  const first = await runTraining(config(`parts ${name}`, { batch, ...more }), { stopAt: 5 });
+  const second = await runTraining(config(`parts ${name}`, { batch, ...more }), { resume: true });
   const told = (m: StepMetrics[]): unknown[] => m.map(({ loss, selection: s }) => [loss, s]);
   expect(told([...first.metrics, ...second.metrics])).toEqual(told(whole.metrics));
   const weights = (dir: string): Buffer => readFileSync(join(dir, 'model.safetensors'));
@@ -118,15 +104,25 @@ test.each(ways)('resumes to the bit: %s', async (name, selection) => {
   expect(last['selection/chosen']).toBe(whole.metrics.at(-1)!.selection!.chosen);
 }, 60000);
 
+test('micro-batches train on the same images at the same two sizes', async () => {
+  const more = { batch: 8, total: 3, ...selecting({ ratio: 0.5, chunks: 4, resolution: 16 }) };
+  const whole = await runTraining(config('coarse', more)), parts = await runTraining(config('coarse parts', { ...more, microBatch: 3 }));
+  expect(lines('coarse parts')).toEqual(lines('coarse'));
+  whole.metrics.forEach((m, i) => {
+    expect(parts.metrics[i]!.loss / m.loss).toBeCloseTo(1, 5);
+    expect(parts.metrics[i]!.gradNorm / m.gradNorm).toBeCloseTo(1, 4);
+  });
+}, 60000);
+
 test('without random transforms a cache chooses what the reference chooses', async () => {
-  await run(config('cached', { batch: 8, ...selecting({ ratio: 0.5, chunks: 4, referenceCache: true }) }));
+  await runTraining(config('cached', { batch: 8, ...selecting({ ratio: 0.5, chunks: 4, referenceCache: true }) }));
   expect(lines('cached')).toEqual(lines('whole the reference itself'));
 }, 60000);
 
 test('a reference sees images at its own size', async () => {
   const model = { variant: 'test', imageSize: 48, initLogitScale: Math.log(5), initLogitBias: -3 };
-  const other = (await run(config('larger', { model, total: 2 }))).folder;
-  const { metrics } = await run(config('smaller', { total: 3, ...selecting({ reference: other, resolution: 16 }) }));
+  const other = (await runTraining(config('larger', { model, total: 2 }))).folder;
+  const { metrics } = await runTraining(config('smaller', { total: 3, ...selecting({ reference: other, resolution: 16 }) }));
   for (const m of metrics) expect(Number.isFinite(m.loss)).toBe(true);
   const loader = new DataLoader(await openSource({ type: 'folder', path: images }),
     { batchSize: 2, seed: 1, size: 32, sizes: [48, 16], workers: 1, tokenizer: null });
@@ -138,14 +134,14 @@ test('a reference sees images at its own size', async () => {
 
 test('with a NaFlex model, packed images are embedded and chosen', async () => {
   const model = { variant: 'test', naflex: true }, naflex = { lengths: [8, 16] };
-  const teacher = (await run(config('naflex-reference', { model, naflex, total: 4 }))).folder;
-  const { metrics } = await run(config('naflex', { model, naflex, total: 6, ...selecting({ reference: teacher }) }));
+  const teacher = (await runTraining(config('naflex-reference', { model, naflex, total: 4 }))).folder;
+  const { metrics } = await runTraining(config('naflex', { model, naflex, total: 6, ...selecting({ reference: teacher }) }));
   for (const m of metrics) expect(Number.isFinite(m.loss)).toBe(true);
 }, 60000);
 
 test('swapped captions are trained on less than they come', async () => {
   const base = config('noisy', { total: 120, ...selecting(), optimizer: { lr: 3e-3, warmup: 2 } });
-  const { metrics } = await run({ ...base, data: { ...base.data, noise: { swapped: 0.4 } } });
+  const { metrics } = await runTraining({ ...base, data: { ...base.data, noise: { swapped: 0.4 } } });
   const mean = (of: 'loaded' | 'trained'): number => metrics.slice(20).reduce((sum, m) => sum + m.noise![of], 0) / (metrics.length - 20);
   console.info(`swapped captions: ${mean('loaded').toFixed(3)} of the samples loaded, ${mean('trained').toFixed(3)} of those trained on`);
   expect(mean('loaded')).toBeCloseTo(0.4, 1);
@@ -154,10 +150,10 @@ test('swapped captions are trained on less than they come', async () => {
 
 test('a cache of another reference, of other samples or cut short is refused, naming the file', async () => {
   const file = join(folder, 'cache.safetensors');
-  const cached = (out: string, more: Partial<TrainConfigInput>): Promise<unknown> => run(config(out, { total: 2, ...more }));
+  const cached = (out: string, more: Partial<TrainConfigInput>): Promise<unknown> => runTraining(config(out, { total: 2, ...more }));
   await cached('cache-1', selecting({ referenceCache: file }));
   await cached('cache-2', selecting({ referenceCache: file }));
-  const other = (await run(config('other-reference', { total: 2 }))).folder;
+  const other = (await runTraining(config('other-reference', { total: 2 }))).folder;
   await expect(cached('cache-3', selecting({ referenceCache: file, reference: other }))).rejects.toThrow(/cache\.safetensors: was made with another reference/);
   const { data } = config('x');
   await expect(cached('cache-4', { ...selecting({ referenceCache: file }), data: { ...data, captions: { pick: ['de'], languages: ['de'] } } }))
@@ -168,7 +164,7 @@ test('a cache of another reference, of other samples or cut short is refused, na
 
 test('what cannot work is refused in one sentence', async () => {
   const refused = async (more: Partial<TrainConfigInput>, text: RegExp): Promise<void> => {
-    await expect((async () => run(checkTrainConfig(config('refused', more)) as never))()).rejects.toThrow(text);
+    await expect((async () => runTraining(checkTrainConfig(config('refused', more)) as never))()).rejects.toThrow(text);
   };
   await refused({ selection: { ratio: 0.5 } }, /selection\.reference is "?missing"?: the score learnability needs/);
   await refused(selecting({ score: 'learner' }), /the score learner has no reference/);

@@ -5,25 +5,18 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import sharp from 'sharp';
 import { loadModel } from '../../lib/model/files.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
 import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
+import { colouredImages, runTraining } from './run.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-train-'));
 const main = join(dirname(fileURLToPath(import.meta.url)), '..', '..', 'lib', 'cli', 'main.js');
 const images = join(folder, 'images');
 
-beforeAll(async () => {
-  mkdirSync(images);
-  for (let i = 0; i < 24; i++) {
-    const colour = { r: (i * 53) % 256, g: (i * 97) % 256, b: (i * 31) % 256 };
-    await sharp({ create: { width: 20 + i, height: 30, channels: 3, background: colour } }).png().toFile(join(images, `${i}.png`));
-    writeFileSync(join(images, `${i}.txt`), `colour ${colour.r} ${colour.g} ${colour.b}`);
-  }
-});
+beforeAll(() => colouredImages(images, 24));
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
   expect(liveCount()).toBe(0);
@@ -37,29 +30,14 @@ function config(out: string, more: Partial<TrainConfigInput> = {}): TrainConfigI
   };
 }
 
-async function run(input: TrainConfigInput, options: { resume?: boolean; stopAt?: number } = {}): Promise<{ metrics: StepMetrics[]; folder: string }> {
-  const stop = new AbortController();
-  const trainer = await Trainer.open(checkTrainConfig(input), options);
-  const metrics: StepMetrics[] = [];
-  try {
-    for await (const m of trainer.run(stop.signal)) {
-      metrics.push(m);
-      if (m.step === options.stopAt) stop.abort();
-    }
-    return { metrics, folder: await trainer.save() };
-  } finally {
-    await trainer.close();
-  }
-}
-
 const weights = (dir: string): Buffer => readFileSync(join(dir, 'model.safetensors'));
 const losses = (m: StepMetrics[]): number[] => m.map((x) => x.loss);
 
 test('an interrupted run continues to the same bits, whatever the number of workers', async () => {
-  const whole = await run(config('whole'));
+  const whole = await runTraining(config('whole'));
   expect(whole.metrics.map((m) => m.step)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
-  const first = await run(config('parts'), { stopAt: 5 });
-  const second = await run({ ...config('parts'), data: { ...config('parts').data, workers: 0 } }, { resume: true });
+  const first = await runTraining(config('parts'), { stopAt: 5 });
+  const second = await runTraining({ ...config('parts'), data: { ...config('parts').data, workers: 0 } }, { resume: true });
   expect([...losses(first.metrics), ...losses(second.metrics)]).toEqual(losses(whole.metrics));
   for (const file of ['model.safetensors', 'model_ema.safetensors', 'training_state.safetensors'])
     expect(readFileSync(join(second.folder, file)).equals(readFileSync(join(whole.folder, file)))).toBe(true);
@@ -80,7 +58,7 @@ test('a checkpoint is a Hugging Face folder that loads again', async () => {
 
 test('what cannot work is refused in one sentence', async () => {
   const refused = async (input: unknown, code: string, text: RegExp, options = {}): Promise<void> => {
-    await expect((async () => run(checkTrainConfig(input) as never, options))()).rejects.toMatchObject({ code, message: expect.stringMatching(text) as never });
+    await expect((async () => runTraining(checkTrainConfig(input) as never, options))()).rejects.toMatchObject({ code, message: expect.stringMatching(text) as never });
   };
   await refused({ ...config('x'), bacth: 3 }, 'ERR_CONFIG', /unknown key "bacth" \(did you mean "batch"\?\)/);
   await refused({ ...config('x'), optimizer: { lrate: 1 } }, 'ERR_CONFIG', /optimizer\.lrate/);
