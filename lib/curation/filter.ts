@@ -170,7 +170,8 @@ async function copyMembers(folder: string, unit: string, keys: ReadonlySet<strin
   reader: FileReader): Promise<void> {
   const { spec } = (await openUnit(folder, unit)).notes, tar = (spec as { tars: string[] }).tars[0]!;
   const entries: TarEntry[] = (await indexTar(tar, () => undefined)).filter(({ name }) => keys.has(memberKey(name) ?? ''));
-  const missing = [...keys].find((key) => !entries.some(({ name }) => memberKey(name) === key));
+  const there = new Set(entries.map(({ name }) => memberKey(name)));
+  const missing = [...keys].find((key) => !there.has(key));
   if (missing !== undefined)
     throw new DataError(`${tar}: ${missing} is gone since it was scored; score the collection again`);
   write(target, entries.map(({ name, offset, size }) => () => [name, reader.read({ path: tar, offset, size })]));

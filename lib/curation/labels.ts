@@ -3,7 +3,6 @@
  * about the picture. Samples come from image collections or from tables in parquet.
  */
 import { readFile } from 'node:fs/promises';
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } from 'hyparquet';
 import { z } from 'zod';
 import { FileReader } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
@@ -11,6 +10,7 @@ import { SkipCounter } from '../data/skips.js';
 import { describeSample, openSource, readCaptions, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
+import { openTable } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 
 const scalar = z.union([z.string(), z.number(), z.boolean()]);
@@ -78,8 +78,6 @@ export interface LabelledRecord {
 /** Where records come from. */
 export type RecordSource = SourceSpec | { type: 'parquet'; path: string };
 
-const ROWS = 4096;
-
 /**
  * The samples of a collection, or the rows of a parquet file, whose columns `key`, `caption` and `shard` become key,
  * captions and file.
@@ -106,19 +104,15 @@ export async function* readRecords(input: RecordSource, skips: SkipCounter): Asy
 }
 
 async function* readTable(path: string): AsyncGenerator<LabelledRecord> {
-  try {
-    const file = await asyncBufferFromFile(path), metadata = await parquetMetadataAsync(file);
-    const names = parquetSchema(metadata).children.map(({ element }) => element.name);
-    if (!names.includes('key')) throw new DataError(`${path}: expected a column "key" but its columns are ${names.join(', ')}`);
-    for (let rowStart = 0, rows = Number(metadata.num_rows); rowStart < rows; rowStart += ROWS)
-      for (const columns of await parquetReadObjects({ file, metadata, rowStart, rowEnd: Math.min(rows, rowStart + ROWS) })) {
-        const captions = [columns['caption']].flat().filter((text): text is string => typeof text === 'string');
-        yield { key: String(columns['key']), file: String(columns['shard'] ?? path), captions, columns };
-      }
-  } catch (cause) {
-    if (cause instanceof DataError) throw cause;
-    throw new DataError(`${path}: cannot be read as parquet: ${(cause as Error).message}`, { cause });
-  }
+  const table = await openTable(path);
+  if (!table.columns.includes('key'))
+    throw new DataError(`${path}: expected a column "key" but its columns are ${table.columns.join(', ')}`);
+  for await (const group of table.groups(table.columns))
+    for (let row = 0; row < group['key']!.length; row++) {
+      const columns = Object.fromEntries(table.columns.map((name) => [name, group[name]![row]]));
+      const captions = [columns['caption']].flat().filter((text): text is string => typeof text === 'string');
+      yield { key: String(columns['key']), file: String(columns['shard'] ?? path), captions, columns };
+    }
 }
 
 /** Gives records the labels of a config. */

@@ -85,6 +85,8 @@ export interface Table {
    * @throws DataError naming a column that the table lacks, or when the file is damaged
    */
   read(columns: readonly string[]): Promise<Columns>;
+  /** The same, a row group at a time, for tables of any size; values are as parquet has them. Throws likewise. */
+  groups(columns: readonly string[]): AsyncGenerator<Record<string, ArrayLike<unknown>>>;
 }
 
 /**
@@ -111,26 +113,40 @@ export async function openTable(path: string): Promise<Table> {
     if (skip === 0) columns.push(metadata.schema[at]!.name);
     skip = Math.max(0, skip - 1) + (metadata.schema[at]!.num_children ?? 0);
   }
-  return {
-    rows: Number(metadata.num_rows), columns,
-    metadata: new Map((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value ?? ''])),
-    async read(wanted) {
-      const missing = wanted.find((column) => !columns.includes(column));
-      if (missing !== undefined)
-        throw new DataError(`${path}: there is no column "${missing}"; the columns are ${columns.join(', ')}`);
-      const out: Record<string, (string | number | null)[]> = Object.fromEntries(wanted.map((column) => [column, []]));
+  async function* groups(wanted: readonly string[]): AsyncGenerator<Record<string, ArrayLike<unknown>>> {
+    const missing = wanted.find((column) => !columns.includes(column));
+    if (missing !== undefined)
+      throw new DataError(`${path}: there is no column "${missing}"; the columns are ${columns.join(', ')}`);
+    const scan = await parquetScan({ file, metadata, columns: [...wanted] })
+      .catch((cause: unknown) => { throw damaged(cause); });
+    let rows = 0;
+    for (const { rowStart, rowEnd } of scan.ranges) {
+      const group: Record<string, ArrayLike<unknown>> = {};
       try {
-        const scan = await parquetScan({ file, metadata, columns: [...wanted] });
-        for (const { rowStart, rowEnd } of scan.ranges)
-          for (const column of wanted)
-            for (const value of await scan.readColumn({ column, rowStart, rowEnd }))
-              out[column]!.push(value as string | number | null);
-        const wrong = wanted.find((column) => out[column]!.length !== Number(metadata.num_rows));
-        if (wrong !== undefined)
-          throw new Error(`column "${wrong}" has ${out[wrong]!.length} values for ${metadata.num_rows} rows`);
+        for (const column of wanted) {
+          const values = await scan.readColumn({ column, rowStart, rowEnd });
+          if (values.length !== rowEnd - rowStart)
+            throw new Error(`column "${column}" has ${values.length} values for ${rowEnd - rowStart} rows`);
+          group[column] = values;
+        }
       } catch (cause) {
         throw damaged(cause);
       }
+      rows += rowEnd - rowStart;
+      yield group;
+    }
+    if (wanted.length > 0 && rows !== Number(metadata.num_rows))
+      throw damaged(new Error(`its row groups have ${rows} rows but it says ${metadata.num_rows}`));
+  }
+  return {
+    rows: Number(metadata.num_rows), columns,
+    metadata: new Map((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value ?? ''])),
+    groups,
+    async read(wanted) {
+      const out: Record<string, (string | number | null)[]> = Object.fromEntries(wanted.map((column) => [column, []]));
+      for await (const group of groups(wanted))
+        for (const column of wanted)
+          for (const value of Array.from(group[column]!)) out[column]!.push(value as string | number | null);
       return out;
     },
   };

@@ -153,7 +153,7 @@ test('the command: a table in, a list of keys and a report out, the same again',
     const { status, stderr } = run('three', input, config);
     expect([status, stderr]).toEqual([1, expect.stringMatching(text)]);
   };
-  refused(write('no.parquet', 'no table'), CONFIG, /no\.parquet: cannot be read as parquet/);
+  refused(write('no.parquet', 'no table'), CONFIG, /no\.parquet: is not a readable parquet file/);
   refused(table, { ...CONFIG, keep: 2 }, /debias\.json: keep/);
   refused(table, { ...CONFIG, targets: { x: { match: '(' } } }, /"\(" is no regular expression/);
   refused(table, { ...CONFIG, attributes: { age: { values: { old: { share: 0.5, label: { column: 'age', equals: 1 } } } } } }, /no sample is age\/old/);
