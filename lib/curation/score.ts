@@ -9,7 +9,7 @@ import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { chooseCaptions, type Caption } from '../data/captions.js';
+import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
 import type { RawImage } from '../data/image.js';
 import { decodeInput, type RawPixels } from '../data/input.js';
@@ -140,7 +140,8 @@ export async function pairLosses(model: Pick<Encoder, 'scale' | 'bias' | 'device
 function pickCaption(captions: readonly Caption[], pick: string, sample: Sample): Caption | undefined {
   const real = captions.filter(({ text, lang }) => /\p{L}/u.test(text) && lang !== 'zxx');
   if (pick === 'first') return real[0];
-  return chooseCaptions(real, { pick: [pick] }, new Random(0, Stream.caption, sample.index))?.[0];
+  const choice = { pick: [pick] };
+  return chooseCaptions(groupCaptions(real, choice), choice, new Random(0, Stream.caption, sample.index))?.[0];
 }
 
 /** An image no larger than its model needs; encoding it then gives what encoding the whole image gives. */

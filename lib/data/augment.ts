@@ -153,7 +153,7 @@ export function applyTransforms(
   out: Uint8Array,
 ): void {
   let current = image;
-  for (const transform of transforms) {
+  transforms.forEach((transform, i) => {
     switch (transform.name) {
       case 'resize':
         current = square(
@@ -177,7 +177,9 @@ export function applyTransforms(
         break;
       }
       case 'place':
-        current = place(current, transform, size, random, resize);
+        // The last transform draws where the result goes.
+        current = place(current, transform, size, random, resize,
+          i === transforms.length - 1 ? out : new Uint8Array(size * size * 3));
         break;
       case 'flip':
         if (random.uniform() < (transform.probability ?? 0.5)) current = mirror(current);
@@ -186,7 +188,8 @@ export function applyTransforms(
         current = jitter(current, transform, random);
         break;
     }
-  }
+  });
+  if (current.data === out) return;
   if (current.channels === 3) out.set(current.data);
   else onWhite(current.data, out);
 }
@@ -287,13 +290,14 @@ function jitter(
   return { ...image, data: new Uint8Array(out.buffer) };
 }
 
-/** Artwork of any opacity on a background. */
+/** Artwork of any opacity on a background, drawn into `out`, (S, S, 3). */
 function place(
   image: RawImage,
   transform: Extract<ImageTransform, { name: 'place' }>,
   size: number,
   random: Random,
   resize: ResizeImage,
+  out: Uint8Array,
 ): RawImage {
   const { scale = [0.5, 1], rotate = 0, backgrounds = kBackgrounds, white = 0 } = transform;
   const side = size * random.between(scale[0], scale[1]);
@@ -303,10 +307,8 @@ function place(
   const top = random.below(size - height + 1);
   const left = random.below(size - width + 1);
   const angle = rotate > 0 ? (random.between(-rotate, rotate) * Math.PI) / 180 : 0;
-  const out =
-    random.uniform() < white
-      ? new Uint8Array(size * size * 3).fill(255)
-      : background(random.pick(backgrounds), size, random);
+  if (random.uniform() < white) out.fill(255);
+  else background(random.pick(backgrounds), size, random, out);
 
   let art = resize(image.data, image.height, image.width, image.channels, height, width);
   if (image.channels === 3) art = opaque(art);

@@ -13,16 +13,20 @@ function colour(random: Random): Colour {
   return [random.below(256), random.below(256), random.below(256)];
 }
 
-/** A random background, (S, S, 3): two random colours, mixed as the kind says. */
-export function background(kind: Background, size: number, random: Random): Uint8Array {
+/**
+ * A random background: two random colours, mixed as the kind says.
+ * @param out where it is drawn, (S, S, 3)
+ * @returns `out`
+ */
+export function background(kind: Background, size: number, random: Random,
+  out: Uint8Array = new Uint8Array(size * size * 3)): Uint8Array {
   const a = colour(random);
   const b = colour(random);
+  if (kind === 'plain') return filled(out, a);
   // 0 gives the first colour, 1 the second. Filled by plain loops: a function for each pixel costs
   // several times more.
   const weights = new Float32Array(size * size);
   switch (kind) {
-    case 'plain':
-      break;
     case 'gradient': {
       const angle = random.between(0, 2 * Math.PI);
       const [sin, cos] = [Math.sin(angle), Math.cos(angle)];
@@ -65,12 +69,18 @@ export function background(kind: Background, size: number, random: Random): Uint
       break;
     }
   }
-  return mixed(weights, a, b);
+  return mixed(weights, a, b, out);
+}
+
+/** One colour everywhere: a pixel, doubled until the image is full. */
+function filled(out: Uint8Array, colour: Colour): Uint8Array {
+  out.set(colour);
+  for (let n = 3; n < out.length; n *= 2) out.copyWithin(n, 0, Math.min(n, out.length - n));
+  return out;
 }
 
 /** Mixes two colours by weights. */
-function mixed(weights: Float32Array, a: Colour, b: Colour): Uint8Array {
-  const out = new Uint8Array(weights.length * 3);
+function mixed(weights: Float32Array, a: Colour, b: Colour, out: Uint8Array): Uint8Array {
   const [a0, a1, a2] = a;
   const [d0, d1, d2] = [b[0] - a0, b[1] - a1, b[2] - a2];
   for (let i = 0, j = 0; i < weights.length; i++, j += 3) {

@@ -6,7 +6,7 @@
 import { DataError, IoError, Siglip2Error } from '../errors.js';
 import { resizeImage } from '../native.js';
 import { applyTransforms, wantsAlpha, type ImageTransform } from './augment.js';
-import { chooseCaptions, type Caption, type CaptionChoice } from './captions.js';
+import { chooseCaptions, groupCaptions, type Caption, type CaptionChoice, type CaptionGroups } from './captions.js';
 import { FileReader } from './files.js';
 import { decodeImage, premultiply, type AlphaMode, type RawImage } from './image.js';
 import { Lru } from './lru.js';
@@ -117,11 +117,18 @@ interface Draft extends BuiltBatch {
   tokens: number;
 }
 
+/** What a sample says of its image. */
+interface Described {
+  captions: readonly Caption[];
+  groups: CaptionGroups;
+  regions: Region[];
+}
+
 /** Builds batches one after the other, in the order of the requests. */
 export class Builder {
   private readonly reader = new FileReader();
   private readonly cache: Lru<number, RawImage>;
-  private readonly captionCache: Lru<number, { captions: Caption[]; regions: Region[] }>;
+  private readonly captionCache: Lru<number, Described>;
   private readonly drafts = new Map<number, Draft>();
   private readonly perImage: number;
   private tokenizer: Promise<GemmaTokenizer> | undefined;
@@ -243,9 +250,10 @@ export class Builder {
 
     this.mark(Stage.captions, sample.index);
     const described = this.describe(sample);
+    const choice = sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] };
     const chosen = chooseCaptions(
-      described.captions,
-      sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] },
+      sample.draw === undefined ? described.groups : groupCaptions(described.captions, choice),
+      choice,
       new Random(config.seed, Stream.caption, draft.visit, sample.index),
     );
     if (chosen === undefined)
@@ -296,12 +304,12 @@ export class Builder {
     }
   }
 
-  private describe(sample: Sample): { captions: Caption[]; regions: Region[] } {
+  private describe(sample: Sample): Described {
     const known = this.captionCache.get(sample.index);
     if (known !== undefined) return known;
     const { captions, meta } = readCaptions(this.reader, sample);
     const regions = this.config.decoder ? parseRegions(meta, describeSample(sample)) : [];
-    const described = { captions, regions };
+    const described = { captions, groups: groupCaptions(captions, this.config.captions), regions };
     this.captionCache.set(
       sample.index,
       described,

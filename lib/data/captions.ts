@@ -124,43 +124,54 @@ export function checkCaptionChoice(choice: CaptionChoice): void {
   }
 }
 
-/**
- * Chooses one caption for each entry of `choice.pick`.
- * @returns as many captions as entries; undefined when no caption is in an allowed language
- */
-export function chooseCaptions(
-  captions: readonly Caption[],
-  choice: CaptionChoice,
-  random: Random,
-): Caption[] | undefined {
-  const { pick = ['any'], primaryProbability, languages } = choice;
+/** Captions by language, as `chooseCaptions` draws from them. */
+export interface CaptionGroups {
+  all: readonly Caption[];
+  byLang: ReadonlyMap<string, readonly Caption[]>;
+  langs: readonly string[];
+  /** Languages that no entry of `pick` names. */
+  unnamed: readonly string[];
+}
+
+/** The captions in the languages of a choice; a sample that comes back keeps its groups. */
+export function groupCaptions(captions: readonly Caption[], { pick = ['any'], languages }: CaptionChoice): CaptionGroups {
   const byLang = new Map<string, Caption[]>();
-  const all: Caption[] = [];
-  for (const caption of captions) {
-    if (languages !== undefined && !languages.includes(caption.lang)) continue;
-    all.push(caption);
+  const all = captions.filter(({ lang }) => languages === undefined || languages.includes(lang));
+  for (const caption of all) {
     const list = byLang.get(caption.lang);
     if (list === undefined) byLang.set(caption.lang, [caption]);
     else list.push(caption);
   }
-  if (all.length === 0) return undefined;
+  const langs = [...byLang.keys()];
+  return { all, byLang, langs, unnamed: langs.filter((lang) => !pick.includes(lang)) };
+}
 
+/**
+ * Chooses one caption for each entry of `choice.pick`.
+ * @param groups what `groupCaptions` made for the same choice
+ * @returns as many captions as entries; undefined when no caption is in an allowed language
+ */
+export function chooseCaptions(
+  { all, byLang, langs, unnamed }: CaptionGroups,
+  { pick = ['any'], primaryProbability }: CaptionChoice,
+  random: Random,
+): Caption[] | undefined {
+  if (all.length === 0) return undefined;
   const inLanguage = (lang: string): Caption => {
-    const list = byLang.get(lang) as Caption[];
+    const list = byLang.get(lang)!;
     if (list.length === 1 || primaryProbability === undefined) return random.pick(list);
     return random.uniform() < primaryProbability
       ? (list[0] as Caption)
       : (list[1 + random.below(list.length - 1)] as Caption);
   };
-  const langs = [...byLang.keys()];
   const any = (): Caption =>
     primaryProbability === undefined ? random.pick(all) : inLanguage(random.pick(langs));
 
   const chosen: Caption[] = [];
   for (const entry of pick) {
     if (entry === 'other') {
-      const unnamed = langs.filter((lang) => !pick.includes(lang));
-      const fresh = unnamed.filter((lang) => !chosen.some((caption) => caption.lang === lang));
+      const fresh = chosen.length === 0 ? unnamed
+        : unnamed.filter((lang) => !chosen.some((caption) => caption.lang === lang));
       const from = fresh.length > 0 ? fresh : unnamed;
       chosen.push(from.length > 0 ? inLanguage(random.pick(from)) : any());
     } else {

@@ -35,12 +35,14 @@ inline void resize_row(const uint8_t* row, int64_t C, uint8_t* out, int64_t OW, 
 }
 
 #if defined(__AVX2__)
-// Rows of RGB pixels by 16-bit multiply-add. A 22-bit weight is 256·hi + lo, and pixel·hi + pixel'·hi' of two neighbours
-// is one instruction; hi and lo sums stay within 32 bits, so the result is the exact integer that PIL computes. Four taps
-// go at a time: the low half of a register holds the first two pixels as (r r', g g', b b', –), the high half the others.
-class RgbRows {
+// Rows of RGB or RGBA pixels by 16-bit multiply-add. A 22-bit weight is 256·hi + lo, and pixel·hi + pixel'·hi' of two
+// neighbours is one instruction; hi and lo sums stay within 32 bits, so the result is the exact integer that PIL
+// computes. Four taps go at a time: the low half of a register holds the first two pixels as (r r', g g', b b', a a' or
+// nothing), the high half the others.
+template <int C>
+class PixelRows {
  public:
-  RgbRows(const ResizeAxis& axis, const int32_t* k, int64_t OW) : axis_(axis), OW_(OW) {
+  PixelRows(const ResizeAxis& axis, const int32_t* k, int64_t OW) : axis_(axis), OW_(OW) {
     for (int64_t n : axis.count) groups_ = std::max(groups_, (n + 3) / 4);
     weights_.assign(static_cast<size_t>(OW * groups_ * 32), 0);
     for (int64_t x = 0; x < OW; ++x)
@@ -54,18 +56,20 @@ class RgbRows {
       }
   }
   // Bytes that run() may read after the end of a row. It may write one after the end of its result.
-  int64_t overrun() const { return 12 * groups_ + 16; }
+  int64_t overrun() const { return 4 * C * groups_ + 16; }
 
   void run(const uint8_t* row, uint8_t* out) const {
-    const __m256i pairs = _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
-                                           6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1);
+    const __m256i pairs = C == 3 ? _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+                                                    6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
+                                 : _mm256_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
+                                                    8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
     // Locals, for the compiler must assume that writing `out` changes members.
     const int64_t *first = axis_.first.data(), OW = OW_, groups = groups_;
     const int16_t* w = weights_.data();
     for (int64_t x = 0; x < OW; ++x) {
-      const uint8_t* from = row + 3 * first[x];
+      const uint8_t* from = row + C * first[x];
       __m256i hi = _mm256_setzero_si256(), lo = hi;
-      for (int64_t g = 0; g < groups; ++g, from += 12, w += 32) {
+      for (int64_t g = 0; g < groups; ++g, from += 4 * C, w += 32) {
         const __m256i p = _mm256_shuffle_epi8(
             _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), pairs);
         hi = _mm256_add_epi32(hi, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
@@ -76,7 +80,7 @@ class RgbRows {
       sum = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << 21)), 22);
       sum = _mm_packs_epi32(sum, sum);
       const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
-      std::memcpy(out + 3 * x, &pixel, 4);
+      std::memcpy(out + C * x, &pixel, 4);
     }
   }
 
@@ -97,6 +101,7 @@ class ColumnFilter {
 #if defined(__AVX2__)
     if (C == 3 && has_vnni()) vnni_.emplace(axis_, k_.data(), OW);
     else if (C == 3) rgb_.emplace(axis_, k_.data(), OW);
+    else if (C == 4) rgba_.emplace(axis_, k_.data(), OW);
 #endif
   }
   void run(int64_t y, uint8_t* out) const {
@@ -105,6 +110,7 @@ class ColumnFilter {
     const int64_t after = (H_ - 1 - y) * W_ * C_;  // bytes that may be read too far
     if (vnni_ && after >= vnni_->overrun()) return vnni_->run(row, out);
     if (rgb_ && after >= rgb_->overrun()) return rgb_->run(row, out);
+    if (rgba_ && after >= rgba_->overrun()) return rgba_->run(row, out);
 #endif
     resize_row(row, C_, out, OW_, axis_, k_.data());
   }
@@ -116,7 +122,8 @@ class ColumnFilter {
   std::vector<int32_t> k_;
 #if defined(__AVX2__)
   std::optional<VnniRgbRows> vnni_;
-  std::optional<RgbRows> rgb_;
+  std::optional<PixelRows<3>> rgb_;
+  std::optional<PixelRows<4>> rgba_;
 #endif
 };
 

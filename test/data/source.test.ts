@@ -1,7 +1,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
-import { captionsFromObject, chooseCaptions, type Caption } from '../../lib/data/captions.js';
+import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/data/captions.js';
 import { FileReader, writeFileAtomic } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
 import { expandPaths } from '../../lib/data/paths.js';
@@ -160,13 +160,11 @@ test('captions are chosen as asked for', () => {
     const [lang, text] = c.split(':') as [string, string];
     return { lang, text };
   });
+  const choose = (choice: CaptionChoice, seed: number): Caption[] | undefined =>
+    chooseCaptions(groupCaptions(captions, choice), choice, new Random(seed));
   const counts = new Map<string, number>();
   for (let i = 0; i < 4000; i++) {
-    const chosen = chooseCaptions(
-      captions,
-      { pick: ['en', 'other'], primaryProbability: 0.9 },
-      new Random(i),
-    );
+    const chosen = choose({ pick: ['en', 'other'], primaryProbability: 0.9 }, i);
     for (const { lang, text } of chosen ?? [])
       counts.set(`${lang}:${text}`, (counts.get(`${lang}:${text}`) ?? 0) + 1);
     expect(chosen?.map(({ lang }) => lang === 'en')).toEqual([true, false]);
@@ -178,12 +176,9 @@ test('captions are chosen as asked for', () => {
   near('ja:猫', 0.5);
   near('de:Katze', 0.45);
   near('de:Tier', 0.05);
-  expect(
-    chooseCaptions(captions, { pick: ['other', 'other'] }, new Random(1))?.map(({ lang }) => lang)
-      .length,
-  ).toBe(2);
-  expect(chooseCaptions(captions, { pick: ['fi'] }, new Random(1))?.length).toBe(1);
-  expect(chooseCaptions(captions, { languages: ['fi'] }, new Random(1))).toBeUndefined();
+  expect(choose({ pick: ['other', 'other'] }, 1)?.length).toBe(2);
+  expect(choose({ pick: ['fi'] }, 1)?.length).toBe(1);
+  expect(choose({ languages: ['fi'] }, 1)).toBeUndefined();
 });
 
 test('an atomic write leaves no temporary file, and keeps the old content when it fails', () =>
