@@ -57,6 +57,14 @@ const viewSettings = z.strictObject({
 
 /** Objectives beside the sigmoid loss, whose weight is 1. An objective that is absent is not trained. */
 const objectives = z.strictObject({
+  /** The sigmoid loss, which is always there. */
+  sigmoid: z.strictObject({
+    /**
+     * How much each caption of an image counts, in the order of data.captions.pick; only the proportions matter. Default:
+     * all the same.
+     */
+    captionWeights: z.array(positive).min(1).optional(),
+  }).prefault({}),
   /** LocCa (SigLIP 2 §2.2): captioning, referring expression, grounded captioning. Needs model.decoder. */
   caption: z.strictObject({
     weight: positive.default(1),
@@ -207,6 +215,12 @@ export const trainConfigSchema = z.strictObject({
   start: z.string().optional(),
   /** Steps between progress lines. */
   logEvery: count.default(20),
+}).superRefine(({ data, objectives: { sigmoid } }, issues) => {
+  const { pick } = data.captions, weights = sigmoid.captionWeights;
+  if (weights && weights.length !== pick.length) {
+    issues.addIssue({ code: 'custom', path: ['objectives', 'sigmoid', 'captionWeights'],
+      message: `data.captions.pick has ${pick.length} captions for each image; give as many weights` });
+  }
 });
 export type TrainConfig = z.output<typeof trainConfigSchema>;
 export type TrainConfigInput = z.input<typeof trainConfigSchema>;

@@ -123,18 +123,29 @@ export class Objectives {
   contrast(images: Tensor, ids: readonly Tensor[]): Tensor[] {
     const { model } = this;
     const losses = contrastiveLoss(model, model.poolTokens(model.imageTokens(images)), ids.map((t) => model.encodeTexts(t)));
-    backward(losses.map((l): [Tensor, number] => [l, 1 / ids.length]));
+    backward(this.#weighted(losses));
     return losses;
   }
 
   /** Reads what contrast() returned. */
   async contrastFigures(losses: readonly Tensor[]): Promise<Figures> {
-    const each = await Promise.all(losses.map((l) => l.item()));
-    const sigmoid = each.reduce((a, b) => a + b, 0) / losses.length;
+    const sigmoid = await this.#mean(losses);
     return { losses: { sigmoid }, total: sigmoid, alarms: [], ssl: null };
   }
 
   dispose(): void { this.ssl?.dispose(); }
+
+  /** Each caption set's loss with its weight; the weights' sum is 1. */
+  #weighted(losses: readonly Tensor[]): Roots {
+    const weights = this.config.objectives.sigmoid.captionWeights ?? losses.map(() => 1);
+    const sum = weights.reduce((a, b) => a + b, 0);
+    return losses.map((l, i) => [l, weights[i]! / sum]);
+  }
+  /** Reads the weighted mean of the caption sets' losses. */
+  async #mean(losses: readonly Tensor[]): Promise<number> {
+    const each = await Promise.all(this.#weighted(losses).map(async ([l, weight]) => await l.item() * weight));
+    return each.reduce((a, b) => a + b, 0);
+  }
 
   /** The losses of images and their texts; one pass through the vision tower serves both. */
   #pairs(batch: Batch, turn: number): Promise<Figures> {
@@ -159,7 +170,7 @@ export class Objectives {
     const embedTexts = Array.from({ length: captions }, (_, c): PartEncoder => (from, to) =>
       model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], model.params.device)));
     const contrast = (images: Tensor, ...texts: Tensor[]): Roots =>
-      contrastiveLoss(model, images, texts).map((l) => [l, 1 / captions]);
+      this.#weighted(contrastiveLoss(model, images, texts));
     const [read] = scope(() => {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
@@ -170,9 +181,7 @@ export class Objectives {
         backward([...roots, ...others]);
         sigmoid = roots.map(([l]) => l);
       }
-      const pairs = Promise.all(sigmoid.map((l) => l.item()));
-      return [Promise.all([pairs, Promise.all(said)]).then(([each, parts]) => {
-        const mean = each.reduce((a, b) => a + b, 0) / captions;
+      return [Promise.all([this.#mean(sigmoid), Promise.all(said)]).then(([mean, parts]) => {
         const losses: Record<string, number> = { sigmoid: mean };
         let total = mean;
         if (caption) {

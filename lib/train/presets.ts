@@ -15,6 +15,8 @@ const home: TrainConfigInput = {
     trimVocabulary: true,
     uniqueClasses: true,
   },
+  // Names are known best in English, and the image tower learns most from them; Adam brings the other tokens along.
+  objectives: { sigmoid: { captionWeights: [4, 1] } },
   batch: 64,
   total: { steps: 30000 },
   optimizer: { lr: 1e-3, beta2: 0.999, warmup: { steps: 200 }, lrScale: { token_embedding: 10 } },

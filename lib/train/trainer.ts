@@ -42,7 +42,7 @@ export interface StepMetrics {
   loss: number;
   /**
    * Each objective without its weight, in the file as `loss/sigmoid` and so on. The sigmoid loss is the sum over
-   * columns, mean over rows, mean over the captions per image (SigLIP eq. 1).
+   * columns, mean over rows, (weighted) mean over the captions per image (SigLIP eq. 1).
    */
   losses: Record<string, number>;
   /** With self-distillation, what its losses are made of; in the file as `ssl/entropy` and so on. */
