@@ -160,7 +160,9 @@ class CpuDevice : public Device {
     if (idle) wake_.notify_one();
   }
   void run() {
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);  // the OpenMP team inherits it
+    // With a core to spare nobody has to wait for the team, and then it need not give way either.
+    if (thread_count() >= omp_get_num_procs())
+      setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);  // the OpenMP team inherits it
     omp_set_num_threads(thread_count());
     omp_set_dynamic(0);
 #if defined(__x86_64__)
