@@ -7,7 +7,7 @@ import { recipePresets } from './recipe_presets.js';
 const home: TrainConfigInput = {
   out: 'runs/home',
   seed: 1,
-  model: { variant: 'micro', length: 16, initLogitScale: Math.log(5), initLogitBias: -Math.log(64) },
+  model: { variant: 'micro', vision: { patch: 8 }, length: 16, initLogitScale: Math.log(5), initLogitBias: -Math.log(64) },
   data: {
     source: { type: 'emoji', path: 'data/emoji', split: 'train' },
     transforms: [{ name: 'place', scale: [0.4, 1] }],
@@ -19,7 +19,7 @@ const home: TrainConfigInput = {
   objectives: { sigmoid: { captionWeights: [4, 1] } },
   batch: 64,
   total: { steps: 30000 },
-  optimizer: { lr: 1e-3, beta2: 0.999, warmup: { steps: 200 }, lrScale: { token_embedding: 10 } },
+  optimizer: { lr: 1e-3, beta2: 0.999, warmup: { steps: 200 }, lrScale: { token_embedding: 10, logit: 5 } },
   logEvery: 50,
 };
 
@@ -35,7 +35,8 @@ const quickstart: TrainConfigInput = {
     transforms: [{ name: 'place', scale: [0.6, 1], backgrounds: ['plain', 'gradient'] }],
   },
   total: { steps: 5000 },  // the quickstart command puts here what fits into its minutes
-  model: { ...home.model, vision: { mlp: 256, imageSize: 48, patch: 12 }, text: { mlp: 256 } },
+  // In so few steps one block over fine patches learns more than two over coarse ones.
+  model: { ...home.model, vision: { depth: 1, mlp: 256, imageSize: 48, patch: 8 }, text: { mlp: 256 } },
   optimizer: { ...home.optimizer, warmup: { steps: 50 } },
   checkpointEvery: '50%',
 };
