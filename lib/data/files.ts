@@ -4,7 +4,8 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { DataError, IoError, Siglip2Error } from '../errors.js';
+import { DataError, Siglip2Error } from '../errors.js';
+import { ioError } from '../io/files.js';
 
 /** A byte range of a file; `size` -1 means the whole file. */
 export interface Location {
@@ -25,17 +26,7 @@ export function fileError(cause: unknown, doing: string, file: string): Siglip2E
       cause,
     });
   }
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return new IoError(
-      `cannot ${doing} ${file}: the disk is full (${code}); ` +
-        'nothing half-written was left behind, ' +
-        'free some space and try again',
-      { cause },
-    );
-  }
-  return new IoError(`cannot ${doing} ${file}: ${(cause as Error | undefined)?.message ?? cause}`, {
-    cause,
-  });
+  return ioError(doing, file, cause) as Siglip2Error;
 }
 
 /**
