@@ -4,9 +4,11 @@ import { applySets, readConfigValue } from '../train/config.js';
 import { presets } from '../train/presets.js';
 
 /** The config unchecked, for it may have stages. Throws ConfigError. */
-export async function configArgument(command: string, file: string | undefined, preset: string | undefined,
+export async function configArgument(command: string, [file, ...more]: readonly string[], preset: string | undefined,
   sets: readonly string[]): Promise<unknown> {
+  if (more.length > 0) throw new ConfigError(`${command} takes one config but there is also ${more.join(' ')}`);
   if (preset !== undefined) {
+    if (file !== undefined) throw new ConfigError(`${command} takes either a config file or --preset but got ${file} and ${preset}`);
     const value = presets[preset];
     if (!value) throw new ConfigError(`no preset is called "${preset}"; the presets are ${Object.keys(presets).join(', ')}`);
     return applySets(value, sets);

@@ -1,4 +1,5 @@
 /** `siglip2 embed`: one unit-length f32 row per image or text, in input order, as .npy, .safetensors or .parquet. */
+import { rm } from 'node:fs/promises';
 import { extname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { lines } from '../data/paths.js';
@@ -6,7 +7,7 @@ import type { ProcessorName } from '../data/processor.js';
 import { load, type EncodeOptions, type Encoder } from '../encoder.js';
 import type { DescribeOptions } from '../encoder/describe.js';
 import { ConfigError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { prepareToWrite, writeFileAtomic } from '../io/files.js';
 import { writeNpy } from '../io/npy.js';
 import { writeParquet } from '../io/parquet.js';
 import { writeSafetensors } from '../io/safetensors.js';
@@ -77,10 +78,13 @@ export const command: Command = {
       throw new ConfigError(`embed needs --out, a file that ends in ${FORMATS.join(', ')}`);
     if ((values.images === undefined) === (values.texts === undefined))
       throw new ConfigError('embed needs either --images or --texts');
+    if (values.texts !== undefined && positionals.length > 0)
+      throw new ConfigError(`embed takes one file of --texts but there is also ${positionals.join(' ')}`);
     // A pattern that the shell expanded leaves all files but the first as positionals.
     const images = values.images ? await listImages([...values.images, ...positionals]) : [];
     const texts = values.texts === undefined ? [] : await readLines(values.texts);
     const names = values.texts === undefined ? images.map((i) => i.name) : texts;
+    await prepareToWrite(out);
     using model = await openModel('embed', values);
     const progress = new Progress('embed'), skipped: string[] = [];
     let shown = 0;
@@ -107,6 +111,8 @@ export const command: Command = {
       }
     }
     progress.end();
+    // The list of an earlier run would speak of other rows.
+    await rm(`${out}.skipped.txt`, { force: true });
     if (skipped.length) {
       await writeFileAtomic(`${out}.skipped.txt`, `${skipped.sort((a, b) => parseInt(a) - parseInt(b)).join('\n')}\n`);
       console.error(`siglip2: ${skipped.length} of ${names.length} images are bad; their rows are NaN, ${out}.skipped.txt lists them`);

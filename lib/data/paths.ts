@@ -58,6 +58,7 @@ export function expandPaths(pattern: string): string[] {
           .replace(/\*/g, '.*')
           .replace(/\?/g, '.') +
         '$',
+      's',  // a name may have line breaks
     );
     let names: string[];
     try {

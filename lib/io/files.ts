@@ -6,7 +6,7 @@
  * file and a remedy.
  */
 import { constants } from 'node:fs';
-import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { IoError, Siglip2Error } from '../errors.js';
@@ -58,10 +58,30 @@ const REMEDIES: Record<string, string> = {
 export function ioError(action: string, path: string, cause: unknown): unknown {
   const aborted = (cause as Error | undefined)?.name === 'AbortError';
   if (cause instanceof Siglip2Error || aborted) return cause;
+  return new IoError(`cannot ${action} ${path}: ${reasonOf(cause)}`, { cause });
+}
+
+/** What a system error means and what to do about it: `the disk is full; free some space … (ENOSPC)`. */
+export function reasonOf(cause: unknown): string {
   const code = errorCode(cause);
   const reason = REMEDIES[code ?? ''] ?? (cause as Error | undefined)?.message ?? String(cause);
-  const suffix = code === undefined ? '' : ` (${code})`;
-  return new IoError(`cannot ${action} ${path}: ${reason}${suffix}`, { cause });
+  return `${reason}${code === undefined ? '' : ` (${code})`}`;
+}
+
+/**
+ * Makes the folder of a file that is to be written, for work so long that its end is no time to learn of a wrong path.
+ * @throws IoError when the file cannot be written
+ */
+export async function prepareToWrite(path: string): Promise<void> {
+  const target = resolve(path);
+  try {
+    await mkdir(dirname(target), { recursive: true });
+    await access(dirname(target), constants.W_OK);
+    if ((await stat(target).catch(() => undefined))?.isDirectory())
+      throw Object.assign(new Error(), { code: 'EISDIR' });
+  } catch (error) {
+    throw ioError('write', path, error);
+  }
 }
 
 async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {

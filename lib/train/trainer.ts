@@ -3,7 +3,7 @@
  * The host never waits for the device inside a step, unless selection chooses what to train on; two steps are in flight,
  * and the metrics of a step are read when the next ones are already enqueued.
  */
-import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
@@ -195,7 +195,6 @@ export class Trainer {
       if (resumed) await trainer.#restore(resumed.state);
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
-      mkdirSync(config.out, { recursive: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
         `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);

@@ -368,7 +368,7 @@ export function readManifest(folder: string): EmojiManifest {
   if (!fs.existsSync(file)) {
     throw new DataError(
       `${file}: there is no emoji dataset here; ` +
-        'build it with buildEmojiDataset (siglip2 quickstart does)',
+        'build it with `siglip2 dataset emoji --out DIR`',
     );
   }
   const manifest = readJson(file) as EmojiManifest;
