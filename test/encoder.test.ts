@@ -283,6 +283,7 @@ test('arguments of the wrong kind are an error of this package that says what to
     [() => model.zeroShot(image, [null] as never), 'ERR_CONFIG', 'labels must be strings but number 0 is null'],
     [() => model.zeroShot(image, ['a'], { templates: 'x' } as never), 'ERR_CONFIG', 'templates must be an array'],
     [() => model.zeroShot(image, ['a'], { language: 3 } as never), 'ERR_CONFIG', 'language must be a tag'],
+    [() => model.zeroShot(image, ['a'], { language: 'constructor' }), 'ERR_CONFIG', 'no prompt templates for language "constructor"'],
     [() => model.zeroShot(image, ['a'], { mask: 3 } as never), 'ERR_CONFIG', 'zeroShot: unknown option "mask"'],
     [() => model.locate(image, undefined as never), 'ERR_CONFIG', 'phrases must be an array of strings'],
     [() => rows.toText(1), 'ERR_CONFIG', 'row must be in [0, 1) but is 1'],

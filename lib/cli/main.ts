@@ -44,7 +44,7 @@ async function main(argv: string[]): Promise<number> {
     console.log(await help());
     return name === undefined ? 2 : 0;
   }
-  const load = COMMANDS[name];
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!load) {
     console.error(`siglip2: there is no command "${name}"; the commands are ${Object.keys(COMMANDS).join(', ')}`);
     return 2;

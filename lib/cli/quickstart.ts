@@ -14,9 +14,9 @@ import { loadModel } from '../model/files.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
-import { presets } from '../train/presets.js';
 import type { StepMetrics } from '../train/trainer.js';
 import { deviceName } from '../tensor.js';
+import { presetCalled } from './config_argument.js';
 import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
@@ -38,8 +38,7 @@ export const command: Command = {
         minutes: { type: 'string', default: '2' },
       },
     });
-    const preset = presets[values.preset];
-    if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
+    const preset = presetCalled(values.preset);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
     process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));

@@ -165,7 +165,7 @@ export function writeFileAtomic(file: string, data: string | Uint8Array): void {
 export function readJson(file: string): unknown {
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = new TextDecoder().decode(fs.readFileSync(file));
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

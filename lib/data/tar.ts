@@ -204,12 +204,12 @@ async function index(handle: fs.promises.FileHandle, file: string, entries: TarE
     const header = parseHeader(block, file, position);
     let size = header.size;
     const content = position + kBlock;
-    // The types 1-6 (links, devices, folders) have no content whatever their size field says.
-    if (/[1-6]/.test(header.type)) size = 0;
-
     const isExtension =
       header.type === 'x' || header.type === 'g' || header.type === 'L' || header.type === 'K';
-    if (!isExtension && size > 0 && pax?.has('size')) {
+    // The types 1-6 (links, devices, folders) have no content whatever their size field says.
+    if (/[1-6]/.test(header.type)) size = 0;
+    // A size that does not fit into the header is 0 there, as Python's tarfile writes it.
+    else if (!isExtension && pax?.has('size')) {
       const text = pax.get('size') as string;
       size = /^[0-9]{1,16}$/.test(text) ? Number(text) : NaN;
     }

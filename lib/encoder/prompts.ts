@@ -36,8 +36,8 @@ export function promptTemplates(language: string, templates?: readonly string[])
     return templates;
   }
   if (typeof language !== 'string') throw new ConfigError(`the language must be a tag such as "de" but is ${kindOf(language)}`);
-  const found = PROMPTS[language.toLowerCase()] ?? PROMPTS[language.toLowerCase().split('-')[0]!];
+  const tag = language.toLowerCase(), found = [tag, tag.split('-')[0]!].find((key) => Object.hasOwn(PROMPTS, key));
   if (!found)
     throw new ConfigError(`there are no prompt templates for language "${language}"; give templates, or choose one of ${Object.keys(PROMPTS).join(', ')}`);
-  return found;
+  return PROMPTS[found]!;
 }

@@ -261,7 +261,7 @@ export async function readConfigValue(path: string, sets: readonly string[] = []
   try {
     await access(path);
     if (path.endsWith('.json')) {
-      value = JSON.parse(await readFile(path, 'utf8'));
+      value = JSON.parse(new TextDecoder().decode(await readFile(path)));
     } else {
       const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
       value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;

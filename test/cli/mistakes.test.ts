@@ -35,6 +35,9 @@ beforeAll(async () => {
 test.each<[args: string[], status: number, says: string]>([
   [['train', '--bogus'], 2, "Unknown option '--bogus'; siglip2 train --help shows the options [ERR_PARSE_ARGS_UNKNOWN_OPTION]"],
   [['embed', '--images', '--out', 'x.npy'], 2, "Option '--images' argument is ambiguous; siglip2 embed --help"],
+  [['constructor'], 2, 'there is no command "constructor"'],
+  [['train', '--preset', 'constructor'], 1, 'no preset is called "constructor"'],
+  [['eval', 'MODEL', '--task', 'constructor'], 1, 'no task is called "constructor"'],
   [['train', 'nothing.json'], 1, 'nothing.json cannot be read: it does not exist; check the path (ENOENT)'],
   [['train', 'nothing.js'], 1, 'nothing.js cannot be read: it does not exist; check the path (ENOENT)'],
   [['train', 'config.json', 'more.json'], 1, 'takes one config but there is also more.json'],

@@ -195,3 +195,20 @@ test('an atomic write leaves no temporary file, and keeps the old content when i
     expect(error.message).toContain('b.json');
     expect(fs.readFileSync(file, 'utf8')).toBe('one');
   }));
+
+test('files with a byte order mark are read like those without', () =>
+  withFolder(async (folder) => {
+    const at = (name: string): string => path.join(folder, name), bom = '\ufeff';
+    for (const name of ['a.png', 'b.png']) fs.writeFileSync(at(name), await picture(1));
+    fs.writeFileSync(at('a.json'), `${bom}{"caption": "red thing"}`);
+    fs.writeFileSync(at('b.txt'), `${bom}blue thing\r\n`);
+    fs.writeFileSync(at('m.jsonl'), `${bom}{"image": "a.png", "caption": "red thing"}\r\n{"image": "b.png", "caption": "blue thing"}\r\n`);
+    fs.writeFileSync(at('keys.txt'), `${bom}a.png\r\n`);
+    const reader = new FileReader();
+    for (const spec of [{ type: 'folder', path: folder }, { type: 'manifest', path: at('m.jsonl') }] as const) {
+      const source = await openSource(spec);
+      expect(source.samples.map((s) => readCaptions(reader, s).captions[0]!.text)).toEqual(['red thing', 'blue thing']);
+      expect((await openSource({ ...spec, keys: at('keys.txt') })).samples.map(({ key }) => key)).toEqual(['a.png']);
+    }
+    reader.close();
+  }));
