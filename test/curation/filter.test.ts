@@ -199,6 +199,23 @@ test('a key list is trained on directly: tars, a folder, manifests of both kinds
   expect([error.code, error.message.includes('none of the 1 keys')]).toEqual(['ERR_DATA', true]);
 });
 
+test('files of one stem become samples of their own in new tars', async () => {
+  mkdirSync(at('stems'));
+  const names = ['x.jpg', 'x.png', 'a.b.png', 'a_b.png'];
+  for (const [i, name] of names.entries()) {
+    writeFileSync(at('stems', name), await picture(i, 32));
+    writeFileSync(at('stems', name.replace(/\.\w+$/, '.txt')), WORDS[0]!);
+  }
+  await scoreCollection(await scoreUnits([at('stems')]), at('stems-scored'), { learner });
+  await mergeScores(at('stems-scored'));
+  expect(await writeTars(at('stems-scored'), at('stems-tars'), await chooseRows(at('stems-scored'), {}))).toBe(4);
+  const fresh = await openSource({ type: 'webdataset', tars: at('stems-tars', 'stems.00000.tar') });
+  expect([fresh.length, fresh.skips.total]).toEqual([4, 0]);
+  const reader = new FileReader(), bytes = (s: (typeof fresh.samples)[number]): string => reader.read(s.image).toString('latin1');
+  expect(new Set(fresh.samples.map(bytes))).toEqual(new Set(names.map((name) => readFileSync(at('stems', name), 'latin1'))));
+  reader.close();
+});
+
 test('new tars have all members of the chosen samples, byte for byte', async () => {
   const chosen = await chooseRows(scored, { where: ['language=de'] });
   expect(await writeTars(scored, at('new'), chosen)).toBe(10);
