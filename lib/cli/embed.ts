@@ -41,6 +41,12 @@ export function wholeNumber(name: string, text: string): number {
   return n;
 }
 
+/** A number from the command line that may be 0. */
+export function naturalNumber(name: string, text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new ConfigError(`--${name} must be a whole number but is ${JSON.stringify(text)}`);
+  return Number(text);
+}
+
 /** Options of the commands that let the caption decoder write. */
 export function describeOptions(values: { beams: string; batch?: string | undefined }): DescribeOptions {
   return {

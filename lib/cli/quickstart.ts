@@ -15,6 +15,7 @@ import { tokenizerOf } from '../model/tokenizer.js';
 import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
 import type { StepMetrics } from '../train/trainer.js';
+import { isStaged } from '../train/recipe.js';
 import { deviceName } from '../tensor.js';
 import { presetCalled } from './config_argument.js';
 import { buildArtwork, train } from './train.js';
@@ -39,6 +40,7 @@ export const command: Command = {
       },
     });
     const preset = presetCalled(values.preset);
+    if (isStaged(preset)) throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
     process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));

@@ -1,13 +1,12 @@
 /** Choosing rows of a scored collection, and writing what was chosen: a key list, or new tars. */
 import { existsSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { FileReader } from '../data/files.js';
 import { keyLine } from '../data/keys.js';
 import type { Sample } from '../data/source.js';
 import { indexTar, memberKey, TarWriter, type TarEntry } from '../data/tar.js';
 import { ConfigError, DataError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
 import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';
@@ -154,7 +153,7 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
     if (own) own.add(key);
     else keys.set(shard, new Set([key]));
   }
-  await mkdir(out, { recursive: true });
+  await makeFolder(out);
   const reader = new FileReader();
   let written = 0;
   try {

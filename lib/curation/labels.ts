@@ -10,6 +10,7 @@ import { SkipCounter } from '../data/skips.js';
 import { describeSample, openSource, readCaptions, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
+import { reasonOf } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 
@@ -48,7 +49,7 @@ export async function loadDebiasConfig(file: string): Promise<DebiasConfig> {
   try {
     value = JSON.parse(await readFile(file, 'utf8'));
   } catch (cause) {
-    throw new ConfigError(`the config ${file} cannot be read: ${(cause as Error).message}`, { cause });
+    throw new ConfigError(`the config ${file} cannot be read: ${reasonOf(cause)}`, { cause });
   }
   const parsed = debiasConfigSchema.safeParse(value);
   if (parsed.success) return parsed.data;

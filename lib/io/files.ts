@@ -68,6 +68,27 @@ export function reasonOf(cause: unknown): string {
   return `${reason}${code === undefined ? '' : ` (${code})`}`;
 }
 
+/** Makes a folder and those around it; throws the system's error. */
+async function makeFolders(folder: string): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true });
+  } catch (error) {
+    // Of a read-only file system Node says that the folder does not exist: the nearest that does knows better.
+    let there = dirname(folder);
+    while (!await exists(there)) there = dirname(there);
+    await access(there, constants.W_OK);
+    throw error;
+  }
+}
+
+/**
+ * Makes a folder for output, and those around it, unless it is there.
+ * @throws IoError naming it
+ */
+export async function makeFolder(path: string): Promise<void> {
+  await makeFolders(resolve(path)).catch((error: unknown) => { throw ioError('write', path, error); });
+}
+
 /**
  * Makes the folder of a file that is to be written, for work so long that its end is no time to learn of a wrong path.
  * @throws IoError when the file cannot be written
@@ -75,7 +96,7 @@ export function reasonOf(cause: unknown): string {
 export async function prepareToWrite(path: string): Promise<void> {
   const target = resolve(path);
   try {
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolders(dirname(target));
     await access(dirname(target), constants.W_OK);
     if ((await stat(target).catch(() => undefined))?.isDirectory())
       throw Object.assign(new Error(), { code: 'EISDIR' });
@@ -126,7 +147,7 @@ export async function writeFileAtomic(path: string, chunks: Chunks): Promise<voi
   const target = resolve(path);
   const draft = temporary(target);
   try {
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolders(dirname(target));
     const handle = await open(draft, 'wx');
     try {
       await writeChunks(handle, chunks);
@@ -161,7 +182,7 @@ async function syncTree(folder: string): Promise<void> {
 
 async function exists(path: string): Promise<boolean> {
   return stat(path).then(() => true, (error: unknown) => {
-    if (errorCode(error) === 'ENOENT') return false;
+    if (['ENOENT', 'ENOTDIR'].includes(errorCode(error) ?? '')) return false;
     throw error;
   });
 }
@@ -201,7 +222,7 @@ export async function writeFolderAtomic(
   const old = previous(target);
   try {
     await recoverFolder(target);
-    await mkdir(draft, { recursive: true });
+    await makeFolders(draft);
     await build(draft);
     await syncTree(draft);
     const replacing = await exists(target);

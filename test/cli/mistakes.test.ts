@@ -56,6 +56,10 @@ test.each<[args: string[], status: number, says: string]>([
   [['embed', '--model', 'MODEL', '--texts', 'empty', '--out', 'x.npy'], 1, 'it is a folder and not a file; check the path'],
   [['embed', '--model', 'MODEL', '--texts', 'lines.txt', '--out', 'file/x.parquet'], 1, 'a part of the path is a file'],
   [['search', 'pictures', '--model', 'MODEL', '--cache', 'x', 'apple'], 1, '--cache must be a file that ends in .safetensors'],
+  [['score', '--merge', 'empty', 'more'], 1, 'takes one folder but there is also more'],
+  [['debias', 'pictures', '--config', 'nothing.json', '--out', 'x'], 1, 'nothing.json cannot be read: it does not exist'],
+  [['score', '--model', 'MODEL', 'pictures', '--out', 'file'], 1, 'a part of the path is a file'],
+  [['quickstart', '--preset', 'tiny-recipe'], 1, 'use `siglip2 train --preset tiny-recipe`'],
   [['quickstart', '--set', 'out=pictures'], 1, 'pictures: is there and is no run of training'],
 ])('siglip2 %j', (args, status, says) => {
   const ran = siglip2(...args.map((a) => a === 'MODEL' ? model : a));

@@ -16,6 +16,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { createHash } from 'node:crypto';
 import { ConfigError, DataError } from '../../errors.js';
+import { makeFolder } from '../../io/files.js';
 import { fileError, readJson, writeFileAtomic } from '../files.js';
 import { packageFolder } from '../packages.js';
 import { TarWriter } from '../tar.js';
@@ -241,8 +242,8 @@ export async function buildEmojiDataset(
     });
     return existing;
   }
+  await makeFolder(folder);
   try {
-    fs.mkdirSync(folder, { recursive: true });
     fs.rmSync(path.join(folder, 'manifest.json'), { force: true });
     for (const studio of existing?.studios ?? []) {
       for (const shard of studio.shards)

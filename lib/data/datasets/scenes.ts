@@ -7,6 +7,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import sharp from 'sharp';
 import { ConfigError } from '../../errors.js';
+import { makeFolder } from '../../io/files.js';
 import { fileError, readJson, writeFileAtomic } from '../files.js';
 import { premultiply, type RawImage } from '../image.js';
 import { packageFolder } from '../packages.js';
@@ -145,8 +146,8 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
   if (!(scale[0] > 0 && scale[0] <= scale[1] && scale[1] <= 1))
     throw new ConfigError(`scenes.scale: expected two shares in (0, 1] in order but got ${scale.join(', ')}`);
   if (!languages.includes('en')) throw new ConfigError('scenes.languages must contain "en": classes are named by it');
+  await makeFolder(folder);
   try {
-    fs.mkdirSync(folder, { recursive: true });
     fs.rmSync(path.join(folder, 'manifest.json'), { force: true });
   } catch (cause) {
     throw fileError(cause, 'write', folder);
