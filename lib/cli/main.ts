@@ -57,6 +57,10 @@ async function main(argv: string[]): Promise<number> {
   return command.run(args);
 }
 
+// A command that has no way of its own to stop does so at once, and what it was writing goes with it.
+for (const [signal, status] of [['SIGINT', 130], ['SIGTERM', 143]] as const)
+  process.on(signal, () => { if (process.listenerCount(signal) === 1) process.exit(status); });
+
 main(process.argv.slice(2)).then(
   (status) => process.exit(status),
   (e: unknown) => {

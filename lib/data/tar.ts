@@ -10,6 +10,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { DataError } from '../errors.js';
+import { settleDraft, trackDraft } from '../io/files.js';
 import { fileError, syncFolder, temporaryName } from './files.js';
 
 /** One regular file inside a tar archive. */
@@ -313,6 +314,7 @@ export class TarWriter {
     this.temporary = temporaryName(file);
     try {
       this.fd = fs.openSync(this.temporary, 'w');
+      trackDraft(this.temporary);
     } catch (cause) {
       throw fileError(cause, 'write', file);
     }
@@ -350,6 +352,7 @@ export class TarWriter {
       fs.closeSync(this.fd as number);
       this.fd = undefined;
       fs.renameSync(this.temporary, this.file);
+      settleDraft(this.temporary);
       syncFolder(path.dirname(this.file));
     } catch (cause) {
       this.abort();
@@ -370,6 +373,7 @@ export class TarWriter {
       this.fd = undefined;
     }
     fs.rmSync(this.temporary, { force: true });
+    settleDraft(this.temporary);
   }
 
   private pad(size: number): void {

@@ -5,7 +5,7 @@
  * rename, which POSIX makes atomic within a file system. Every failure is an IoError that names the
  * file and a remedy.
  */
-import { constants } from 'node:fs';
+import { constants, rmSync } from 'node:fs';
 import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -22,6 +22,27 @@ let serial = 0;
 /** A hidden sibling of `path` that no other process and no other call uses. */
 function temporary(path: string): string {
   return join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${serial++}`);
+}
+
+const drafts = new Set<string>();
+
+/**
+ * Removes a file or folder that is being written when the process exits before `settleDraft`, by `process.exit` say; not when
+ * a signal kills it.
+ */
+export function trackDraft(path: string): void {
+  if (drafts.size === 0) process.once('exit', removeDrafts);
+  drafts.add(path);
+}
+
+/** The draft is in place, or gone. */
+export function settleDraft(path: string): void {
+  drafts.delete(path);
+  if (drafts.size === 0) process.off('exit', removeDrafts);
+}
+
+function removeDrafts(): void {
+  for (const path of drafts) rmSync(path, { recursive: true, force: true });
 }
 
 /** The hidden sibling that holds the previous folder while `writeFolderAtomic` swaps. */
@@ -149,6 +170,7 @@ export async function writeFileAtomic(path: string, chunks: Chunks): Promise<voi
   try {
     await makeFolders(dirname(target));
     const handle = await open(draft, 'wx');
+    trackDraft(draft);
     try {
       await writeChunks(handle, chunks);
       await handle.sync();
@@ -160,6 +182,8 @@ export async function writeFileAtomic(path: string, chunks: Chunks): Promise<voi
   } catch (error) {
     await rm(draft, { force: true }).catch(() => undefined);
     throw ioError('write', path, error);
+  } finally {
+    settleDraft(draft);
   }
 }
 
@@ -222,6 +246,7 @@ export async function writeFolderAtomic(
   const old = previous(target);
   try {
     await recoverFolder(target);
+    trackDraft(draft);
     await makeFolders(draft);
     await build(draft);
     await syncTree(draft);
@@ -238,6 +263,8 @@ export async function writeFolderAtomic(
   } catch (error) {
     await rm(draft, { recursive: true, force: true }).catch(() => undefined);
     throw ioError('write', path, error);
+  } finally {
+    settleDraft(draft);
   }
 }
 

@@ -1,6 +1,8 @@
 /** Likely mistakes at the command line: one sentence, no stack trace, a status that is not 0. */
-import { spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, expect, test } from '@jest/globals';
@@ -11,7 +13,7 @@ import { smallCheckpoint, temporaryFolder } from '../encoder_support.js';
 
 const main = fileURLToPath(new URL('../../lib/cli/main.js', import.meta.url));
 const folder = temporaryFolder(), at = (name: string): string => join(folder, name);
-let model: string;
+let model: string, server: Server | undefined;
 
 function siglip2(...args: string[]): { status: number | null; stdout: string; stderr: string } {
   const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args],
@@ -83,6 +85,22 @@ test('search: the newest checkpoint of a run gets embeddings of its own', () => 
   expect([indexed(), indexed()]).toEqual([true, false]);
   next(2);
   expect([indexed(), indexed()]).toEqual([true, false]);
+});
+
+test('Ctrl-C ends a command at once, with status 130 and nothing half-written', async () => {
+  const asked = new Promise<void>((resolve) => {
+    server = createServer(() => resolve()).listen(0);  // never answers
+  });
+  const url = `http://127.0.0.1:${(server!.address() as AddressInfo).port}/x.png`;
+  const child = spawn(process.execPath, [main, 'embed', '--model', model, '--images', url, '--out', at('c/x.npy')],
+    { env: { ...process.env, NODE_OPTIONS: '' }, stdio: 'ignore' });
+  await asked;
+  expect(readdirSync(at('c'))).toHaveLength(1);
+  child.kill('SIGINT');
+  expect(await new Promise((resolve) => child.on('exit', resolve))).toBe(130);
+  server!.closeAllConnections();
+  server!.close();
+  expect(readdirSync(at('c'))).toEqual([]);
 });
 
 test('embed: the list of an earlier run\'s bad images does not outlive it', () => {
