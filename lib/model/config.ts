@@ -155,6 +155,8 @@ const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'de
  * @example modelConfig('B/16', { imageSize: 384 }).vision.imageSize // 384
  */
 export function modelConfig(name: string, overrides: ModelOverrides = {}): ModelConfig {
+  if (typeof name !== 'string' || typeof overrides !== 'object' || overrides === null)
+    throw new ConfigError(`model: needs the name of a variant, such as "B/16", and an object of changes to it`);
   for (const key of Object.keys(overrides)) {
     if (!(OVERRIDES as readonly string[]).includes(key)) {
       throw new ConfigError(`model: unknown key "${key}"${didYouMean(key, OVERRIDES)}; ` +

@@ -22,7 +22,7 @@ import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
-import { chosenDtype, type TrainConfig } from './config.js';
+import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
@@ -139,8 +139,10 @@ export class Trainer {
 
   /**
    * Opens data and model. Throws ConfigError, DataError, CheckpointError or DeviceError saying what to change.
+   * @param input a config, as it is written or checked already
    */
-  static async open(config: TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
+  static async open(input: TrainConfigInput | TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
+    const config = checkTrainConfig(input);
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
     const dtype = chosenDtype(config.dtype, device);

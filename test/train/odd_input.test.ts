@@ -9,6 +9,7 @@ import { openSafetensors, writeSafetensors, type TensorEntry } from '../../lib/i
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
 import { checkTrainConfig, type TrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
+import { modelConfig } from '../../lib/model/config.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-odd-'));
@@ -99,3 +100,12 @@ test.each([
   const plain = config(`${name} plain`, { objectives: { caption: {} }, start: checkpoint });
   expect((await run(plain)).metrics).toHaveLength(3);
 }, 240000);
+
+test('a config that was not checked is checked, and a factor for no parameter is refused', async () => {
+  const { data, ...rest } = config('unchecked');
+  await expect(Trainer.open({ ...rest, data: { ...data, trimVocabularly: true } } as never)).rejects.toThrow('did you mean "trimVocabulary"?');
+  await expect(Trainer.open(undefined as never)).rejects.toThrow('config: the config is missing');
+  const wrong = config('scaled', { optimizer: { warmup: 1, ema: 0.9, lrScale: { token_embeding: 10 } } });
+  await expect(Trainer.open(wrong)).rejects.toThrow('no parameter\'s name contains "token_embeding"');
+  expect(() => modelConfig(undefined as never)).toThrow('needs the name of a variant');
+});
