@@ -16,7 +16,7 @@ import { decodeInput, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
 import { SkipCounter } from '../data/skips.js';
-import { describeSample, readCaptions, type Sample } from '../data/source.js';
+import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import type { Encoder } from '../encoder.js';
 import { inBatches } from '../encoder/batching.js';
 import { ConfigError, DataError, IoError } from '../errors.js';

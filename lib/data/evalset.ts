@@ -19,7 +19,8 @@ import { readManifest, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader } from './files.js';
 import { decodeImage, premultiply, type RawImage } from './image.js';
 import { Random, Stream } from './random.js';
-import { describeSample, openSource, type Sample, type SampleSource } from './source.js';
+import { describeSample, type Sample, type SampleSource } from './sample.js';
+import { openSource } from './source.js';
 
 /** Names of the sets. */
 export type EvalSetName =

@@ -3,7 +3,7 @@ import type { Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
 import { parseRegions } from '../data/regions.js';
 import { sequenceVocabulary } from '../data/sequences.js';
-import { describeSample, readCaptions, type SampleSource } from '../data/source.js';
+import { describeSample, readCaptions, type SampleSource } from '../data/sample.js';
 import { collectIds, loadTokenizer } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import type { TrainConfig } from './config.js';

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { parquetReadObjects } from 'hyparquet';
-import { TarWriter } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import sharp from 'sharp';
 import { drawBox } from '../../lib/cli/locate.js';
 import { load } from '../../lib/encoder.js';

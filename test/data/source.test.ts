@@ -5,8 +5,9 @@ import { captionsFromObject, chooseCaptions, type Caption } from '../../lib/data
 import { FileReader, writeFileAtomic } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
 import { expandPaths } from '../../lib/data/paths.js';
-import { openSource, readCaptions } from '../../lib/data/source.js';
-import { TarWriter } from '../../lib/data/tar.js';
+import { readCaptions } from '../../lib/data/sample.js';
+import { openSource } from '../../lib/data/source.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { errorOf, makeTar, picture, withFolder } from './support.js';
 
 test('WebDataset tars: keys, captions, classes, languages; skips are counted and named', () =>

@@ -6,7 +6,8 @@ import { Readable } from 'node:stream';
 import { expect, test } from '@jest/globals';
 import * as tarStream from 'tar-stream';
 import { Random } from '../../lib/data/random.js';
-import { indexTar, TarWriter, type TarEntry } from '../../lib/data/tar.js';
+import { indexTar, type TarEntry } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { errorOf, withFolder } from './support.js';
 
 const names = [

@@ -19,7 +19,7 @@ import { ConfigError, DataError } from '../../errors.js';
 import { makeFolder } from '../../io/files.js';
 import { fileError, readJson, writeFileAtomic } from '../files.js';
 import { packageFolder } from '../packages.js';
-import { TarWriter } from '../tar.js';
+import { TarWriter } from '../tar_writer.js';
 import {
   mapIcons,
   packageVersion,

@@ -13,7 +13,7 @@ import { premultiply, type RawImage } from '../image.js';
 import { packageFolder } from '../packages.js';
 import { Random, Stream } from '../random.js';
 import type { Region } from '../regions.js';
-import { TarWriter } from '../tar.js';
+import { TarWriter } from '../tar_writer.js';
 import { emojiLanguages, emojiStudios, type EmojiSplit, type EmojiStudio, type PackageLicence } from './emoji.js';
 import { mapIcons, studioLicence, svgOf, type IconSet } from './emoji_artwork.js';
 import { readClassTexts, type ClassText } from './emoji_captions.js';
