@@ -258,7 +258,8 @@ test('misuse is an error that says what to do', async () => {
 });
 
 test('arguments of the wrong kind are an error of this package that says what to pass', async () => {
-  const image = pixels(0), rows = await model.encodeImages(image);
+  const image = pixels(0), rows = await model.encodeImages(image), png = await picture(1);
+  using narrow = await load(folder, { maxPixels: 100 });
   const wrong: [call: () => unknown, code: string, says: string][] = [
     [() => load(undefined as never), 'ERR_CHECKPOINT', 'but this is undefined'],
     [() => load(''), 'ERR_CHECKPOINT', 'an empty one'],
@@ -272,6 +273,7 @@ test('arguments of the wrong kind are an error of this package that says what to
     [() => model.encodeImages(new Float32Array(12) as never), 'ERR_DATA', 'but is Float32Array'],
     [() => model.encodeImages('file://elsewhere/x.png'), 'ERR_DATA', 'names no file of this machine'],
     [() => model.encodeImages(''), 'ERR_DATA', 'an empty path'],
+    [() => narrow.encodeImages(png), 'ERR_DATA', 'pixel limit of 100; raise maxPixels'],
     [() => model.encodeImages(image, { language: 'de' } as never), 'ERR_CONFIG', 'unknown option "language"'],
     [() => model.encodeImages(image, { onBadImage: true } as never), 'ERR_CONFIG', 'onBadImage must be a function'],
     [() => model.encodeTexts(3 as never), 'ERR_CONFIG', 'texts must be an array of strings but are number'],

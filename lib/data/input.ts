@@ -97,7 +97,7 @@ async function download(url: string, { maxBytes = 64 * 2 ** 20, signal }: Decode
     for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
       size += chunk.length;
       if (size > maxBytes)
-        throw new DataError(`${name}: is larger than ${maxBytes} bytes; raise maxBytes if it is meant to be`);
+        throw new DataError(`${name}: is larger than ${maxBytes} bytes; if it is meant to be, download it yourself and give its bytes`);
       chunks.push(chunk);
     }
     return Buffer.concat(chunks, size);

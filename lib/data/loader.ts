@@ -276,7 +276,7 @@ export class DataLoader implements AsyncIterable<Batch> {
           this.fail(
             new DataError(
               `no data for ${timeoutMs / 1000} s: a worker is still ${this.activity(site)}; ` +
-                'is the disk reachable? (raise timeoutMs if it is only slow)',
+                'is the disk reachable? (raise data.timeoutMs if it is only slow)',
             ),
           );
           break;

@@ -146,6 +146,8 @@ export const trainConfigSchema = z.strictObject({
     workers: z.int().min(0).optional(),
     cacheBytes: z.int().min(0).optional(),
     maxSkips: z.int().min(0).optional(),
+    /** Milliseconds without any progress of loading after which the run fails; default 30,000. For disks that sleep. */
+    timeoutMs: count.optional(),
     /** For experiments: a share of the samples, chosen by the seed, that get each other's captions. */
     noise: z.strictObject({ swapped: share, seed: z.int().min(0).default(0) }).optional(),
     /** Of the emoji data set that the quickstart builds: only its first classes. */
