@@ -20,16 +20,16 @@ import { Progress } from './progress.js';
 /** Options that every command with a model has. */
 export const MODEL_OPTIONS = {
   model: { type: 'string' }, dtype: { type: 'string', default: 'f32' }, device: { type: 'string', default: 'cpu' },
-  processor: { type: 'string' }, batch: { type: 'string' },
+  processor: { type: 'string' }, alpha: { type: 'string' }, batch: { type: 'string' },
 } as const;
 
 /** Loads the model that the options name; of a training run its last checkpoint. */
 export function openModel(command: string,
-  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: 'drop' | 'white' }): Promise<Encoder> {
+  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: string | undefined }): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
   return load(listCheckpoints(values.model).at(-1) ?? values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
-    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha } : {}),
+    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha as 'drop' } : {}),
   });
 }
 
@@ -69,7 +69,7 @@ const FORMATS = ['.npy', '.safetensors', '.parquet'];
 
 export const command: Command = {
   usage: 'embed --model FOLDER (--images GLOB|FOLDER|TAR… | --texts FILE) --out FILE.{npy,safetensors,parquet} [--dtype f32|bf16] ' +
-    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--batch N] [--skip-bad]',
+    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--alpha drop|white] [--batch N] [--skip-bad]',
   summary: 'one unit-length f32 row per image (patterns and folders sorted) or line of text, in input order; ' +
     'a bad image is an error, or with --skip-bad a row of NaN and a line in FILE.skipped.txt',
   async run(args) {

@@ -74,15 +74,15 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
 }
 
 /** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint, not the run. */
-function cachePath(folder: string, model: Encoder): string {
+function cachePath(folder: string, model: Encoder, alpha = 'drop'): string {
   const weights = stamp(join(model.source, 'model.safetensors')) || stamp(model.source);
-  const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype];
+  const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype, alpha];
   const key = createHash('sha256').update(JSON.stringify(parts)).digest('hex');
   return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
 }
 
 export const command: Command = {
-  usage: 'search FOLDER --model FOLDER [QUERY…] [--out search.html] [--top 24] [--cache FILE]',
+  usage: 'search FOLDER --model FOLDER [QUERY…] [--out search.html] [--top 24] [--alpha drop|white] [--cache FILE]',
   summary: 'embeds a folder of images once, then answers queries (arguments, or typed one a line) with a page of pictures',
   async run(args) {
     const { values, positionals } = parseArgs({
@@ -97,7 +97,7 @@ export const command: Command = {
       throw new ConfigError(`--cache must be a file that ends in .safetensors but is ${values.cache}`);
     await prepareToWrite(values.out);
     using model = await openModel('search', values);
-    const cache = values.cache ?? cachePath(folder, model);
+    const cache = values.cache ?? cachePath(folder, model, values.alpha);
     await prepareToWrite(cache);
     const { names, rows } = await indexImages(model, images, cache, values.batch ? wholeNumber('batch', values.batch) : undefined);
     if (names.length === 0) throw new ConfigError(`no image in ${folder} can be decoded`);
