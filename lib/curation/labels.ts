@@ -48,7 +48,7 @@ export type DebiasConfig = z.output<typeof debiasConfigSchema>;
 export async function loadDebiasConfig(file: string): Promise<DebiasConfig> {
   let value: unknown;
   try {
-    value = JSON.parse(await readFile(file, 'utf8'));
+    value = JSON.parse(new TextDecoder().decode(await readFile(file)));
   } catch (cause) {
     throw new ConfigError(`the config ${file} cannot be read: ${reasonOf(cause)}`, { cause });
   }

@@ -1,9 +1,5 @@
-/**
- * File access shared by the data pipeline: typed errors that name the file, exact reads, atomic
- * writes.
- */
+/** File access shared by the data pipeline: typed errors that name the file, exact reads. */
 import * as fs from 'node:fs';
-import * as path from 'node:path';
 import { DataError, Siglip2Error } from '../errors.js';
 import { ioError } from '../io/files.js';
 
@@ -105,56 +101,6 @@ export class FileReader {
     }
     this.open.set(file, fd);
     return fd;
-  }
-}
-
-/**
- * A name for the temporary file of an atomic write: same folder (rename must not cross devices),
- * unique per process.
- */
-export function temporaryName(file: string): string {
-  return path.join(
-    path.dirname(file),
-    `.${path.basename(file)}.${process.pid}.${Date.now().toString(36)}.tmp`,
-  );
-}
-
-/**
- * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
- * cannot be synced.
- */
-export function syncFolder(folder: string): void {
-  try {
-    const fd = fs.openSync(folder, 'r');
-    try {
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-  } catch {
-    // Some file systems refuse fsync on a folder; the data itself is already on disk.
-  }
-}
-
-/**
- * Writes a whole file or nothing: temporary file in the same folder, fsync, rename.
- * Throws IoError naming the file; the temporary file is removed.
- */
-export function writeFileAtomic(file: string, data: string | Uint8Array): void {
-  const temporary = temporaryName(file);
-  try {
-    const fd = fs.openSync(temporary, 'w');
-    try {
-      fs.writeFileSync(fd, data);
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-    fs.renameSync(temporary, file);
-    syncFolder(path.dirname(file));
-  } catch (cause) {
-    fs.rmSync(temporary, { force: true });
-    throw fileError(cause, 'write', file);
   }
 }
 

@@ -2,8 +2,36 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { settleDraft, trackDraft } from '../io/files.js';
-import { fileError, syncFolder, temporaryName } from './files.js';
+import { fileError } from './files.js';
 import { kBlock } from './tar.js';
+
+/**
+ * A name for the temporary file of an atomic write: same folder (rename must not cross devices),
+ * unique per process.
+ */
+function temporaryName(file: string): string {
+  return path.join(
+    path.dirname(file),
+    `.${path.basename(file)}.${process.pid}.${Date.now().toString(36)}.tmp`,
+  );
+}
+
+/**
+ * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
+ * cannot be synced.
+ */
+function syncFolder(folder: string): void {
+  try {
+    const fd = fs.openSync(folder, 'r');
+    try {
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+  } catch {
+    // Some file systems refuse fsync on a folder; the data itself is already on disk.
+  }
+}
 
 /** A header block; name and size must already fit their fields. */
 function makeHeader(name: Buffer, prefix: Buffer, size: number, type: string): Buffer {

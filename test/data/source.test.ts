@@ -2,7 +2,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import { captionsFromObject, chooseCaptions, type Caption } from '../../lib/data/captions.js';
-import { FileReader, writeFileAtomic } from '../../lib/data/files.js';
+import { FileReader } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
 import { expandPaths } from '../../lib/data/paths.js';
 import { readCaptions } from '../../lib/data/sample.js';
@@ -186,16 +186,6 @@ test('captions are chosen as asked for', () => {
   expect(chooseCaptions(captions, { pick: ['fi'] }, new Random(1))?.length).toBe(1);
   expect(chooseCaptions(captions, { languages: ['fi'] }, new Random(1))).toBeUndefined();
 });
-
-test('an atomic write leaves no temporary file, and keeps the old content when it fails', () =>
-  withFolder(async (folder) => {
-    const file = path.join(folder, 'a.json');
-    writeFileAtomic(file, 'one');
-    expect(fs.readdirSync(folder)).toEqual(['a.json']);
-    const error = await errorOf(() => writeFileAtomic(path.join(folder, 'no', 'b.json'), 'two'));
-    expect(error.message).toContain('b.json');
-    expect(fs.readFileSync(file, 'utf8')).toBe('one');
-  }));
 
 test('files with a byte order mark are read like those without', () =>
   withFolder(async (folder) => {

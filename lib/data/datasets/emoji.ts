@@ -16,8 +16,8 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { createHash } from 'node:crypto';
 import { ConfigError, DataError } from '../../errors.js';
-import { makeFolder } from '../../io/files.js';
-import { fileError, readJson, writeFileAtomic } from '../files.js';
+import { makeFolder, writeFileAtomic } from '../../io/files.js';
+import { fileError, readJson } from '../files.js';
 import { packageFolder } from '../packages.js';
 import { TarWriter } from '../tar_writer.js';
 import {
@@ -352,11 +352,11 @@ export async function buildEmojiDataset(
     char,
     names,
   }));
-  writeFileAtomic(
+  await writeFileAtomic(
     path.join(folder, 'classes.json'),
     `[\n${table.map((c) => JSON.stringify(c)).join(',\n')}\n]\n`,
   );
-  writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
+  await writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
   options.onProgress?.({ stage: 'done', studio: '', done, total });
   return manifest;
 }

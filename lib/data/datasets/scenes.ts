@@ -7,8 +7,8 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import sharp from 'sharp';
 import { ConfigError } from '../../errors.js';
-import { makeFolder } from '../../io/files.js';
-import { fileError, readJson, writeFileAtomic } from '../files.js';
+import { makeFolder, writeFileAtomic } from '../../io/files.js';
+import { fileError, readJson } from '../files.js';
 import { premultiply, type RawImage } from '../image.js';
 import { packageFolder } from '../packages.js';
 import { Random, Stream } from '../random.js';
@@ -220,7 +220,7 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
     manifest.splits.push(built);
   }
   const table = classes.map(({ id, codePoints, char, names }) => JSON.stringify({ id, codePoints, char, names }));
-  writeFileAtomic(path.join(folder, 'classes.json'), `[\n${table.join(',\n')}\n]\n`);
-  writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
+  await writeFileAtomic(path.join(folder, 'classes.json'), `[\n${table.join(',\n')}\n]\n`);
+  await writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
   return manifest;
 }
