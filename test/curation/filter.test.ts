@@ -116,7 +116,10 @@ test('leakage: images of an evaluation set are found by hash and by looks', asyn
   expect((await chooseRows(scored, { where: ['flags!~leaked'] })).kept).toHaveLength(38);
   using stranger = await load(await smallCheckpoint({ initLogitBias: -3 }));
   expect((await errorOf(() => mergeScores(scored, { leakage: { images, learner: stranger } }))).code).toBe('ERR_CONFIG');
+  const damaged = [{ name: 'eval/bad.png', open: () => ({ bytes: Buffer.from('no image') }) }];
+  expect((await errorOf(() => mergeScores(scored, { leakage: { images: damaged, learner } }))).message).toContain('eval/bad.png: cannot decode');
   await mergeScores(scored, { near: 0.99999 });
+  expect(existsSync(join(scored, 'leaks.jsonl'))).toBe(false);
 });
 
 test('the report is one self-contained file with pictures, and escapes what comes from data', async () => {
