@@ -49,6 +49,7 @@ test.each<[args: string[], status: number, says: string]>([
   [['plan', 'config.json', '--stage', 'base'], 1, 'has no stages; leave out --stage'],
   [['eval', 'a', 'b'], 1, 'eval needs a checkpoint folder'],
   [['eval', 'MODEL', '--seed', 'x'], 1, '--seed must be a whole number but is x'],
+  [['eval', 'MODEL', '--set-name', 'seen'], 1, 'no set is called "seen"; the sets are seen-placed, '],
   [['eval', 'MODEL'], 1, 'build it with `siglip2 dataset emoji --out DIR`'],
   [['eval', 'MODEL', '--task', 'retrieval'], 1, 'build them with `siglip2 dataset scenes --out DIR`'],
   [['dataset', 'emoji', '--out', 'x', '--size', '9'], 1, '--size is for scenes'],
