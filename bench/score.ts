@@ -18,7 +18,7 @@ import { scoreUnits } from '../lib/curation/score_units.js';
 import { DataLoader } from '../lib/data/loader.js';
 import { Random } from '../lib/data/random.js';
 import { openSource } from '../lib/data/source.js';
-import { TarWriter } from '../lib/data/tar.js';
+import { TarWriter } from '../lib/data/tar_writer.js';
 import { load } from '../lib/encoder.js';
 import { listCheckpoints } from '../lib/train/checkpoint.js';
 import { circumstances, save } from './measure.js';

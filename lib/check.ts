@@ -1,5 +1,5 @@
-/** The one error sentence of shape checks: `layerNorm: weight must be [768] but is [1024]`. */
-import { ShapeError } from './errors.js';
+/** Error sentences of argument checks, such as `layerNorm: weight must be [768] but is [1024]`. */
+import { ConfigError, ShapeError } from './errors.js';
 import type { DType, Tensor } from './tensor.js';
 
 /** Throws ShapeError unless `x` has exactly this shape. */
@@ -22,4 +22,23 @@ export function checkDType(op: string, name: string, x: Tensor, ...dtypes: DType
 /** Throws ShapeError with `op: what` unless the condition holds. */
 export function check(condition: boolean, op: string, what: string): asserts condition {
   if (!condition) throw new ShapeError(`${op}: ${what}`);
+}
+
+/** What a value is, in one word, for errors about a wrong one. */
+export function kindOf(value: unknown): string {
+  if (value === null || typeof value !== 'object') return typeof value === 'object' ? 'null' : typeof value;
+  return Array.isArray(value) ? 'an array' : value.constructor?.name ?? 'an object';
+}
+
+/**
+ * Throws ConfigError unless `options` is an object whose keys are among `keys`.
+ * @param why the end of the sentence about an unknown key; by default it lists those there are
+ */
+export function checkKeys(call: string, options: object, keys: readonly string[],
+  why: (key: string) => string | undefined = () => undefined): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options))
+    throw new ConfigError(`${call}: the options must be an object such as { ${keys[0]}: … } but are ${kindOf(options)}`);
+  const unknown = Object.keys(options).find((key) => !keys.includes(key));
+  if (unknown !== undefined)
+    throw new ConfigError(`${call}: unknown option "${unknown}"${why(unknown) ?? `; the options are ${keys.join(', ')}`}`);
 }

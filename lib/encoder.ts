@@ -5,6 +5,7 @@
  *
  * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
  */
+import { kindOf } from './check.js';
 import type { RawImage } from './data/image.js';
 import { decodeInput, type ImageInput } from './data/input.js';
 import type { Processor } from './data/processor.js';
@@ -12,7 +13,8 @@ import type { GemmaTokenizer } from './data/tokenizer.js';
 import { abortable, inBatches } from './encoder/batching.js';
 import { describe, location, phrasesFor, type Describer, type DescribeOptions, type Location } from './encoder/describe.js';
 import {
-  asList, checkCount, checkOptions, ENCODE_KEYS, LOAD_KEYS, type EncodeOptions, type LoadOptions, type ZeroShotOptions,
+  asList, checkStrings, checkCount, checkLoadOptions, checkOptions, checkSource, ENCODE_KEYS, ZERO_SHOT_KEYS,
+  type EncodeOptions, type LoadOptions, type ZeroShotOptions,
 } from './encoder/options.js';
 import { convertRow, Embeddings, OUTPUT_TYPES, type Row } from './encoder/output.js';
 import { promptTemplates } from './encoder/prompts.js';
@@ -46,10 +48,8 @@ export interface DenseFeatures {
  * const { data, dim } = await model.encodeImages(['cat.jpg', 'dog.jpg']); // (2, dim)
  */
 export async function load(source: string, options: LoadOptions = {}): Promise<Encoder> {
-  checkOptions('load', options, LOAD_KEYS);
+  checkLoadOptions(options);
   const { device = 'cpu', dtype = 'f32', signal } = options;
-  if (!['f32', 'bf16'].includes(dtype))
-    throw new ConfigError(`load: dtype must be f32 or bf16 but is ${JSON.stringify(dtype)}`);
   signal?.throwIfAborted();
   deviceName(device);
   const opening = open(source, device, dtype, options);
@@ -117,7 +117,7 @@ export class Encoder {
    * @returns one unit row per text, in order
    */
   async encodeTexts(texts: string | readonly string[], options: EncodeOptions = {}): Promise<Embeddings> {
-    const list = typeof texts === 'string' ? [texts] : texts;
+    const list = checkStrings('encodeTexts', 'texts', typeof texts === 'string' ? [texts] : texts);
     return this.#collect(this.#texts(list, options, list.length), options);
   }
 
@@ -127,20 +127,25 @@ export class Encoder {
    */
   async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
     options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    checkSource('streamImages', source);
     for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
   }
 
   /** Rows for a stream of texts; as `streamImages`. */
   async *streamTexts(source: Iterable<string> | AsyncIterable<string>,
     options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+    checkSource('streamTexts', source);
     for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
   }
 
   /** Every image against every text. */
-  similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
-    for (const x of [images, texts])
+  async similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
+    for (const x of [images, texts]) {
+      if (!(x instanceof Embeddings))
+        throw new ConfigError(`similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ${kindOf(x)}`);
       if (x.dim !== this.dim)
         throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
+    }
     return similarity(images, texts, this.scale, this.bias, this.device);
   }
 
@@ -150,8 +155,9 @@ export class Encoder {
    */
   async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[],
     options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
-    if (labels.length === 0) throw new ConfigError('zeroShot: there are no labels');
-    const { language = 'en', templates, ...rest } = options;
+    checkOptions('zeroShot', options, ZERO_SHOT_KEYS);
+    if (checkStrings('zeroShot', 'labels', labels).length === 0) throw new ConfigError('zeroShot: there are no labels');
+    const { language: _, templates: __, ...rest } = options;
     const texts = await this.encodeLabels(labels, options);
     const rows = await this.encodeImages(images, rest);
     const scores = await this.similarity(rows, texts);
@@ -160,6 +166,8 @@ export class Encoder {
 
   /** One unit row per label: the mean of its prompts' embeddings. */
   async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings> {
+    checkOptions('encodeLabels', options, ZERO_SHOT_KEYS);
+    checkStrings('encodeLabels', 'labels', labels);
     const { language = 'en', templates, onProgress: _, ...rest } = options;
     const prompts = promptTemplates(language, templates);
     const all = await this.encodeTexts(labels.flatMap((label) => prompts.map((p) => p.replaceAll('{label}', label))), rest);

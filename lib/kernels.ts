@@ -9,7 +9,8 @@
  * console.log(y.shape, y.data.map((v) => Math.round(v * 100) / 100));
  * // [ 1, 4 ] Float32Array(4) [ -1.07, -0.53, 0, 1.6 ]
  */
-import { ShapeError } from './errors.js';
+import { checkKeys, kindOf } from './check.js';
+import { ConfigError, ShapeError } from './errors.js';
 import * as attentions from './ops/attention.js';
 import { cast } from './ops/elementwise.js';
 import { embedding as embeddingOp } from './ops/embedding.js';
@@ -36,9 +37,36 @@ export interface KernelOptions {
   dtype?: 'f32' | 'bf16';
 }
 
-function upload(name: string, { data, shape }: NdArray<Float32Array | Uint8Array | Int32Array>, o: KernelOptions): Tensor {
-  if (data.length !== sizeOf(shape))
-    throw new ShapeError(`${name} has ${data.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
+/** The element types of an array, by the tag that arrays of another realm have too. */
+type ArrayName = 'Float32Array' | 'Uint8Array' | 'Int32Array';
+
+/** `x` when it is an array of one of these types with a shape that fits. @throws ShapeError */
+function checked<T extends NdArray<Float32Array | Uint8Array | Int32Array>>(name: string, x: T, ...types: ArrayName[]): T {
+  const { data, shape } = (x ?? {}) as Partial<T>, type = Object.prototype.toString.call(data).slice(8, -1);
+  const wanted = types.length > 0 ? types : ['Float32Array'];
+  if (!wanted.includes(type) || !Array.isArray(shape))
+    throw new ShapeError(`${name} must be { data, shape }, ${wanted.join(' or ')} and its sizes`);
+  if (!shape.every((n) => Number.isSafeInteger(n) && n >= 0))
+    throw new ShapeError(`${name}: the shape must be of whole numbers but is [${shape.join(', ')}]`);
+  if (data!.length !== sizeOf(shape))
+    throw new ShapeError(`${name} has ${data!.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
+  return x;
+}
+
+/** @throws ConfigError for options that `call` does not have */
+function checkOptions(call: string, o: KernelOptions, ...more: string[]): void {
+  checkKeys(call, o, [...more, 'device', 'dtype']);
+  if (o.dtype !== undefined && !['f32', 'bf16'].includes(o.dtype))
+    throw new ConfigError(`${call}: dtype must be f32 or bf16 but is ${JSON.stringify(o.dtype)}`);
+}
+
+/** @throws ConfigError unless it is a positive integer */
+function checkCount(name: string, n: number): void {
+  if (!(Number.isSafeInteger(n) && n > 0)) throw new ConfigError(`${name} must be a positive integer but is ${String(n)}`);
+}
+
+function upload(name: string, x: NdArray<Float32Array | Uint8Array | Int32Array>, o: KernelOptions, ...types: ArrayName[]): Tensor {
+  const { data, shape } = checked(name, x, ...types);
   return tensor(data, shape, o.device);
 }
 /** An activation or weight matrix, in the precision asked for. */
@@ -68,8 +96,12 @@ const constant = (n: number, value: number): NdArray => ({ data: new Float32Arra
  * @param options.eps default 1e-6
  */
 export function layerNorm(x: NdArray, options: KernelOptions & { weight?: NdArray; bias?: NdArray; eps?: number } = {}): Promise<NdArray> {
-  const C = x.shape.at(-1) ?? 0, { weight = constant(C, 1), bias = constant(C, 0), eps } = options;
-  return run(() => layerNormOp(active('x', x, options), upload('weight', weight, options), upload('bias', bias, options), eps));
+  return run(() => {
+    checkOptions('layerNorm', options, 'weight', 'bias', 'eps');
+    const C = checked('x', x).shape.at(-1) ?? 1, { weight = constant(C, 1), bias = constant(C, 0), eps } = options;
+    if (eps !== undefined && !(eps > 0)) throw new ConfigError(`layerNorm: eps must be a positive number but is ${String(eps)}`);
+    return layerNormOp(active('x', x, options), upload('weight', weight, options), upload('bias', bias, options), eps);
+  });
 }
 
 /**
@@ -80,8 +112,11 @@ export function layerNorm(x: NdArray, options: KernelOptions & { weight?: NdArra
  * @returns (…, N)
  */
 export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { bias?: NdArray; gelu?: boolean } = {}): Promise<NdArray> {
-  return run(() => linearOp(active('x', x, options), active('weight', weight, options),
-    options.bias ? upload('bias', options.bias, options) : null, { gelu: options.gelu ?? false }));
+  return run(() => {
+    checkOptions('linear', options, 'bias', 'gelu');
+    return linearOp(active('x', x, options), active('weight', weight, options),
+      options.bias ? upload('bias', options.bias, options) : null, { gelu: options.gelu ?? false });
+  });
 }
 
 /**
@@ -94,8 +129,12 @@ export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { b
  */
 export function attention(qkv: NdArray,
   options: KernelOptions & { heads: number; keyLengths?: Int32Array; causal?: boolean }): Promise<NdArray> {
-  const { heads, keyLengths, causal = false } = options;
-  return run(() => attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths(keyLengths, options) }));
+  return run(() => {
+    checkOptions('attention', options, 'heads', 'keyLengths', 'causal');
+    const { heads, keyLengths, causal = false } = options;
+    checkCount('attention: heads', heads);
+    return attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths(keyLengths, options) });
+  });
 }
 
 /**
@@ -106,12 +145,17 @@ export function attention(qkv: NdArray,
  */
 export function crossAttention(q: NdArray, kv: NdArray,
   options: KernelOptions & { heads: number; keyLengths?: Int32Array }): Promise<NdArray> {
-  return run(() => attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads,
-    lengths(options.keyLengths, options)));
+  return run(() => {
+    checkOptions('crossAttention', options, 'heads', 'keyLengths');
+    checkCount('crossAttention: heads', options.heads);
+    return attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads,
+      lengths(options.keyLengths, options));
+  });
 }
 
 function lengths(keyLengths: Int32Array | undefined, o: KernelOptions): { keyLengths?: Tensor } {
-  return keyLengths ? { keyLengths: upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o) } : {};
+  return keyLengths
+    ? { keyLengths: upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o, 'Int32Array') } : {};
 }
 
 /**
@@ -124,11 +168,16 @@ function lengths(keyLengths: Int32Array | undefined, o: KernelOptions): { keyLen
  */
 export function patchEmbed(images: NdArray<Uint8Array>, weight: NdArray,
   options: KernelOptions & { patch: number; bias?: NdArray; position?: NdArray }): Promise<NdArray> {
-  const D = weight.shape[0] ?? 0, { patch, dtype = 'f32' } = options;
-  const N = Math.floor((images.shape[1] ?? 0) / patch) * Math.floor((images.shape[2] ?? 0) / patch);
-  const bias = options.bias ?? constant(D, 0), position = options.position ?? { data: new Float32Array(N * D), shape: [N, D] };
-  return run(() => patchEmbedOp(upload('images', images, options), active('weight', weight, options), upload('bias', bias, options),
-    upload('position', position, options), { patch, dtype }));
+  return run(() => {
+    checkOptions('patchEmbed', options, 'patch', 'bias', 'position');
+    const { patch, dtype = 'f32' } = options, [, height = 0, width = 0] = checked('images', images, 'Uint8Array').shape;
+    checkCount('patchEmbed: patch', patch);
+    const [D = 1] = checked('weight', weight).shape, N = Math.floor(height / patch) * Math.floor(width / patch);
+    if (N === 0) throw new ShapeError(`patchEmbed: images of ${height}×${width} hold no patch of ${patch}`);
+    const { bias = constant(D, 0), position = { data: new Float32Array(N * D), shape: [N, D] } } = options;
+    return patchEmbedOp(upload('images', images, options, 'Uint8Array'), active('weight', weight, options),
+      upload('bias', bias, options), upload('position', position, options), { patch, dtype });
+  });
 }
 
 /**
@@ -139,13 +188,19 @@ export function patchEmbed(images: NdArray<Uint8Array>, weight: NdArray,
  * @returns (B·L, D)
  */
 export function embedding(ids: NdArray<Int32Array>, table: NdArray, position: NdArray, options: KernelOptions = {}): Promise<NdArray> {
-  return run(() => embeddingOp(upload('ids', ids, options), upload('table', table, options), upload('position', position, options),
-    options.dtype));
+  return run(() => {
+    checkOptions('embedding', options);
+    return embeddingOp(upload('ids', ids, options, 'Int32Array'), upload('table', table, options),
+      upload('position', position, options), options.dtype);
+  });
 }
 
 /** Rows of unit length. @param x (…, C) */
 export function l2Normalize(x: NdArray, options: KernelOptions = {}): Promise<NdArray> {
-  return run(() => l2NormalizeOp(active('x', x, options)));
+  return run(() => {
+    checkOptions('l2Normalize', options);
+    return l2NormalizeOp(active('x', x, options));
+  });
 }
 
 /**
@@ -155,7 +210,11 @@ export function l2Normalize(x: NdArray, options: KernelOptions = {}): Promise<Nd
  */
 export function resizeBilinear<T extends Float32Array | Uint8Array>(x: NdArray<T>, size: readonly [number, number],
   options: Pick<KernelOptions, 'device'> = {}): Promise<NdArray<T>> {
-  return run<T>(() => resizeBilinearOp(upload('x', x, options), size));
+  return run<T>(() => {
+    checkKeys('resizeBilinear', options, ['device']);
+    if (!Array.isArray(size)) throw new ConfigError('resizeBilinear: size must be [height, width]');
+    return resizeBilinearOp(upload('x', x, options, 'Uint8Array', 'Float32Array'), size);
+  });
 }
 
 /** What `sigmoidLoss` gives: the loss and its gradients, all made in one pass. */
@@ -182,7 +241,10 @@ export interface SigmoidLoss {
  */
 export async function sigmoidLoss(x: NdArray, y: NdArray,
   options: KernelOptions & { logScale?: number; bias?: number } = {}): Promise<SigmoidLoss> {
+  checkOptions('sigmoidLoss', options, 'logScale', 'bias');
   const { logScale = Math.log(10), bias = -10 } = options;
+  for (const n of [logScale, bias])
+    if (typeof n !== 'number') throw new ConfigError(`sigmoidLoss: logScale and bias must be numbers but one is ${kindOf(n)}`);
   const made = scope(() => {
     const one = (value: number): Tensor => requireGrad(upload('scalar', { data: Float32Array.of(value), shape: [1] }, options));
     const tx = requireGrad(active('x', x, options)), ty = requireGrad(active('y', y, options));

@@ -1,16 +1,10 @@
 // The door between JavaScript and the native core: devices, tensors, and one function per registered op.
-// State lives in one Instance per environment (main thread, Worker, jest file), created by init and never shared.
-// Devices start on first use, so a Worker that only resizes images starts no thread.
 #include <napi.h>
-#include <condition_variable>
-#include <map>
-#include <mutex>
-#include "allocator.h"
 #include "cpu/matmul.h"
 #include "cpu/threads.h"
+#include "instance.h"
 #include "op.h"
 #include "resize_job.h"
-#include "slots.h"
 
 namespace siglip2 {
 #if defined(SIGLIP2_WITH_CUDA)
@@ -20,127 +14,6 @@ std::string gemm_library();  // which library multiplies on the GPU, or why none
 }
 #endif
 namespace {
-
-constexpr int kMostDevices = 19, kDryCpu = 17, kDryCuda = 18;  // 0 is the CPU, 1 + n is cuda:n; as in lib/tensor.ts
-
-class Instance {
- public:
-  explicit Instance(napi_env env) : env_(env) {}
-  ~Instance() { shutdown(); }
-
-  // What a device and its allocator share a life with.
-  struct Place {
-    std::unique_ptr<Device> device;
-    std::unique_ptr<Allocator> allocator;
-    int64_t recording_set = 0;         // memory of the recording that is being made; 0: none is
-    std::map<int64_t, int64_t> sets;   // memory of each recording
-  };
-  Place& place(int index) {
-    if (closed_) throw std::runtime_error("the native core was shut down");
-    if (index < 0 || index >= kMostDevices) throw std::runtime_error("no such device");
-    Place& p = places_[index];
-    if (!p.device) {
-      std::string why;
-      p.device = index == 0                              ? make_cpu_device()
-                 : index == kDryCpu || index == kDryCuda ? make_dry_device(index == kDryCuda)
-                                                         : make_cuda_device(index - 1, &why);
-      if (!p.device) throw std::runtime_error(why);
-      p.allocator = std::make_unique<Allocator>(*p.device);
-    }
-    return p;
-  }
-  void refuse_while_recording(int index, const char* what) {
-    if (place(index).recording_set) throw std::runtime_error(std::string("a step that is being recorded cannot ") + what);
-  }
-  Place* started(int index) { return places_[index].device ? &places_[index] : nullptr; }
-
-  // Stops the devices' threads; safe to call more than once, from process 'exit' and from the cleanup hook.
-  void shutdown() {
-    if (closed_) return;
-    closed_ = true;
-    for (Place& p : places_)
-      if (p.device) p.device->cancel();
-    slots.~Slots();
-    new (&slots) Slots();
-    for (Place& p : places_) {
-      p.allocator.reset();
-      p.device.reset();
-    }
-    if (completed_) napi_release_threadsafe_function(completed_, napi_tsfn_release);
-    completed_ = nullptr;
-  }
-
-  void start(Napi::Function make_error, Napi::Function complete) {
-    // A test runner gives every file its own JavaScript over this one instance: the newest is the one to call.
-    if (completed_) napi_release_threadsafe_function(completed_, napi_tsfn_abort);
-    pending_ = 0;
-    make_error_ = Napi::Persistent(make_error);
-    napi_value name;
-    napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
-    napi_create_threadsafe_function(env_, complete, nullptr, name, 0, 1, nullptr, nullptr, this, call_js, &completed_);
-    napi_unref_threadsafe_function(env_, completed_);
-  }
-
-  // Calls JavaScript's complete(id, error) once everything enqueued so far is done.
-  void notify(Device& device, double id) {
-    if (pending_++ == 0) napi_ref_threadsafe_function(env_, completed_);
-    device.notify([this, id](const std::string& error) {
-      bool first;
-      {
-        std::lock_guard lock(mutex_);
-        first = results_.empty();
-        results_.emplace_back(id, error);
-      }
-      if (first) napi_call_threadsafe_function(completed_, nullptr, napi_tsfn_nonblocking);
-    });
-  }
-
-  // Errors are made by JavaScript's factory, so that they are of the caller's realm and class.
-  napi_value raise(const char* code, const std::string& message) {
-    Napi::HandleScope scope(env_);
-    if (make_error_.IsEmpty()) {
-      napi_throw_error(env_, code, message.c_str());
-    } else {
-      try {
-        Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
-        napi_throw(env_, e);
-      } catch (const Napi::Error&) {  // no JavaScript runs in a Worker that is being terminated
-      }
-    }
-    return nullptr;
-  }
-
-  Slots slots;
-  napi_env env() const { return env_; }
-
- private:
-  static void call_js(napi_env env, napi_value complete, void* context, void*) {
-    auto* self = static_cast<Instance*>(context);
-    if (!env) return;
-    std::vector<std::pair<double, std::string>> results;
-    {
-      std::lock_guard lock(self->mutex_);
-      results.swap(self->results_);
-    }
-    for (auto& [id, error] : results) {
-      if (--self->pending_ == 0 && self->completed_) napi_unref_threadsafe_function(env, self->completed_);
-      napi_value undefined, args[2];
-      napi_get_undefined(env, &undefined);
-      napi_create_double(env, id, &args[0]);
-      napi_create_string_utf8(env, error.c_str(), error.size(), &args[1]);
-      napi_call_function(env, undefined, complete, 2, args, nullptr);
-    }
-  }
-
-  napi_env env_;
-  bool closed_ = false;
-  Place places_[kMostDevices];
-  Napi::FunctionReference make_error_;
-  napi_threadsafe_function completed_ = nullptr;
-  std::mutex mutex_;
-  std::vector<std::pair<double, std::string>> results_;
-  int64_t pending_ = 0;
-};
 
 Instance& instance_of(napi_env env) {
   void* data = nullptr;

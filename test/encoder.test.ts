@@ -256,3 +256,41 @@ test('misuse is an error that says what to do', async () => {
   expect((await errorOf(() => gone.encodeTexts('a'))).code).toBe('ERR_DISPOSED');
   expect((await model.encodeImages([])).rows).toBe(0);
 });
+
+test('arguments of the wrong kind are an error of this package that says what to pass', async () => {
+  const image = pixels(0), rows = await model.encodeImages(image), png = await picture(1);
+  using narrow = await load(folder, { maxPixels: 100 });
+  const wrong: [call: () => unknown, code: string, says: string][] = [
+    [() => load(undefined as never), 'ERR_CHECKPOINT', 'but this is undefined'],
+    [() => load(''), 'ERR_CHECKPOINT', 'an empty one'],
+    [() => load(folder, null as never), 'ERR_CONFIG', 'options must be an object'],
+    [() => load(folder, 'cpu' as never), 'ERR_CONFIG', 'options must be an object'],
+    [() => load(folder, { alpha: 'x' as never }), 'ERR_CONFIG', 'alpha must be drop or white but is "x"'],
+    [() => load(folder, { lowercase: 'x' as never }), 'ERR_CONFIG', 'lowercase must be ascii, unicode or none'],
+    [() => load(folder, { maxPixels: -1 }), 'ERR_CONFIG', 'maxPixels must be a positive integer'],
+    [() => load(folder, { maxPatches: 'x' as never }), 'ERR_CONFIG', 'maxPatches must be an integer'],
+    [() => load(folder, { signal: 3 as never }), 'ERR_CONFIG', 'signal must be an AbortSignal'],
+    [() => model.encodeImages(new Float32Array(12) as never), 'ERR_DATA', 'but is Float32Array'],
+    [() => model.encodeImages('file://elsewhere/x.png'), 'ERR_DATA', 'names no file of this machine'],
+    [() => model.encodeImages(''), 'ERR_DATA', 'an empty path'],
+    [() => narrow.encodeImages(png), 'ERR_DATA', 'pixel limit of 100; raise maxPixels'],
+    [() => model.encodeImages(image, { language: 'de' } as never), 'ERR_CONFIG', 'unknown option "language"'],
+    [() => model.encodeImages(image, { onBadImage: true } as never), 'ERR_CONFIG', 'onBadImage must be a function'],
+    [() => model.encodeTexts(3 as never), 'ERR_CONFIG', 'texts must be an array of strings but are number'],
+    [() => model.encodeTexts(['a', 3] as never), 'ERR_CONFIG', 'number 1 is number'],
+    [() => model.streamImages('cat.jpg').next(), 'ERR_CONFIG', 'source must be an array, an iterable'],
+    [() => model.streamTexts(undefined as never).next(), 'ERR_CONFIG', 'but is undefined'],
+    [() => model.similarity(rows, rows.data as never), 'ERR_CONFIG', 'one is Float32Array'],
+    [() => model.zeroShot(image, 'cat' as never), 'ERR_CONFIG', 'labels must be an array of strings'],
+    [() => model.zeroShot(image, [null] as never), 'ERR_CONFIG', 'labels must be strings but number 0 is null'],
+    [() => model.zeroShot(image, ['a'], { templates: 'x' } as never), 'ERR_CONFIG', 'templates must be an array'],
+    [() => model.zeroShot(image, ['a'], { language: 3 } as never), 'ERR_CONFIG', 'language must be a tag'],
+    [() => model.zeroShot(image, ['a'], { language: 'constructor' }), 'ERR_CONFIG', 'no prompt templates for language "constructor"'],
+    [() => model.zeroShot(image, ['a'], { mask: 3 } as never), 'ERR_CONFIG', 'zeroShot: unknown option "mask"'],
+    [() => model.locate(image, undefined as never), 'ERR_CONFIG', 'phrases must be an array of strings'],
+    [() => rows.toText(1), 'ERR_CONFIG', 'row must be in [0, 1) but is 1'],
+    [() => rows.slice(0, 2), 'ERR_CONFIG', 'slice: from and to must lie in [0, 1]'],
+  ];
+  for (const [call, code, says] of wrong)
+    expect(await errorOf(call)).toMatchObject({ code, message: expect.stringContaining(says) });
+});

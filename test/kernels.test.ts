@@ -66,3 +66,25 @@ test('wrong shapes are errors', async () => {
   expect((await errorOf(() => kernels.layerNorm({ data: new Float32Array(3), shape: [2, 2] }))).code).toBe('ERR_SHAPE');
   expect((await errorOf(() => kernels.linear(array(1, 2, 3), array(1, 2, 4)))).code).toBe('ERR_SHAPE');
 });
+
+test('arguments of the wrong kind reject with one sentence', async () => {
+  const x = array(1, 2, 4), qkv = array(2, 1, 3, 12);
+  const wrong: [call: () => Promise<unknown>, code: string, says: string][] = [
+    [() => kernels.layerNorm(undefined as never), 'ERR_SHAPE', 'x must be { data, shape }'],
+    [() => kernels.layerNorm({ data: [1, 2], shape: [2] } as never), 'ERR_SHAPE', 'x must be { data, shape }, Float32Array'],
+    [() => kernels.layerNorm({ data: new Float32Array(4), shape: [-2, -2] }), 'ERR_SHAPE', 'whole numbers but is [-2, -2]'],
+    [() => kernels.l2Normalize(x, { dype: 'bf16' } as never), 'ERR_CONFIG', 'unknown option "dype"'],
+    [() => kernels.l2Normalize(x, { dtype: 'f16' } as never), 'ERR_CONFIG', 'dtype must be f32 or bf16 but is "f16"'],
+    [() => kernels.attention(qkv, undefined as never), 'ERR_CONFIG', '{ heads: … }'],
+    [() => kernels.attention(qkv, { heads: 0 }), 'ERR_CONFIG', 'heads must be a positive integer but is 0'],
+    [() => kernels.linear(x, undefined as never), 'ERR_SHAPE', 'weight must be { data, shape }'],
+    [() => kernels.embedding(x as never, x, x), 'ERR_SHAPE', 'ids must be { data, shape }, Int32Array'],
+    [() => kernels.patchEmbed({ data: new Uint8Array(12), shape: [1, 2, 2, 3] }, array(3, 4, 3, 4, 4), { patch: 4 }), 'ERR_SHAPE', 'no patch of 4'],
+    [() => kernels.resizeBilinear(x, 3 as never), 'ERR_CONFIG', 'size must be [height, width]'],
+    [() => kernels.sigmoidLoss(x, x, { bias: '1' } as never), 'ERR_CONFIG', 'must be numbers'],
+  ];
+  for (const [call, code, says] of wrong) {
+    const error = await call().then(() => undefined, (e: Error & { code: string }) => e);  // a rejection, not a throw
+    expect(error).toMatchObject({ code, message: expect.stringContaining(says) });
+  }
+});

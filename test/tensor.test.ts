@@ -128,3 +128,11 @@ test('the event loop is free while kernels run', async () => {
   x.dispose();
   w.dispose();
 });
+
+test('shapes and data that are none are refused, also where the product of the sizes looks right', () => {
+  const data = new Float32Array(4);
+  for (const shape of [[-1, -4], [2.5, 1.6], 'x' as never, undefined as never])
+    expect(() => tensor(data, shape)).toThrow(/tensor/);
+  expect(() => zeros([-2, -2])).toThrow('cannot have the shape [-2, -2]');
+  expect(() => tensor(new Float64Array(4) as never, [4])).toThrow('needs a Float32Array');
+});

@@ -1,7 +1,6 @@
 /** `siglip2 debias`: keep probabilities that take representation and association bias out of a data set. */
 import { createHash } from 'node:crypto';
 import { existsSync, statSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { parquetWriteBuffer } from 'hyparquet-writer';
@@ -11,8 +10,8 @@ import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRe
 import { keyLine } from '../data/keys.js';
 import { SkipCounter } from '../data/skips.js';
 import { ConfigError, DataError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
-import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
 
 /** Samples that are labelled at a time. */
@@ -34,6 +33,7 @@ export const command: Command = {
     if (positionals.length === 0) throw new ConfigError('debias needs tars, a folder, a .jsonl or a .parquet');
     if (values.config === undefined || values.out === undefined)
       throw new ConfigError('debias needs --config FILE and --out DIR');
+    await makeFolder(values.out);
     const config = await loadDebiasConfig(values.config), options = debiasOptions(config);
     const passes = wholeNumber('passes', values.passes), seed = naturalNumber('seed', values.seed);
     const maxSkips = values['max-skips'];
@@ -72,7 +72,6 @@ export const command: Command = {
       return stays;
     });
     const report = { samples: labels.length, keep: config.keep, ...result, kept };
-    await mkdir(values.out, { recursive: true });
     const table = parquetWriteBuffer({ columnData: [
       { name: 'file', data: files, type: 'STRING' }, { name: 'key', data: keys, type: 'STRING' },
       { name: 'probability', data: probabilities, type: 'DOUBLE' }, { name: 'kept', data: keep, type: 'BOOLEAN' },
@@ -87,12 +86,6 @@ export const command: Command = {
     return violations(report).length === 0 ? 0 : 3;
   },
 };
-
-/** A number from 0 on. */
-function naturalNumber(name: string, text: string): number {
-  if (!/^\d{1,9}$/.test(text)) throw new ConfigError(`--${name} must be a whole number but is ${JSON.stringify(text)}`);
-  return Number(text);
-}
 
 /** What an argument names, by its ending. */
 function spec(input: string): RecordSource {

@@ -1,4 +1,5 @@
 /** `siglip2 embed`: one unit-length f32 row per image or text, in input order, as .npy, .safetensors or .parquet. */
+import { rm } from 'node:fs/promises';
 import { extname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { lines } from '../data/paths.js';
@@ -6,7 +7,7 @@ import type { ProcessorName } from '../data/processor.js';
 import { load, type EncodeOptions, type Encoder } from '../encoder.js';
 import type { DescribeOptions } from '../encoder/describe.js';
 import { ConfigError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { prepareToWrite, writeFileAtomic } from '../io/files.js';
 import { writeNpy } from '../io/npy.js';
 import { writeParquet } from '../io/parquet.js';
 import { writeSafetensors } from '../io/safetensors.js';
@@ -19,16 +20,16 @@ import { Progress } from './progress.js';
 /** Options that every command with a model has. */
 export const MODEL_OPTIONS = {
   model: { type: 'string' }, dtype: { type: 'string', default: 'f32' }, device: { type: 'string', default: 'cpu' },
-  processor: { type: 'string' }, batch: { type: 'string' },
+  processor: { type: 'string' }, alpha: { type: 'string' }, batch: { type: 'string' },
 } as const;
 
 /** Loads the model that the options name; of a training run its last checkpoint. */
 export function openModel(command: string,
-  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: 'drop' | 'white' }): Promise<Encoder> {
+  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: string | undefined }): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
   return load(listCheckpoints(values.model).at(-1) ?? values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
-    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha } : {}),
+    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha as 'drop' } : {}),
   });
 }
 
@@ -38,6 +39,12 @@ export function wholeNumber(name: string, text: string): number {
   if (!(Number.isInteger(n) && n > 0))
     throw new ConfigError(`--${name} must be a positive whole number but is ${JSON.stringify(text)}`);
   return n;
+}
+
+/** A number from the command line that may be 0. */
+export function naturalNumber(name: string, text: string): number {
+  if (!/^\d{1,9}$/.test(text)) throw new ConfigError(`--${name} must be a whole number but is ${JSON.stringify(text)}`);
+  return Number(text);
 }
 
 /** Options of the commands that let the caption decoder write. */
@@ -62,7 +69,7 @@ const FORMATS = ['.npy', '.safetensors', '.parquet'];
 
 export const command: Command = {
   usage: 'embed --model FOLDER (--images GLOB|FOLDER|TAR… | --texts FILE) --out FILE.{npy,safetensors,parquet} [--dtype f32|bf16] ' +
-    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--batch N] [--skip-bad]',
+    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--alpha drop|white] [--batch N] [--skip-bad]',
   summary: 'one unit-length f32 row per image (patterns and folders sorted) or line of text, in input order; ' +
     'a bad image is an error, or with --skip-bad a row of NaN and a line in FILE.skipped.txt',
   async run(args) {
@@ -77,10 +84,13 @@ export const command: Command = {
       throw new ConfigError(`embed needs --out, a file that ends in ${FORMATS.join(', ')}`);
     if ((values.images === undefined) === (values.texts === undefined))
       throw new ConfigError('embed needs either --images or --texts');
+    if (values.texts !== undefined && positionals.length > 0)
+      throw new ConfigError(`embed takes one file of --texts but there is also ${positionals.join(' ')}`);
     // A pattern that the shell expanded leaves all files but the first as positionals.
     const images = values.images ? await listImages([...values.images, ...positionals]) : [];
     const texts = values.texts === undefined ? [] : await readLines(values.texts);
     const names = values.texts === undefined ? images.map((i) => i.name) : texts;
+    await prepareToWrite(out);
     using model = await openModel('embed', values);
     const progress = new Progress('embed'), skipped: string[] = [];
     let shown = 0;
@@ -107,6 +117,8 @@ export const command: Command = {
       }
     }
     progress.end();
+    // The list of an earlier run would speak of other rows.
+    await rm(`${out}.skipped.txt`, { force: true });
     if (skipped.length) {
       await writeFileAtomic(`${out}.skipped.txt`, `${skipped.sort((a, b) => parseInt(a) - parseInt(b)).join('\n')}\n`);
       console.error(`siglip2: ${skipped.length} of ${names.length} images are bad; their rows are NaN, ${out}.skipped.txt lists them`);

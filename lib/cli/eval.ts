@@ -26,11 +26,12 @@ export const command: Command = {
         seed: { type: 'string', default: '1' }, out: { type: 'string' },
       },
     });
-    const where = positionals[0];
-    if (where === undefined) throw new ConfigError('eval needs a checkpoint folder, or the folder of a run');
+    const where = positionals[0], seed = Number(values.seed);
+    if (where === undefined || positionals.length > 1) throw new ConfigError('eval needs a checkpoint folder, or the folder of a run');
+    if (!Number.isSafeInteger(seed) || seed < 0) throw new ConfigError(`--seed must be a whole number but is ${values.seed}`);
     const loaded = await loadModel(listCheckpoints(where).at(-1) ?? where);
     try {
-      const seed = Number(values.seed), { task: tasks, data = tasks ? 'data/scenes' : 'data/emoji' } = values;
+      const { task: tasks, data = tasks ? 'data/scenes' : 'data/emoji' } = values;
       const results = tasks ? { scenes: await evaluateScenes(loaded, data, tasks, { seed, ...boxesOfRun(where) }) }
         : { sets: await evaluateEmoji(loaded, data, seed, values['set-name'] as EvalSetName[] | undefined) };
       const json = `${JSON.stringify(results, null, 2)}\n`;

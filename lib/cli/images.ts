@@ -1,5 +1,5 @@
 /** The images that a command line names: files, patterns, folders, tar archives. */
-import { readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { FileReader } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
@@ -35,7 +35,8 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
       images.push({ name: spec, open: () => spec });
       continue;
     }
-    for (const path of expandPaths(spec).sort()) {
+    // A file whose own name looks like a pattern is meant by that name.
+    for (const path of existsSync(spec) ? [spec] : expandPaths(spec).sort()) {
       const info = statSync(path, { throwIfNoEntry: false });
       if (!info) throw new DataError(`${path}: there is no such file; check the path`);
       if (info.isDirectory()) images.push(...folderImages(path).sort().map((name) => ({ name, open: () => name })));
@@ -47,7 +48,8 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
       } else images.push({ name: path, open: () => path });
     }
   }
+  if (specs.length === 0) throw new ConfigError('no images are named; give files, patterns, folders or tars');
   if (images.length === 0)
-    throw new ConfigError(`there is no image in ${specs.join(', ') || 'nothing: name files, patterns, folders or tars'}`);
+    throw new ConfigError(`there is no image in ${specs.join(', ')}; files are taken that end in .jpg, .png, .webp, .avif, .gif, .tif or .svg`);
   return images;
 }

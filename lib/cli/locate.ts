@@ -26,7 +26,7 @@ export async function drawBox(file: string, input: ImageInput, { pixels }: Locat
 
 export const command: Command = {
   usage: 'locate --model FOLDER --phrase TEXT IMAGE… [--out FILE.{jpg,png,webp}] [--beams 1] [--json] [--dtype f32|bf16] ' +
-    '[--device cpu|cuda] [--batch N]',
+    '[--device cpu|cuda] [--alpha drop|white] [--batch N]',
   summary: 'the box of a phrase in each image, in pixels: left, top, right, bottom; with --out a picture of one image with its ' +
     'box; the checkpoint must have a caption decoder',
   async run(args) {

@@ -44,7 +44,7 @@ async function main(argv: string[]): Promise<number> {
     console.log(await help());
     return name === undefined ? 2 : 0;
   }
-  const load = COMMANDS[name];
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!load) {
     console.error(`siglip2: there is no command "${name}"; the commands are ${Object.keys(COMMANDS).join(', ')}`);
     return 2;
@@ -57,12 +57,17 @@ async function main(argv: string[]): Promise<number> {
   return command.run(args);
 }
 
+// A command that has no way of its own to stop does so at once, and what it was writing goes with it.
+for (const [signal, status] of [['SIGINT', 130], ['SIGTERM', 143]] as const)
+  process.on(signal, () => { if (process.listenerCount(signal) === 1) process.exit(status); });
+
 main(process.argv.slice(2)).then(
   (status) => process.exit(status),
   (e: unknown) => {
-    const known = e instanceof Siglip2Error || (e as { code?: unknown }).code === 'ERR_PARSE_ARGS_UNKNOWN_OPTION' ||
-      String((e as { code?: unknown }).code).startsWith('ERR_PARSE_ARGS');
-    if (known) console.error(`siglip2: ${(e as Error).message} [${(e as { code: string }).code}]`);
+    const code = String((e as { code?: unknown }).code), usage = code.startsWith('ERR_PARSE_ARGS');
+    // Node's own sentence, without what follows about arguments that begin with a dash.
+    if (usage) console.error(`siglip2: ${(e as Error).message.split(/\.\s|\n|\.$/)[0]}; siglip2 ${process.argv[2]} --help shows the options [${code}]`);
+    else if (e instanceof Siglip2Error) console.error(`siglip2: ${e.message} [${code}]`);
     else console.error(e);
-    process.exit(known && !(e instanceof Siglip2Error) ? 2 : 1);
+    process.exit(usage ? 2 : 1);
   });

@@ -21,9 +21,10 @@ export const command: Command = {
     });
     const sets = [...values.set, ...(values.batch === undefined ? [] : [`batch=${values.batch}`])];
     const limit = values.memory === undefined ? undefined : parseBytes(values.memory);
-    const value = await configArgument('plan', positionals[0], values.preset, ['out=plan', ...sets]);
+    const value = await configArgument('plan', positionals, values.preset, ['out=plan', ...sets]);
     const stages = isStaged(value) ? readStages(value) : [{ name: '', config: checkTrainConfig(value) }];
     const chosen = stages.filter(({ name }) => values.stage === undefined || name === values.stage);
+    if (chosen.length === 0 && !isStaged(value)) throw new ConfigError('this config has no stages; leave out --stage');
     if (chosen.length === 0)
       throw new ConfigError(`no stage is called "${values.stage}"; the stages are ${stages.map((s) => s.name).join(', ')}`);
     let fits = true;

@@ -22,9 +22,9 @@ export class Progress {
     const seconds = (performance.now() - this.#start) / 1000;
     const eta = done > 0 ? seconds / done * (total - done) : NaN;
     if (this.stream.isTTY) {
-      const percent = (100 * done / total).toFixed(1);
-      const words = Object.entries(facts).map(([k, v]) => `${k} ${v}`).join(' · ');
-      const line = `${this.label} ${percent} % · ${words} · ${clock(seconds)} gone, ${Number.isNaN(eta) ? '?' : clock(eta)} to go`;
+      const percent = (total > 0 ? 100 * done / total : 100).toFixed(1);
+      const line = [`${this.label} ${percent} %`, ...Object.entries(facts).map(([k, v]) => `${k} ${v}`),
+        `${clock(seconds)} gone, ${Number.isNaN(eta) ? '?' : clock(eta)} to go`].join(' · ');
       this.stream.write(`\r\x1b[2K${line.slice(0, Math.max(20, (this.stream.columns ?? 100) - 1))}`);
       this.#shown = true;
     } else {

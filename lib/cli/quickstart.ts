@@ -1,11 +1,10 @@
 /** `siglip2 quickstart`: builds the data set, trains the small model, evaluates every language, writes the report. */
-import { existsSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
 import type { Background } from '../data/background.js';
-import { buildEmojiDataset } from '../data/datasets/emoji.js';
 import { buildEvalSets, type EvalSet } from '../data/evalset.js';
 import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
 import { evaluateSuite, retrieve, type SetResult } from '../eval/zero_shot.js';
@@ -15,10 +14,11 @@ import { loadModel } from '../model/files.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
-import { presets } from '../train/presets.js';
 import type { StepMetrics } from '../train/trainer.js';
+import { isStaged } from '../train/recipe.js';
 import { deviceName } from '../tensor.js';
-import { train } from './train.js';
+import { presetCalled } from './config_argument.js';
+import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
 
@@ -39,8 +39,8 @@ export const command: Command = {
         minutes: { type: 'string', default: '2' },
       },
     });
-    const preset = presets[values.preset];
-    if (!preset) throw new ConfigError(`no preset is called "${values.preset}"; the presets are ${Object.keys(presets).join(', ')}`);
+    const preset = presetCalled(values.preset);
+    if (isStaged(preset)) throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
     process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));
@@ -49,20 +49,11 @@ export const command: Command = {
     let config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
     const source = config.data.source;
     if (source.type !== 'emoji') throw new ConfigError('quickstart trains on the emoji data set; use `siglip2 train` for others');
+    if (existsSync(config.out) && !isRun(config.out))
+      throw new ConfigError(`${config.out}: is there and is no run of training; remove it or choose another out`);
     const command = ['siglip2 quickstart', ...args].join(' ');
 
-    const building = new Progress('artwork');
-    let said = 0;
-    const manifest = await buildEmojiDataset(source.path, {
-      ...(config.data.maxClasses === undefined ? {} : { maxClasses: config.data.maxClasses }),
-      ...(config.data.sequences === undefined ? {} : { sequences: config.data.sequences }),
-      onProgress: ({ done, total, studio }) => {
-        if (total > 0 && (done - said > total / 20 || done === total)) building.update(said = done, total, { studio });
-      },
-    });
-    building.end();
-    console.error(`${manifest.studios.length} studios, ${manifest.classes} classes, ${manifest.samples} pictures, ` +
-      `${manifest.captions} captions in ${manifest.languages.length} languages`);
+    const manifest = await buildArtwork(source.path, config.data);
 
     // The quickstart is run again and again: its last run stays as one backup.
     if (existsSync(config.out)) {
@@ -135,6 +126,11 @@ export const command: Command = {
     }
   },
 };
+
+/** Whether a path is a folder that training wrote, or an empty one: what may be moved aside. */
+function isRun(path: string): boolean {
+  return statSync(path).isDirectory() && (readdirSync(path).length === 0 || existsSync(join(path, 'config.json')));
+}
 
 function codePointsOf(set: EvalSet, id: number): string {
   const at = set.classes.indexOf(id);

@@ -7,15 +7,10 @@ import { readSettings } from '../curation/score_table.js';
 import { scoreUnits } from '../curation/score_units.js';
 import { ConfigError } from '../errors.js';
 import type { DeviceName } from '../tensor.js';
-import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
+import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
 import { listImages } from './images.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
-
-/** A number from the command line that may be 0. */
-function naturalNumber(name: string, text: string): number {
-  return text === '0' ? 0 : wholeNumber(name, text);
-}
 
 /** Merges the tables of a folder: prints what was found, writes the report. */
 async function merge(folder: string, values: {
@@ -67,6 +62,8 @@ export const command: Command = {
       },
     });
     if (values.merge !== undefined) {
+      if (positionals.length > 0 && !values.leakage)
+        throw new ConfigError(`score --merge takes one folder but there is also ${positionals.join(' ')}`);
       await merge(values.merge, { ...values, leakage: values.leakage && [...values.leakage, ...positionals] });
       return 0;
     }

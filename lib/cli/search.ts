@@ -13,7 +13,7 @@ import type { Encoder } from '../encoder.js';
 import { Embeddings } from '../encoder/output.js';
 import { ConfigError, Siglip2Error } from '../errors.js';
 import { topK } from '../eval/retrieval.js';
-import { writeFileAtomic } from '../io/files.js';
+import { prepareToWrite, writeFileAtomic } from '../io/files.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import { listImages, type NamedImage } from './images.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
@@ -73,16 +73,16 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
   return { names, rows };
 }
 
-/** Where the embeddings of these images by this model are kept. */
-function cachePath(folder: string, modelFolder: string, model: Encoder): string {
-  const weights = stamp(join(modelFolder, 'model.safetensors')) || stamp(modelFolder);
-  const parts = [resolve(folder), resolve(modelFolder), weights, model.processor, model.dtype];
+/** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint, not the run. */
+function cachePath(folder: string, model: Encoder, alpha = 'drop'): string {
+  const weights = stamp(join(model.source, 'model.safetensors')) || stamp(model.source);
+  const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype, alpha];
   const key = createHash('sha256').update(JSON.stringify(parts)).digest('hex');
   return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
 }
 
 export const command: Command = {
-  usage: 'search FOLDER --model FOLDER [QUERY…] [--out search.html] [--top 24] [--cache FILE]',
+  usage: 'search FOLDER --model FOLDER [QUERY…] [--out search.html] [--top 24] [--alpha drop|white] [--cache FILE]',
   summary: 'embeds a folder of images once, then answers queries (arguments, or typed one a line) with a page of pictures',
   async run(args) {
     const { values, positionals } = parseArgs({
@@ -93,8 +93,12 @@ export const command: Command = {
     const [folder, ...queries] = positionals;
     if (folder === undefined) throw new ConfigError('search needs a folder of images');
     const top = wholeNumber('top', values.top), images = await listImages([folder]);
+    if (values.cache !== undefined && !values.cache.endsWith('.safetensors'))
+      throw new ConfigError(`--cache must be a file that ends in .safetensors but is ${values.cache}`);
+    await prepareToWrite(values.out);
     using model = await openModel('search', values);
-    const cache = values.cache ?? cachePath(folder, values.model!, model);
+    const cache = values.cache ?? cachePath(folder, model, values.alpha);
+    await prepareToWrite(cache);
     const { names, rows } = await indexImages(model, images, cache, values.batch ? wholeNumber('batch', values.batch) : undefined);
     if (names.length === 0) throw new ConfigError(`no image in ${folder} can be decoded`);
     const results: SearchResult[] = [];

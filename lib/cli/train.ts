@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { buildEmojiDataset, type EmojiManifest } from '../data/datasets/emoji.js';
 import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
 import { checkTrainConfig, type TrainConfig } from '../train/config.js';
 import { isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
@@ -22,7 +23,7 @@ export const command: Command = {
       },
     });
     const sets = [...values.set, ...(values.out === undefined ? [] : [`out=${JSON.stringify(values.out)}`])];
-    const value = await configArgument('train', positionals[0], values.preset, sets);
+    const value = await configArgument('train', positionals, values.preset, sets);
     if (isStaged(value)) return trainStages(value, values.print);
     const config = checkTrainConfig(value);
     if (values.print) {
@@ -53,12 +54,14 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
   return 0;
 }
 
-/** Builds the scenes of a config that says how, unless they are there. */
-async function buildData({ data: { source } }: TrainConfig): Promise<void> {
-  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source]) await buildSource(one);
+/** Builds the emoji artwork of a config, and its scenes where it says how, unless they are there. */
+async function buildData({ data }: TrainConfig): Promise<void> {
+  const { source } = data;
+  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source]) await buildSource(one, data);
 }
 
-async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>): Promise<void> {
+async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>, data: TrainConfig['data']): Promise<void> {
+  if (source.type === 'emoji' && !existsSync(join(source.path, 'manifest.json'))) await buildArtwork(source.path, data);
   if (source.type !== 'scenes' || !source.build || existsSync(join(source.path, 'manifest.json'))) return;
   const progress = new Progress('scenes');
   await buildScenes(source.path, {
@@ -66,6 +69,23 @@ async function buildSource(source: Exclude<TrainConfig['data']['source'], { type
     onProgress: (done, total) => { if (done % 200 === 0 || done === total) progress.update(done, total, {}); },
   });
   progress.end();
+}
+
+/** Renders the emoji artwork that a config trains on, unless the folder has it, with progress on stderr. */
+export async function buildArtwork(folder: string,
+  { maxClasses, sequences }: Pick<TrainConfig['data'], 'maxClasses' | 'sequences'> = {}): Promise<EmojiManifest> {
+  const progress = new Progress('artwork');
+  let said = 0;
+  const manifest = await buildEmojiDataset(folder, {
+    ...(maxClasses === undefined ? {} : { maxClasses }), ...(sequences === undefined ? {} : { sequences }),
+    onProgress: ({ done, total, studio }) => {
+      if (total > 0 && (done - said > total / 20 || done === total)) progress.update(said = done, total, { studio });
+    },
+  });
+  progress.end();
+  console.error(`${manifest.studios.length} studios, ${manifest.classes} classes, ${manifest.samples} pictures, ` +
+    `${manifest.captions} captions in ${manifest.languages.length} languages`);
+  return manifest;
 }
 
 export interface TrainResult {

@@ -1,13 +1,13 @@
 /** Choosing rows of a scored collection, and writing what was chosen: a key list, or new tars. */
 import { existsSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { FileReader } from '../data/files.js';
 import { keyLine } from '../data/keys.js';
-import type { Sample } from '../data/source.js';
-import { indexTar, memberKey, TarWriter, type TarEntry } from '../data/tar.js';
+import type { Sample } from '../data/sample.js';
+import { indexTar, memberKey, type TarEntry } from '../data/tar.js';
+import { TarWriter } from '../data/tar_writer.js';
 import { ConfigError, DataError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
 import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';
@@ -124,11 +124,18 @@ export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
   await writeFileAtomic(path, kept.map(({ shard, key }) => `${keyLine(shard, key)}\n`).join(''));
 }
 
-/** The files of a sample of a folder or manifest, as they are called in a tar. */
-function members(sample: Sample, reader: FileReader): [name: string, bytes: Uint8Array][] {
-  const { key, image, captions, mask } = sample;
+/** What a sample of a folder or manifest is called in a tar, different from those `taken`: x.jpg and x.png share a stem. */
+function stemOf(key: string, taken: Set<string>): string {
   // A tar's key ends at the first dot of the name, and its members have relative paths.
-  const stem = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
+  const plain = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
+  let stem = plain;
+  for (let n = 2; taken.has(stem); n++) stem = `${plain}-${n}`;
+  taken.add(stem);
+  return stem;
+}
+
+/** The files of a sample of a folder or manifest, as they are called in a tar. */
+function members({ image, captions, mask }: Sample, stem: string, reader: FileReader): [name: string, bytes: Uint8Array][] {
   const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   return [[`${stem}${extname(image.path)}`, reader.read(image)], [`${stem}.${captions.format}`, text],
     ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : [])];
@@ -147,7 +154,7 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
     if (own) own.add(key);
     else keys.set(shard, new Set([key]));
   }
-  await mkdir(out, { recursive: true });
+  await makeFolder(out);
   const reader = new FileReader();
   let written = 0;
   try {
@@ -183,7 +190,9 @@ async function copySamples(folder: string, unit: string, keys: ReadonlySet<strin
   const missing = [...keys].find((key) => !samples?.has(key));
   if (missing !== undefined)
     throw new DataError(`${unit}: ${missing} is gone since it was scored; score the collection again`);
-  write(target, [...keys].flatMap((key) => members(samples!.get(key)!, reader).map((member) => () => member)));
+  const taken = new Set<string>();
+  write(target, [...keys].flatMap((key) =>
+    members(samples!.get(key)!, stemOf(key, taken), reader).map((member) => () => member)));
 }
 
 function write(target: string, list: (() => [name: string, bytes: Uint8Array])[]): void {

@@ -7,9 +7,11 @@ import { z } from 'zod';
 import { FileReader } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
 import { SkipCounter } from '../data/skips.js';
-import { describeSample, openSource, readCaptions, type SourceSpec } from '../data/source.js';
+import { describeSample, readCaptions } from '../data/sample.js';
+import { openSource, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
+import { reasonOf } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 
@@ -46,9 +48,9 @@ export type DebiasConfig = z.output<typeof debiasConfigSchema>;
 export async function loadDebiasConfig(file: string): Promise<DebiasConfig> {
   let value: unknown;
   try {
-    value = JSON.parse(await readFile(file, 'utf8'));
+    value = JSON.parse(new TextDecoder().decode(await readFile(file)));
   } catch (cause) {
-    throw new ConfigError(`the config ${file} cannot be read: ${(cause as Error).message}`, { cause });
+    throw new ConfigError(`the config ${file} cannot be read: ${reasonOf(cause)}`, { cause });
   }
   const parsed = debiasConfigSchema.safeParse(value);
   if (parsed.success) return parsed.data;

@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileError } from '../data/files.js';
 import { SkipCounter } from '../data/skips.js';
@@ -99,13 +99,13 @@ async function collect(folder: string, units: readonly string[], dim: number, op
 async function findLeaks({ hashes, embeddings }: Collected, options: MergeOptions): Promise<Map<number, Match>> {
   const found = new Map<number, Match>(), { device = 'cpu', near: threshold = 0.97, signal, onProgress } = options, { images, learner } = options.leakage!;
   const byHash = new Map<string, number>();
-  async function* opened(): AsyncGenerator<Uint8Array> {
+  async function* opened(): AsyncGenerator<{ bytes: Uint8Array; name: string }> {
     for (const [i, image] of images.entries()) {
       const input = image.open();
       const bytes = typeof input !== 'string' ? input.bytes
         : await readFile(input).catch((cause: unknown) => { throw fileError(cause, 'read', input); });
       byHash.set(createHash('sha256').update(bytes).digest('hex'), i);
-      yield bytes;
+      yield { bytes, name: image.name };
     }
   }
   const rows: Float32Array[] = [];
@@ -182,6 +182,8 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
   await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups());
   const asLines = (list: readonly object[]): string => list.map((item) => `${JSON.stringify(item)}\n`).join('');
   await writeFileAtomic(join(folder, 'skipped.jsonl'), asLines(skipped));
-  if (options.leakage) await writeFileAtomic(join(folder, 'leaks.jsonl'), asLines(summary.leaks));
+  const leaks = join(folder, 'leaks.jsonl');
+  if (options.leakage) await writeFileAtomic(leaks, asLines(summary.leaks));
+  else await rm(leaks, { force: true });  // of an earlier merge, whose flags are gone too
   return summary;
 }

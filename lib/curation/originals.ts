@@ -1,6 +1,7 @@
 /** The samples behind rows of scores, found again in their tars, folders and manifests. */
 import { KeyList } from '../data/keys.js';
-import { openSource, type Sample } from '../data/source.js';
+import type { Sample } from '../data/sample.js';
+import { openSource } from '../data/source.js';
 import { DataError } from '../errors.js';
 import { openUnit, type UnitNotes } from './score_table.js';
 

@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs';
 import { FileReader } from '../data/files.js';
 import { decodeImage } from '../data/image.js';
 import type { Batch } from '../data/loader.js';
-import { describeSample, readCaptions, type Sample, type SampleSource } from '../data/source.js';
+import { describeSample, readCaptions, type Sample, type SampleSource } from '../data/sample.js';
 import { CheckpointError, DataError } from '../errors.js';
 import { embedImages, embedTexts } from '../eval/embed.js';
 import { tokenizerOf } from '../model/tokenizer.js';

@@ -7,7 +7,7 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
@@ -16,11 +16,11 @@ import { decodeInput, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
 import { SkipCounter } from '../data/skips.js';
-import { describeSample, readCaptions, type Sample } from '../data/source.js';
+import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import type { Encoder } from '../encoder.js';
 import { inBatches } from '../encoder/batching.js';
 import { ConfigError, DataError, IoError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { addChosenScores, addDiagonalScores } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, tensor, zeros } from '../tensor.js';
@@ -325,7 +325,7 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
     throw new ConfigError(`score: block must be a positive integer but is ${block}`);
   const scorer = new Scorer(options), skips = new SkipCounter(maxSkips);
   try {
-    await mkdir(out, { recursive: true });
+    await makeFolder(out);
     await claimFolder(out, scorer.settings(units));
     const mine = units.filter((_, i) => i % count === index), missing: ScoreUnit[] = [];
     let rows = 0;

@@ -5,7 +5,8 @@
 import { statSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
 import { expandPaths } from '../data/paths.js';
-import { openSource, type Sample, type SourceSpec } from '../data/source.js';
+import type { Sample } from '../data/sample.js';
+import { openSource, type SourceSpec } from '../data/source.js';
 import { ConfigError, DataError } from '../errors.js';
 
 /** The samples of a unit, and what was left out while they were indexed. */

@@ -15,7 +15,7 @@ import { parseRegions, sampleRegions, type Region } from './regions.js';
 import { decoderSequences, type DecoderSequence, type DecoderTargets, type SequenceContent } from './sequences.js';
 import { naflexImage, packNaflex, type NaflexImage } from './naflex.js';
 import { naflexLength, type NaflexTargets, type SizedNaflexBatch } from './naflex_lengths.js';
-import { describeSample, readCaptions, type Sample } from './source.js';
+import { describeSample, readCaptions, type Sample } from './sample.js';
 import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from './tokenizer.js';
 import { emptyViews, makeViews, viewTargets, type ViewBatch, type ViewsConfig } from './views.js';
 import { VocabMap } from './vocab.js';

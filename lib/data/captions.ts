@@ -62,12 +62,12 @@ export function captionsFromObject(object: unknown, language: string): ParsedCap
   return { captions: out, meta };
 }
 
+/** Leaves out a byte order mark, which JSON.parse would trip over. */
+const utf8 = new TextDecoder();
+
 /** Parses a .json (or a line of .jsonl). Throws SyntaxError when it is not JSON. */
 export function captionsFromJson(data: Uint8Array, language: string): ParsedCaptions {
-  return captionsFromObject(
-    JSON.parse(Buffer.from(data.buffer, data.byteOffset, data.length).toString('utf8')),
-    language,
-  );
+  return captionsFromObject(JSON.parse(utf8.decode(data)), language);
 }
 
 /** Parses a .txt: the whole text is one caption. */

@@ -11,7 +11,7 @@
  * Everything depends on the seed alone. Beside any result belongs what a model without a model
  * gets: chance, and the nearest neighbour among the training artwork by pixels (`pixelNeighbour`).
  */
-import { DataError } from '../errors.js';
+import { ConfigError, DataError } from '../errors.js';
 import { resizeImage } from '../native.js';
 import { applyTransforms, type ImageTransform } from './augment.js';
 import type { Background } from './background.js';
@@ -19,7 +19,8 @@ import { readManifest, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader } from './files.js';
 import { decodeImage, premultiply, type RawImage } from './image.js';
 import { Random, Stream } from './random.js';
-import { describeSample, openSource, type Sample, type SampleSource } from './source.js';
+import { describeSample, type Sample, type SampleSource } from './sample.js';
+import { openSource } from './source.js';
 
 /** Names of the sets. */
 export type EvalSetName =
@@ -96,10 +97,12 @@ const kParallel = 4;
 /**
  * Builds the evaluation sets of a built dataset.
  * @param folder where `buildEmojiDataset` put it
- * @throws DataError when the dataset is missing or damaged, or has no class that fits
+ * @throws ConfigError for an unknown set; DataError when the dataset is missing or damaged, or has no class that fits
  */
 export async function buildEvalSets(folder: string, options: EvalSetOptions): Promise<EvalSuite> {
   const { size, seed, sets = kSets, perClass = 2, scale = [0.4, 1], minStudios = 3 } = options;
+  const unknown = sets.find((name) => !kSets.includes(name));
+  if (unknown !== undefined) throw new ConfigError(`no set is called "${unknown}"; the sets are ${kSets.join(', ')}`);
   const manifest = readManifest(folder);
   const drawnBy = new Map<number, number>();
   const test = new Set<number>();

@@ -1,10 +1,7 @@
-/**
- * File access shared by the data pipeline: typed errors that name the file, exact reads, atomic
- * writes.
- */
+/** File access shared by the data pipeline: typed errors that name the file, exact reads. */
 import * as fs from 'node:fs';
-import * as path from 'node:path';
-import { DataError, IoError, Siglip2Error } from '../errors.js';
+import { DataError, Siglip2Error } from '../errors.js';
+import { ioError } from '../io/files.js';
 
 /** A byte range of a file; `size` -1 means the whole file. */
 export interface Location {
@@ -25,17 +22,7 @@ export function fileError(cause: unknown, doing: string, file: string): Siglip2E
       cause,
     });
   }
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return new IoError(
-      `cannot ${doing} ${file}: the disk is full (${code}); ` +
-        'nothing half-written was left behind, ' +
-        'free some space and try again',
-      { cause },
-    );
-  }
-  return new IoError(`cannot ${doing} ${file}: ${(cause as Error | undefined)?.message ?? cause}`, {
-    cause,
-  });
+  return ioError(doing, file, cause) as Siglip2Error;
 }
 
 /**
@@ -118,63 +105,13 @@ export class FileReader {
 }
 
 /**
- * A name for the temporary file of an atomic write: same folder (rename must not cross devices),
- * unique per process.
- */
-export function temporaryName(file: string): string {
-  return path.join(
-    path.dirname(file),
-    `.${path.basename(file)}.${process.pid}.${Date.now().toString(36)}.tmp`,
-  );
-}
-
-/**
- * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
- * cannot be synced.
- */
-export function syncFolder(folder: string): void {
-  try {
-    const fd = fs.openSync(folder, 'r');
-    try {
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-  } catch {
-    // Some file systems refuse fsync on a folder; the data itself is already on disk.
-  }
-}
-
-/**
- * Writes a whole file or nothing: temporary file in the same folder, fsync, rename.
- * Throws IoError naming the file; the temporary file is removed.
- */
-export function writeFileAtomic(file: string, data: string | Uint8Array): void {
-  const temporary = temporaryName(file);
-  try {
-    const fd = fs.openSync(temporary, 'w');
-    try {
-      fs.writeFileSync(fd, data);
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-    fs.renameSync(temporary, file);
-    syncFolder(path.dirname(file));
-  } catch (cause) {
-    fs.rmSync(temporary, { force: true });
-    throw fileError(cause, 'write', file);
-  }
-}
-
-/**
  * A parsed JSON file. Throws DataError when it is missing or not JSON, IoError when it cannot be
  * read.
  */
 export function readJson(file: string): unknown {
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = new TextDecoder().decode(fs.readFileSync(file));
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

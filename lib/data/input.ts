@@ -37,10 +37,10 @@ const URL_SCHEME = /^(https?|file|data):/i;
 /** How an input is called in error messages. */
 export function inputName(input: ImageInput): string {
   if (typeof input === 'string' || input instanceof URL) {
-    const name = String(input);
+    const name = String(input) || 'an empty path';
     return name.length > 200 ? `${name.slice(0, 200)}…` : name;
   }
-  if ('bytes' in input) return input.name;
+  if ('bytes' in input) return input.name ?? `image of ${input.bytes?.length} bytes`;
   return isRaw(input) ? `${input.width}×${input.height} pixels` : `image of ${input.length} bytes`;
 }
 
@@ -57,8 +57,10 @@ export async function decodeInput(input: ImageInput, options: DecodeInputOptions
   const name = inputName(input);
   const bytes = typeof input === 'string' || input instanceof URL ? await fetchBytes(input, options)
     : 'bytes' in input ? input.bytes : input;
-  if (!ArrayBuffer.isView(bytes))
-    throw new DataError('an image must be a path, a URL, a Buffer or raw pixels but is another object');
+  // A wider array would be decoded as the pixels that sharp takes it for.
+  if (!ArrayBuffer.isView(bytes) || bytes.BYTES_PER_ELEMENT !== 1)
+    throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${
+      ArrayBuffer.isView(bytes) ? (bytes as object).constructor.name : 'another object'}`);
   return decodeImage(bytes, name, { alpha, maxPixels, profile: 'ignore' });
 }
 
@@ -68,12 +70,20 @@ function isRaw(input: ImageInput): input is RawPixels {
 
 async function fetchBytes(input: string | URL, options: DecodeInputOptions): Promise<Uint8Array> {
   const text = String(input);
-  if (!URL_SCHEME.test(text)) return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', text); });
+  if (!URL_SCHEME.test(text)) return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
   if (/^file:/i.test(text)) {
-    const path = fileURLToPath(text);
+    const path = filePath(text);
     return readFile(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
   }
   return download(text, options);
+}
+
+function filePath(url: string): string {
+  try {
+    return fileURLToPath(url);
+  } catch (cause) {
+    throw new DataError(`${inputName(url)}: names no file of this machine: ${(cause as Error).message}`, { cause });
+  }
 }
 
 async function download(url: string, { maxBytes = 64 * 2 ** 20, signal }: DecodeInputOptions): Promise<Uint8Array> {
@@ -87,7 +97,7 @@ async function download(url: string, { maxBytes = 64 * 2 ** 20, signal }: Decode
     for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
       size += chunk.length;
       if (size > maxBytes)
-        throw new DataError(`${name}: is larger than ${maxBytes} bytes; raise maxBytes if it is meant to be`);
+        throw new DataError(`${name}: is larger than ${maxBytes} bytes; if it is meant to be, download it yourself and give its bytes`);
       chunks.push(chunk);
     }
     return Buffer.concat(chunks, size);

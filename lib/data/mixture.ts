@@ -5,7 +5,8 @@ import {
 import { ConfigError, DataError } from '../errors.js';
 import type { CaptionChoice } from './captions.js';
 import type { SamplerOptions } from './sampler.js';
-import type { Sample, SampleSource, SingleSourceSpec } from './source.js';
+import type { Sample, SampleSource } from './sample.js';
+import type { SingleSourceSpec } from './source.js';
 
 /** Several collections as one; plain JSON. */
 export interface MixtureSpec {

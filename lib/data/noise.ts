@@ -4,7 +4,7 @@
  */
 import { ConfigError } from '../errors.js';
 import { Random, shuffle, Stream } from './random.js';
-import type { Sample } from './source.js';
+import type { Sample } from './sample.js';
 
 /** How often a place for a sample's captions is drawn anew before it is given up. */
 const TRIES = 1000;

@@ -6,17 +6,23 @@ import { fileError } from './files.js';
 
 const kMaxLine = 16 << 20;
 
+/** A byte order mark, which some editors put before UTF-8. */
+const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
+
 /**
- * The lines of a file as bytes without their end, with their offsets.
+ * The lines of a file as bytes without their end and the file's byte order mark, with their offsets.
  * @throws DataError when the file is missing or a line is longer than 16 MiB; IoError when it
  *   cannot be read
  */
 export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offset: number }> {
   let rest = Buffer.alloc(0);
   let offset = 0;
+  let first = true;
   try {
     for await (const chunk of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
       let data = rest.length > 0 ? Buffer.concat([rest, chunk as Buffer]) : (chunk as Buffer);
+      if (first && data.subarray(0, BOM.length).equals(BOM)) data = data.subarray(offset = BOM.length);
+      first = false;
       for (let end = data.indexOf(0x0a); end >= 0; end = data.indexOf(0x0a)) {
         yield { data: trimEnd(data.subarray(0, end)), offset };
         offset += end + 1;
@@ -58,6 +64,7 @@ export function expandPaths(pattern: string): string[] {
           .replace(/\*/g, '.*')
           .replace(/\?/g, '.') +
         '$',
+      's',  // a name may have line breaks
     );
     let names: string[];
     try {

@@ -24,9 +24,14 @@ export interface DecoderSequence {
 
 const COLON = ' :';
 
+/** A text as a part of a sequence. */
+export function textPart(text: string): string {
+  return ` ${text.replace(/\s+/gu, ' ').trim()}`;
+}
+
 /** The parts after the task's name, in order; `long` is the one that may be cut. A query ends before what it asks for. */
 function partsOf({ task, text, box }: SequenceContent, format: BoxFormat): { parts: string[]; long: number } {
-  const phrase = ` ${text?.replace(/\s+/gu, ' ').trim() ?? ''}`, where = box ? ` ${formatBox(box, format)}` : '';
+  const phrase = textPart(text ?? ''), where = box ? ` ${formatBox(box, format)}` : '';
   if (task === 'cap') return text === undefined ? { parts: [], long: -1 } : { parts: [phrase], long: 0 };
   if (task === 'aref') {
     if (text === undefined) throw new DataError('an aref sequence needs a text; give the phrase to find');
@@ -37,7 +42,8 @@ function partsOf({ task, text, box }: SequenceContent, format: BoxFormat): { par
 }
 
 /**
- * The sequences of a batch. One that is too long loses the end of its text, never its box or end mark. Null stays null,
+ * The sequences of a batch. One that is too long loses the end of its text, never its box or end mark, nor, as a query, the
+ * room for the box that it asks for. Null stays null,
  * and a text that is blank gives null: there is nothing to learn from it.
  * @param length most tokens of a sequence
  * @param options.query leaves out the end mark, for a beginning that the decoder is to continue
@@ -48,18 +54,22 @@ export async function decoderSequences(tokenizer: GemmaTokenizer, contents: read
   const { boxes = defaultBoxFormat, query = false } = options;
   const drafts = contents.map((c) => c && (c.text === undefined || c.text.trim() !== '')
     ? { name: `${c.task}:`, ...partsOf(c, boxes) } : null);
-  const texts = [...new Set(drafts.flatMap((d) => d ? [d.name, ...d.parts] : []))];
+  const widest = ` ${formatBox([1, 1, 1, 1], boxes)}`;
+  const texts = [...new Set([...drafts.flatMap((d) => d ? [d.name, ...d.parts] : []), ...(query ? [widest] : [])])];
   // Parts are cut here and not by the tokenizer, which ends every text with the end mark.
   const wide = tokenizer.length > length ? tokenizer : tokenizer.withLength(length + 1);
   const encoded = new Map((await wide.idsOf(texts)).map((ids, i) => [texts[i]!, ids.subarray(0, -1)]));
-  return drafts.map((d) => {
+  return drafts.map((d, n) => {
     if (!d) return null;
     const name = encoded.get(d.name)!, parts = d.parts.map((p) => encoded.get(p)!);
     const fixed = name.length + (query ? 0 : 1) + parts.reduce((n, p, i) => n + (i === d.long ? 0 : p.length), 0);
     if (fixed > length)
       throw new DataError(`a "${d.name}" sequence needs ${fixed} tokens besides its text but the decoder has ${length}; ` +
         'raise decoder.length');
-    if (d.long >= 0 && parts[d.long]) parts[d.long] = parts[d.long]!.subarray(0, length - fixed);
+    const answer = query && contents[n]!.task === 'aref' && !contents[n]!.box ? encoded.get(widest)!.length + 1 : 0;
+    // A decoder so short that no box fits was never taught to write one.
+    const room = length - fixed - (fixed + answer < length ? answer : 0);
+    if (d.long >= 0 && parts[d.long]) parts[d.long] = parts[d.long]!.subarray(0, room);
     const ids = [...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [kEos])];
     return { ids: Int32Array.from(ids), prefix: name.length };
   });

@@ -9,41 +9,16 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import { captionsFromJson, captionsFromObject, captionsFromText, type ParsedCaptions } from './captions.js';
-import { readClasses, readManifest, type EmojiClass, type EmojiSplit } from './datasets/emoji.js';
+import { captionsFromJson, captionsFromObject, type ParsedCaptions } from './captions.js';
+import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader, fileError, readJson, type Location } from './files.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
-import { fillMixture, type Mixture, type MixtureSpec } from './mixture.js';
+import { fillMixture, type MixtureSpec } from './mixture.js';
 import { KeyList } from './keys.js';
 import { parquetManifest } from './parquet_manifest.js';
 import { expandPaths, lines } from './paths.js';
-import { SkipCounter } from './skips.js';
+import { describeSample, readCaptions, SampleSource, type CaptionLocation, type Sample } from './sample.js';
 import { indexTar, memberKey, type TarEntry } from './tar.js';
-
-/** Where a sample's captions are, and how they are written. */
-export interface CaptionLocation extends Location {
-  format: 'json' | 'txt';
-  /** The JSON itself, where it has no byte range of its own: in parquet manifests. */
-  inline?: string;
-}
-
-/** One sample of a collection. */
-export interface Sample {
-  /** Position in the collection, 0 .. length-1. */
-  index: number;
-  /** Name, unique within its file. */
-  key: string;
-  image: Location;
-  captions: CaptionLocation;
-  /** Language of captions that do not say theirs. */
-  language: string;
-  /** Drawn from a mixture: the language its caption is to be in. */
-  draw?: string;
-  /** Class id, where the collection has classes (`class` in the sample's JSON). */
-  class?: number;
-  /** A grey image with the number of the object at each pixel, where there is one (`<key>.mask.png`). */
-  mask?: Location;
-}
 
 interface SourceChoice {
   /** Language of captions that do not say theirs. Default "en". */
@@ -94,76 +69,6 @@ export interface SourceOptions {
 
 const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif']);
 
-/** An indexed local collection of samples. Made by `openSource`. */
-export class SampleSource {
-  /** What was skipped while indexing; the loader counts on from here. */
-  readonly skips: SkipCounter;
-  /** All usable samples, in the order of the files. */
-  readonly samples: Sample[] = [];
-  /** Captions by language. */
-  readonly languages = new Map<string, number>();
-  /** Languages of each sample's captions; samples with the same ones share a list. */
-  readonly sampleLanguages: (readonly string[])[] = [];
-  /** Of a mixture: what is drawn from it. */
-  mixture: Mixture | undefined;
-  /** The classes, where the collection says what they are called. */
-  classes: EmojiClass[] | undefined;
-
-  /** @param name the collection in error messages, usually its path */
-  constructor(
-    readonly name: string,
-    maxSkips?: number,
-  ) {
-    this.skips = new SkipCounter(maxSkips);
-  }
-
-  /** Number of usable samples. */
-  get length(): number {
-    return this.samples.length;
-  }
-
-  /** Number of captions over all samples and languages. */
-  get captionCount(): number {
-    let total = 0;
-    for (const count of this.languages.values()) total += count;
-    return total;
-  }
-
-  /** Sample `index` (0 .. length-1). Throws DataError when it is out of range. */
-  at(index: number): Sample {
-    const sample = this.samples[index];
-    if (sample === undefined)
-      throw new DataError(`${this.name}: no sample ${index} among ${this.length}`);
-    return sample;
-  }
-}
-
-/**
- * A sample's captions and metadata, read from disk. Throws DataError or IoError naming the file.
- */
-export function readCaptions(
-  reader: FileReader,
-  sample: Pick<Sample, 'key' | 'captions' | 'language'>,
-): ParsedCaptions {
-  const { captions, language } = sample;
-  const data = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
-  if (captions.format === 'txt') return captionsFromText(data, language);
-  try {
-    return captionsFromJson(data, language);
-  } catch (cause) {
-    throw new DataError(
-      `${captions.path}: the captions of ${sample.key} are not valid JSON: ` +
-        (cause as Error).message,
-      { cause },
-    );
-  }
-}
-
-/** File and key of a sample, as errors and skips name it. */
-export function describeSample(sample: Pick<Sample, 'key' | 'image'>): string {
-  return sample.image.size < 0 ? sample.image.path : `${sample.image.path}:${sample.key}`;
-}
-
 /**
  * Indexes a collection.
  *
@@ -201,6 +106,7 @@ interface Draft {
 /** File names of a split's shards. Throws DataError when the folder is no scenes dataset or lacks the split. */
 function sceneShards(folder: string, split: EmojiSplit): string[] {
   const file = path.join(folder, 'manifest.json');
+  if (!fs.existsSync(file)) throw new DataError(`${file}: there are no scenes here; build them with \`siglip2 dataset scenes --out DIR\``);
   const { splits } = Object(readJson(file)) as { splits?: { split: string; shards: { file: string }[] }[] };
   if (!Array.isArray(splits)) throw new DataError(`${file}: is no manifest of scenes; build them with \`siglip2 dataset scenes\``);
   const found = splits.find((s) => s.split === split);

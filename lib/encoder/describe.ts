@@ -10,7 +10,7 @@ import type { Siglip2Model } from '../model/siglip2.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, type Tensor } from '../tensor.js';
 import { inBatches } from './batching.js';
-import { checkCount, checkOptions, DESCRIBE_KEYS } from './options.js';
+import { checkCount, checkOptions, checkStrings, DESCRIBE_KEYS } from './options.js';
 import type { Prepared, VisionInput } from './vision_input.js';
 
 /** Options of `caption` and `locate`. */
@@ -46,10 +46,10 @@ export function location(box: Box | undefined, width: number, height: number): L
  * @throws ConfigError when their number is another, or one is blank
  */
 export function phrasesFor(phrases: string | readonly string[], images: number): readonly string[] {
-  const list = typeof phrases === 'string' ? Array<string>(images).fill(phrases) : phrases;
+  const list = checkStrings('locate', 'phrases', typeof phrases === 'string' ? Array<string>(images).fill(phrases) : phrases);
   if (list.length !== images)
     throw new ConfigError(`locate: ${images} images need one phrase, or one each, but there are ${list.length}`);
-  if (list.some((phrase) => typeof phrase !== 'string' || phrase.trim() === ''))
+  if (list.some((phrase) => phrase.trim() === ''))
     throw new ConfigError('locate: a phrase must be a text that is not blank');
   return list;
 }

@@ -1,4 +1,5 @@
 /** Options of the encoder, and their checks. */
+import { checkKeys, kindOf } from '../check.js';
 import type { ProcessorName } from '../data/processor.js';
 import type { LowerMode } from '../data/tokenizer.js';
 import { ConfigError } from '../errors.js';
@@ -47,22 +48,64 @@ export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
   templates?: readonly string[];
 }
 
-export const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
+export const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage'];
+export const ZERO_SHOT_KEYS = ['batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
 export const DESCRIBE_KEYS = ['beams', 'batchSize', 'signal', 'onProgress'];
 export const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'maxPatches', 'signal'];
 
-/** Throws ConfigError for an option that `call` does not have. */
+/** `checkKeys`, and a signal and functions must be such. */
 export function checkOptions(call: string, options: object, keys: readonly string[]): void {
-  const unknown = Object.keys(options).find((k) => !keys.includes(k));
-  if (unknown === undefined) return;
-  throw new ConfigError(`${call}: unknown option "${unknown}"${/mask/i.test(unknown)
-    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : `; the options are ${keys.join(', ')}`}`);
+  checkKeys(call, options, keys, (key) => /mask/i.test(key)
+    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : undefined);
+  const { signal, ...rest } = options as { signal?: Partial<AbortSignal> };
+  // Not instanceof: a signal may come from another realm.
+  if (signal !== undefined && typeof signal?.throwIfAborted !== 'function')
+    throw new ConfigError(`${call}: signal must be an AbortSignal but is ${kindOf(signal)}`);
+  for (const name of ['onProgress', 'onBadImage'] as const) {
+    const given = (rest as Record<string, unknown>)[name];
+    if (given !== undefined && typeof given !== 'function')
+      throw new ConfigError(`${call}: ${name} must be a function but is ${kindOf(given)}`);
+  }
+}
+
+/** Throws ConfigError unless the options of `load` are within their ranges, so that the first image or text need not. */
+export function checkLoadOptions(options: LoadOptions): void {
+  checkOptions('load', options, LOAD_KEYS);
+  const among = (name: 'dtype' | 'alpha' | 'lowercase', ...values: string[]): void => {
+    const given = options[name];
+    if (given !== undefined && !values.includes(given))
+      throw new ConfigError(`load: ${name} must be ${orList(values)} but is ${JSON.stringify(given)}`);
+  };
+  among('dtype', 'f32', 'bf16');
+  among('alpha', 'drop', 'white');
+  among('lowercase', 'ascii', 'unicode', 'none');
+  const { maxPixels, maxPatches } = options;
+  if (maxPixels !== undefined && !(Number.isSafeInteger(maxPixels) && maxPixels >= 1))
+    throw new ConfigError(`load: maxPixels must be a positive integer but is ${String(maxPixels)}`);
+  if (maxPatches !== undefined) checkCount('load: maxPatches', maxPatches);
+}
+
+const orList = (values: readonly string[]): string => `${values.slice(0, -1).join(', ')} or ${values.at(-1)}`;
+
+/** `list` when it is an array of strings. Throws ConfigError calling them `what`, a plural, otherwise. */
+export function checkStrings(call: string, what: string, list: readonly string[]): readonly string[] {
+  if (!Array.isArray(list)) throw new ConfigError(`${call}: the ${what} must be an array of strings but are ${kindOf(list)}`);
+  const bad = list.findIndex((s) => typeof s !== 'string');
+  if (bad >= 0) throw new ConfigError(`${call}: the ${what} must be strings but number ${bad} is ${kindOf(list[bad])}`);
+  return list;
+}
+
+/** Throws ConfigError unless `source` can be iterated over and is no string, whose characters nobody means. */
+export function checkSource(call: string, source: unknown): void {
+  const { [Symbol.iterator]: one, [Symbol.asyncIterator]: other } = Object(source ?? {}) as Partial<Iterable<1> & AsyncIterable<1>>;
+  if (typeof source === 'string' || (typeof one !== 'function' && typeof other !== 'function'))
+    throw new ConfigError(`${call}: the source must be an array, an iterable or an async iterable but is ${kindOf(source)}`);
 }
 
 /** Throws ConfigError unless n is an integer in [1, 65536]. */
 export function checkCount(name: string, n: number): void {
   if (!(Number.isInteger(n) && n >= 1 && n <= 65536))
-    throw new ConfigError(`${name} must be an integer in [1, 65536] but is ${n}`);
+    throw new ConfigError(`${name} must be an integer in [1, 65536] but is ${String(n)}`);
 }
 
 /** Alone or in a list. */

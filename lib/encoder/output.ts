@@ -40,11 +40,14 @@ export class Embeddings {
 
   /** Row `i` as text that pgvector and others read: `[0.1,-0.2,…]`. */
   toText(i: number): string {
+    this.row(i);  // refuses an i that is none
     return `[${Array.from(this.slice(i, i + 1).toFloat32()).join(',')}]`;
   }
 
   /** Rows `from` to `to` as a matrix of their own; shares memory. */
   slice(from: number, to: number): Embeddings {
+    if (!(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from <= to && to <= this.rows))
+      throw new ConfigError(`slice: from and to must lie in [0, ${this.rows}], in this order, but are ${from} and ${to}`);
     return new Embeddings(this.data.subarray(from * this.dim, to * this.dim), to - from, this.dim, this.type,
       this.scales?.subarray(from, to) ?? null);
   }

@@ -2,7 +2,9 @@
  * Prompt templates for zero-shot classification. A label's embedding is the mean of its prompts' embeddings. They are
  * phrased so that the label can stand in its dictionary form: no article, case or gender has to fit.
  */
+import { kindOf } from '../check.js';
 import { ConfigError } from '../errors.js';
+import { checkStrings } from './options.js';
 
 /** By language (BCP 47, lower case); `{label}` stands for the label. */
 export const PROMPTS: Readonly<Record<string, readonly string[]>> = {
@@ -28,13 +30,14 @@ export const PROMPTS: Readonly<Record<string, readonly string[]>> = {
  */
 export function promptTemplates(language: string, templates?: readonly string[]): readonly string[] {
   if (templates) {
-    const bad = templates.find((t) => !t.includes('{label}'));
+    const bad = checkStrings('zeroShot', 'templates', templates).find((t) => !t.includes('{label}'));
     if (templates.length === 0 || bad !== undefined)
       throw new ConfigError(`templates must each contain {label} but ${bad === undefined ? 'there is none' : `${JSON.stringify(bad)} does not`}`);
     return templates;
   }
-  const found = PROMPTS[language.toLowerCase()] ?? PROMPTS[language.toLowerCase().split('-')[0]!];
+  if (typeof language !== 'string') throw new ConfigError(`the language must be a tag such as "de" but is ${kindOf(language)}`);
+  const tag = language.toLowerCase(), found = [tag, tag.split('-')[0]!].find((key) => Object.hasOwn(PROMPTS, key));
   if (!found)
     throw new ConfigError(`there are no prompt templates for language "${language}"; give templates, or choose one of ${Object.keys(PROMPTS).join(', ')}`);
-  return found;
+  return PROMPTS[found]!;
 }

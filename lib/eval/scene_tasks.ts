@@ -50,7 +50,7 @@ export const SCENE_TASKS: Readonly<Record<string, SceneTask>> = {
  */
 export async function evaluateScenes(loaded: LoadedModel, folder: string, tasks: readonly string[],
   options: SceneTaskOptions = {}): Promise<Record<string, object>> {
-  const unknown = tasks.find((t) => !(t in SCENE_TASKS));
+  const unknown = tasks.find((t) => !Object.hasOwn(SCENE_TASKS, t));
   if (unknown !== undefined)
     throw new ConfigError(`no task is called "${unknown}"; the tasks on scenes are ${Object.keys(SCENE_TASKS).join(', ')}`);
   const test = await readScenes(folder, { size: loaded.model.config.vision.imageSize });

@@ -5,7 +5,7 @@
  */
 import { check } from '../check.js';
 import { Random, shuffle, Stream } from '../data/random.js';
-import type { ParameterShape } from '../model/config.js';
+import type { ParameterShape } from '../model/parameters.js';
 import { ParamStore } from '../model/params.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { cast } from '../ops/elementwise.js';

@@ -5,7 +5,8 @@
  */
 import { basename } from 'node:path';
 import { CheckpointError, ConfigError } from '../errors.js';
-import { modelConfig, parameterShapes, VARIANTS } from '../model/config.js';
+import { modelConfig, VARIANTS } from '../model/config.js';
+import { parameterShapes } from '../model/parameters.js';
 import type { ModelConfig } from '../model/config.js';
 import { NpzFile, writeNpz } from './npz.js';
 import type { NpzEntry } from './npz.js';

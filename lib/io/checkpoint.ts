@@ -17,6 +17,9 @@ export type Checkpoint = HfFolder;
  * @throws CheckpointError naming the file and key or tensor; IoError when the disk or the network says no
  */
 export async function openCheckpoint(source: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Checkpoint> {
+  if (typeof source !== 'string' || source === '')
+    throw new CheckpointError(`a checkpoint is named by a string, a folder, a .npz file or a hub id, but this is ${
+      source === '' ? 'an empty one' : typeof source}`);
   if (source.endsWith('.npz')) {
     const { config, reader } = await openBigVision(source);
     return { ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii', tokenizer: undefined };

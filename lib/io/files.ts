@@ -5,8 +5,8 @@
  * rename, which POSIX makes atomic within a file system. Every failure is an IoError that names the
  * file and a remedy.
  */
-import { constants } from 'node:fs';
-import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { constants, rmSync } from 'node:fs';
+import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { IoError, Siglip2Error } from '../errors.js';
@@ -22,6 +22,27 @@ let serial = 0;
 /** A hidden sibling of `path` that no other process and no other call uses. */
 function temporary(path: string): string {
   return join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${serial++}`);
+}
+
+const drafts = new Set<string>();
+
+/**
+ * Removes a file or folder that is being written when the process exits before `settleDraft`, by `process.exit` say; not when
+ * a signal kills it.
+ */
+export function trackDraft(path: string): void {
+  if (drafts.size === 0) process.once('exit', removeDrafts);
+  drafts.add(path);
+}
+
+/** The draft is in place, or gone. */
+export function settleDraft(path: string): void {
+  drafts.delete(path);
+  if (drafts.size === 0) process.off('exit', removeDrafts);
+}
+
+function removeDrafts(): void {
+  for (const path of drafts) rmSync(path, { recursive: true, force: true });
 }
 
 /** The hidden sibling that holds the previous folder while `writeFolderAtomic` swaps. */
@@ -58,10 +79,51 @@ const REMEDIES: Record<string, string> = {
 export function ioError(action: string, path: string, cause: unknown): unknown {
   const aborted = (cause as Error | undefined)?.name === 'AbortError';
   if (cause instanceof Siglip2Error || aborted) return cause;
+  return new IoError(`cannot ${action} ${path}: ${reasonOf(cause)}`, { cause });
+}
+
+/** What a system error means and what to do about it: `the disk is full; free some space … (ENOSPC)`. */
+export function reasonOf(cause: unknown): string {
   const code = errorCode(cause);
   const reason = REMEDIES[code ?? ''] ?? (cause as Error | undefined)?.message ?? String(cause);
-  const suffix = code === undefined ? '' : ` (${code})`;
-  return new IoError(`cannot ${action} ${path}: ${reason}${suffix}`, { cause });
+  return `${reason}${code === undefined ? '' : ` (${code})`}`;
+}
+
+/** Makes a folder and those around it; throws the system's error. */
+async function makeFolders(folder: string): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true });
+  } catch (error) {
+    // Of a read-only file system Node says that the folder does not exist: the nearest that does knows better.
+    let there = dirname(folder);
+    while (!await exists(there)) there = dirname(there);
+    await access(there, constants.W_OK);
+    throw error;
+  }
+}
+
+/**
+ * Makes a folder for output, and those around it, unless it is there.
+ * @throws IoError naming it
+ */
+export async function makeFolder(path: string): Promise<void> {
+  await makeFolders(resolve(path)).catch((error: unknown) => { throw ioError('write', path, error); });
+}
+
+/**
+ * Makes the folder of a file that is to be written, for work so long that its end is no time to learn of a wrong path.
+ * @throws IoError when the file cannot be written
+ */
+export async function prepareToWrite(path: string): Promise<void> {
+  const target = resolve(path);
+  try {
+    await makeFolders(dirname(target));
+    await access(dirname(target), constants.W_OK);
+    if ((await stat(target).catch(() => undefined))?.isDirectory())
+      throw Object.assign(new Error(), { code: 'EISDIR' });
+  } catch (error) {
+    throw ioError('write', path, error);
+  }
 }
 
 async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
@@ -106,8 +168,9 @@ export async function writeFileAtomic(path: string, chunks: Chunks): Promise<voi
   const target = resolve(path);
   const draft = temporary(target);
   try {
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolders(dirname(target));
     const handle = await open(draft, 'wx');
+    trackDraft(draft);
     try {
       await writeChunks(handle, chunks);
       await handle.sync();
@@ -119,6 +182,8 @@ export async function writeFileAtomic(path: string, chunks: Chunks): Promise<voi
   } catch (error) {
     await rm(draft, { force: true }).catch(() => undefined);
     throw ioError('write', path, error);
+  } finally {
+    settleDraft(draft);
   }
 }
 
@@ -141,7 +206,7 @@ async function syncTree(folder: string): Promise<void> {
 
 async function exists(path: string): Promise<boolean> {
   return stat(path).then(() => true, (error: unknown) => {
-    if (errorCode(error) === 'ENOENT') return false;
+    if (['ENOENT', 'ENOTDIR'].includes(errorCode(error) ?? '')) return false;
     throw error;
   });
 }
@@ -181,7 +246,8 @@ export async function writeFolderAtomic(
   const old = previous(target);
   try {
     await recoverFolder(target);
-    await mkdir(draft, { recursive: true });
+    trackDraft(draft);
+    await makeFolders(draft);
     await build(draft);
     await syncTree(draft);
     const replacing = await exists(target);
@@ -197,6 +263,8 @@ export async function writeFolderAtomic(
   } catch (error) {
     await rm(draft, { recursive: true, force: true }).catch(() => undefined);
     throw ioError('write', path, error);
+  } finally {
+    settleDraft(draft);
   }
 }
 

@@ -1,6 +1,6 @@
 /** Whether tensors are those of a model. */
 import { CheckpointError } from '../errors.js';
-import { parameterShapes } from '../model/config.js';
+import { parameterShapes } from '../model/parameters.js';
 import type { ModelConfig } from '../model/config.js';
 import type { Dtype, TensorInfo } from './safetensors.js';
 

@@ -4,7 +4,8 @@
  * Everything is computed in double precision; all other tensors stay as they are.
  */
 import { CheckpointError, ConfigError } from '../errors.js';
-import { gridSide, parameterShapes, type ModelConfig } from './config.js';
+import { gridSide, type ModelConfig } from './config.js';
+import { parameterShapes } from './parameters.js';
 import { Siglip2Model, type ModelOptions } from './siglip2.js';
 
 /** A row-major matrix. */

@@ -1,15 +1,7 @@
-/**
- * The shapes of SigLIP 2: variant table, complete parameter list, parameter counts.
- *
- * `parameterShapes` is the single source of truth for the model code, initialisation, weight decay
- * and checkpoints: a tensor that is not in its list does not exist. Names are those of the Hugging
- * Face state dict, so a checkpoint needs no renaming. Source: SigLIP 2 (arXiv 2502.14786) section
- * 2.1; layer shapes and initialisers as in big_vision's models/vit.py and
- * models/proj/image_text/text_transformer.py; tensor names as in transformers' modeling_siglip.py.
- */
+/** The shapes of SigLIP 2 (arXiv 2502.14786, section 2.1): the variants, and configs made of them and checked. */
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
-import { checkDecoder, decoderConfig, decoderSchema, decoderShapes, type DecoderConfig } from './decoder_shapes.js';
+import { checkDecoder, decoderConfig, decoderSchema, type DecoderConfig } from './decoder_shapes.js';
 
 /** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
 export interface VisionConfig {
@@ -87,7 +79,8 @@ export interface ModelOverrides {
   layerNormEps?: number;
 }
 
-type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp'>;
+/** What both towers have. */
+export type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp'>;
 
 /** Tower shapes by letter; MLP widths are spelled out, for So400m's is no multiple of its width. */
 const TOWERS = {
@@ -155,6 +148,8 @@ const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'de
  * @example modelConfig('B/16', { imageSize: 384 }).vision.imageSize // 384
  */
 export function modelConfig(name: string, overrides: ModelOverrides = {}): ModelConfig {
+  if (typeof name !== 'string' || typeof overrides !== 'object' || overrides === null)
+    throw new ConfigError(`model: needs the name of a variant, such as "B/16", and an object of changes to it`);
   for (const key of Object.keys(overrides)) {
     if (!(OVERRIDES as readonly string[]).includes(key)) {
       throw new ConfigError(`model: unknown key "${key}"${didYouMean(key, OVERRIDES)}; ` +
@@ -258,165 +253,6 @@ export function gridSide(config: ModelConfig): number {
 /** Rows of the vision position table: the patches of one image at the config's size. */
 export function patchCount(config: ModelConfig): number {
   return gridSide(config) ** 2;
-}
-
-/** How a tensor starts. Fans are those of the mathematical map, not of the stored layout. */
-export type Init =
-  /**
-   * Normal with variance 1/fanIn, truncated at two standard deviations and rescaled to that
-   * variance.
-   */
-  | { kind: 'lecunNormal'; fanIn: number }
-  | { kind: 'normal'; std: number }
-  /** Uniform in +-sqrt(6 / (fanIn + fanOut)). */
-  | { kind: 'xavierUniform'; fanIn: number; fanOut: number }
-  | { kind: 'zeros' }
-  | { kind: 'ones' }
-  | { kind: 'constant'; value: number };
-
-/** One parameter tensor. */
-export interface ParameterShape {
-  /** Hugging Face state-dict name. */
-  name: string;
-  /** Row-major dimensions. */
-  shape: number[];
-  init: Init;
-  /**
-   * Whether weight decay applies: convolution and dense kernels only, as in big_vision's default
-   * mask.
-   */
-  decay: boolean;
-}
-
-const ZEROS: Init = { kind: 'zeros' };
-const ONES: Init = { kind: 'ones' };
-
-/**
- * Every parameter of the model, in storage order: text tower, vision tower, logit scale, logit
- * bias, and the decoder's if there is one.
- *
- * Within each `self_attn` the three q, k, v kernels are neighbours and so are their three biases:
- * in one arena they form a (3D, D) kernel and a (3D) bias, and the projections run as one matrix
- * product.
- */
-export function parameterShapes(config: ModelConfig): ParameterShape[] {
-  const { vision, text, embed } = config;
-  const patchValues = 3 * vision.patch ** 2;
-  const patchShape = config.naflex
-    ? [vision.width, patchValues] : [vision.width, 3, vision.patch, vision.patch];
-  return [
-    table('text_model.embeddings.token_embedding.weight', text.vocab, text.width),
-    table('text_model.embeddings.position_embedding.weight', text.length, text.width),
-    ...blocks('text_model.encoder.layers', text),
-    ...layerNorm('text_model.final_layer_norm', text.width),
-    // The public format has no name for a pooling head in the text tower; `pool` is ours.
-    ...(text.pool === 'map' ? mapHead('text_model.pool', text) : []),
-    kernel('text_model.head.weight', [embed, text.width],
-      { kind: 'lecunNormal', fanIn: text.width }),
-    plain('text_model.head.bias', [embed], ZEROS),
-
-    kernel('vision_model.embeddings.patch_embedding.weight', patchShape,
-      { kind: 'lecunNormal', fanIn: patchValues }),
-    plain('vision_model.embeddings.patch_embedding.bias', [vision.width], ZEROS),
-    table('vision_model.embeddings.position_embedding.weight', patchCount(config), vision.width),
-    ...blocks('vision_model.encoder.layers', vision),
-    ...layerNorm('vision_model.post_layernorm', vision.width),
-    ...mapHead('vision_model.head', vision),
-
-    plain('logit_scale', [1], { kind: 'constant', value: config.initLogitScale }),
-    plain('logit_bias', [1], { kind: 'constant', value: config.initLogitBias }),
-    ...decoderShapes(config),
-  ];
-}
-
-function kernel(name: string, shape: number[], init: Init): ParameterShape {
-  return { name, shape, init, decay: true };
-}
-
-function plain(name: string, shape: number[], init: Init): ParameterShape {
-  return { name, shape, init, decay: false };
-}
-
-function table(name: string, rows: number, width: number): ParameterShape {
-  return plain(name, [rows, width], { kind: 'normal', std: width ** -0.5 });
-}
-
-function layerNorm(name: string, width: number): ParameterShape[] {
-  return [plain(`${name}.weight`, [width], ONES), plain(`${name}.bias`, [width], ZEROS)];
-}
-
-function xavier(name: string, rows: number, columns: number): ParameterShape {
-  return kernel(name, [rows, columns], { kind: 'xavierUniform', fanIn: columns, fanOut: rows });
-}
-
-function mlp(name: string, { width, mlp: hidden }: Tower): ParameterShape[] {
-  const noise: Init = { kind: 'normal', std: 1e-6 };
-  return [
-    xavier(`${name}.fc1.weight`, hidden, width), plain(`${name}.fc1.bias`, [hidden], noise),
-    xavier(`${name}.fc2.weight`, width, hidden), plain(`${name}.fc2.bias`, [width], noise),
-  ];
-}
-
-function blocks(name: string, shape: Tower): ParameterShape[] {
-  const { width, depth } = shape;
-  return Array.from({ length: depth }, (_, i) => `${name}.${i}`).flatMap((layer) => [
-    ...layerNorm(`${layer}.layer_norm1`, width),
-    ...['q', 'k', 'v'].map((p) => xavier(`${layer}.self_attn.${p}_proj.weight`, width, width)),
-    ...['q', 'k', 'v'].map((p) => plain(`${layer}.self_attn.${p}_proj.bias`, [width], ZEROS)),
-    xavier(`${layer}.self_attn.out_proj.weight`, width, width),
-    plain(`${layer}.self_attn.out_proj.bias`, [width], ZEROS),
-    ...layerNorm(`${layer}.layer_norm2`, width),
-    ...mlp(`${layer}.mlp`, shape),
-  ]);
-}
-
-/**
- * Multi-head attention pooling: one learned query (the probe), then LayerNorm and an MLP with
- * residual.
- */
-function mapHead(name: string, shape: Tower): ParameterShape[] {
-  const { width } = shape;
-  return [
-    plain(`${name}.probe`, [1, 1, width], { kind: 'xavierUniform', fanIn: 1, fanOut: width }),
-    // Three stacked D x D kernels, so the fans are those of one of them.
-    kernel(`${name}.attention.in_proj_weight`, [3 * width, width],
-      { kind: 'xavierUniform', fanIn: width, fanOut: width }),
-    plain(`${name}.attention.in_proj_bias`, [3 * width], ZEROS),
-    xavier(`${name}.attention.out_proj.weight`, width, width),
-    plain(`${name}.attention.out_proj.bias`, [width], ZEROS),
-    ...layerNorm(`${name}.layernorm`, width),
-    ...mlp(`${name}.mlp`, shape),
-  ];
-}
-
-/** Parameter counts by part. */
-export interface ParameterCounts {
-  /** The vision tower with its pooling head. */
-  vision: number;
-  visionWithoutMap: number;
-  text: number;
-  /** Both towers, the logit scale and the logit bias: what a release contains. */
-  total: number;
-  /** The caption decoder. */
-  decoder: number;
-  /** Number of tensors, the decoder's included. */
-  tensors: number;
-}
-
-/** Number of values by part; equals SigLIP 2's released checkpoints for the released shapes. */
-export function parameterCounts(config: ModelConfig): ParameterCounts {
-  const shapes = parameterShapes(config);
-  const sum = (prefix: string): number => shapes.filter(({ name }) => name.startsWith(prefix))
-    .reduce((total, { shape }) => total + shape.reduce((a, b) => a * b, 1), 0);
-  const vision = sum('vision_model.');
-  return {
-    vision,
-    visionWithoutMap: vision - sum('vision_model.head.'),
-    text: sum('text_model.'),
-    total: sum('') - sum('decoder.'),
-    decoder: sum('decoder.'),
-    tensors: shapes.length,
-  };
 }
 
 /**

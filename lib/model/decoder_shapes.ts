@@ -5,7 +5,8 @@
  */
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
-import type { Init, ModelConfig, ParameterShape, TextConfig } from './config.js';
+import type { ModelConfig, TextConfig } from './config.js';
+import type { Init, ParameterShape } from './parameters.js';
 
 export interface DecoderConfig {
   depth: number;

@@ -11,7 +11,7 @@ import { bf16ToF32 } from '../io/half.js';
 import { initialize } from '../ops/init.js';
 import { Param } from '../tape.js';
 import { empty, scope, sizeOf, tensor, zeros, type DeviceName, type Tensor } from '../tensor.js';
-import type { ParameterShape } from './config.js';
+import type { ParameterShape } from './parameters.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 

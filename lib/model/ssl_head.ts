@@ -10,7 +10,8 @@ import { linear } from '../ops/linear.js';
 import { weightNormLinear } from '../ops/weight_norm_linear.js';
 import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
-import type { ModelConfig, ParameterShape } from './config.js';
+import type { ModelConfig } from './config.js';
+import type { ParameterShape } from './parameters.js';
 import type { ParamStore } from './params.js';
 
 /** Shape of the heads. */

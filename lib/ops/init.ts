@@ -1,5 +1,5 @@
 import { op, type Handle } from '../native.js';
-import type { Init } from '../model/config.js';
+import type { Init } from '../model/parameters.js';
 import type { Tensor } from '../tensor.js';
 
 const initRandom = op<[y: Handle, N: number, kind: number, a: number, seed: number, stream: number]>('init_random');

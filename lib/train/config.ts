@@ -1,11 +1,12 @@
 /** The training config: one plain object, checked here, every default in one place. */
-import { readFile } from 'node:fs/promises';
+import { access, readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
+import { reasonOf } from '../io/files.js';
 import { native } from '../native.js';
 
 const positive = z.number().positive();
@@ -127,7 +128,7 @@ const selection = z.strictObject({
 
 export const trainConfigSchema = z.strictObject({
   /** Folder of the run: metrics.jsonl, checkpoints/. */
-  out: z.string(),
+  out: z.string().min(1),
   /** Everything random follows from it. */
   seed: z.int().min(0).default(0),
   device: z.union([z.enum(['auto', 'cpu', 'cuda']), z.string().regex(/^cuda:\d+$/, "must be 'auto', 'cpu', 'cuda' or 'cuda:N'")]).default('auto'),
@@ -153,6 +154,8 @@ export const trainConfigSchema = z.strictObject({
     workers: z.int().min(0).optional(),
     cacheBytes: z.int().min(0).optional(),
     maxSkips: z.int().min(0).optional(),
+    /** Milliseconds without any progress of loading after which the run fails; default 30,000. For disks that sleep. */
+    timeoutMs: count.optional(),
     /** For experiments: a share of the samples, chosen by the seed, that get each other's captions. */
     noise: z.strictObject({ swapped: share, seed: z.int().min(0).default(0) }).optional(),
     /** Of the emoji data set that the quickstart builds: only its first classes. */
@@ -235,7 +238,8 @@ export function chosenDtype(wish: TrainConfig['dtype'], device: string): 'f32' |
 export function checkTrainConfig(input: unknown): TrainConfig {
   const parsed = trainConfigSchema.safeParse(input);
   if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0]!;
+  // A misspelt key also leaves one missing: the misspelling says more.
+  const issue = parsed.error.issues.find(({ code }) => code === 'unrecognized_keys') ?? parsed.error.issues[0]!;
   const path = issue.path.map(String).join('.');
   if (issue.code === 'unrecognized_keys') {
     const key = issue.keys[0]!;
@@ -268,16 +272,18 @@ export async function loadTrainConfig(path: string, sets: readonly string[] = []
 
 /** The same unchecked, for configs with stages. */
 export async function readConfigValue(path: string, sets: readonly string[] = []): Promise<unknown> {
+  if (typeof path !== 'string') throw new ConfigError('a config is named by the path of a .json, .js or .ts file');
   let value: unknown;
   try {
+    await access(path);
     if (path.endsWith('.json')) {
-      value = JSON.parse(await readFile(path, 'utf8'));
+      value = JSON.parse(new TextDecoder().decode(await readFile(path)));
     } else {
       const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
       value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;
     }
   } catch (cause) {
-    throw new ConfigError(`the config ${path} cannot be read: ${(cause as Error).message}` +
+    throw new ConfigError(`the config ${path} cannot be read: ${reasonOf(cause)}` +
       (path.endsWith('.ts') ? ' (TypeScript configs need Node 22.18 or later; on older ones use .js or .json)' : ''), { cause });
   }
   return applySets(value, sets);

@@ -3,7 +3,7 @@
  * global norm, Adam, × learning rate, + weight decay · θ, × schedule (SigLIP 2 §2.1; decay is not multiplied by the
  * learning rate). Nothing waits for the host: the clip factor is taken from a device scalar.
  */
-import { CheckpointError } from '../errors.js';
+import { CheckpointError, ConfigError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
 import { op, type Handle } from '../native.js';
 import { adamwRates, adamwStep, sumOfSquares } from '../ops/adamw.js';
@@ -60,6 +60,11 @@ export class AdamW {
 
   constructor(readonly params: ParamStore, readonly options: AdamWOptions) {
     const { device, size, segments } = params;
+    const nothing = Object.keys(options.lrScale).find((part) => !segments.some((s) => s.name.includes(part)));
+    if (nothing !== undefined) {
+      throw new ConfigError(`lrScale: no parameter's name contains "${nothing}"; they are called ` +
+        `${segments[0]!.name}, …, ${segments.at(-1)!.name}`);
+    }
     this.m = zeros([size], 'f32', device).detach();
     this.v = zeros([size], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();

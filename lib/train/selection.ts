@@ -9,7 +9,7 @@ import { ReferenceCache } from '../curation/reference_cache.js';
 import { diagonalScores, selectBatch } from '../curation/select.js';
 import { takeSamples } from '../data/batch.js';
 import type { Batch } from '../data/loader.js';
-import type { SampleSource } from '../data/source.js';
+import type { SampleSource } from '../data/sample.js';
 import { ConfigError } from '../errors.js';
 import { loadModel, type LoadedModel } from '../model/files.js';
 import type { ModelConfig } from '../model/config.js';

@@ -3,13 +3,14 @@
  * The host never waits for the device inside a step, unless selection chooses what to train on; two steps are in flight,
  * and the metrics of a step are read when the next ones are already enqueued.
  */
-import { mkdirSync, existsSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
 import { naflexUpdates } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
-import { openSource, type SampleSource, type SourceSpec } from '../data/source.js';
+import type { SampleSource } from '../data/sample.js';
+import { openSource, type SourceSpec } from '../data/source.js';
 import type { ImageTransform } from '../data/augment.js';
 import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
@@ -22,7 +23,7 @@ import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
-import { chosenDtype, type TrainConfig } from './config.js';
+import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
@@ -139,8 +140,10 @@ export class Trainer {
 
   /**
    * Opens data and model. Throws ConfigError, DataError, CheckpointError or DeviceError saying what to change.
+   * @param input a config, as it is written or checked already
    */
-  static async open(config: TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
+  static async open(input: TrainConfigInput | TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
+    const config = checkTrainConfig(input);
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
     const dtype = chosenDtype(config.dtype, device);
@@ -185,7 +188,7 @@ export class Trainer {
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
         ...made,
         ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
-        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
+        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
           uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as LoaderState);
@@ -195,7 +198,6 @@ export class Trainer {
       if (resumed) await trainer.#restore(resumed.state);
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
-      mkdirSync(config.out, { recursive: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
       note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
         `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);

@@ -2,8 +2,8 @@
 import type { Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
 import { parseRegions } from '../data/regions.js';
-import { sequenceVocabulary } from '../data/sequences.js';
-import { describeSample, readCaptions, type SampleSource } from '../data/source.js';
+import { sequenceVocabulary, textPart } from '../data/sequences.js';
+import { describeSample, readCaptions, type SampleSource } from '../data/sample.js';
 import { collectIds, loadTokenizer } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import type { TrainConfig } from './config.js';
@@ -22,9 +22,9 @@ export async function trimmedVocabulary(config: TrainConfig, source: SampleSourc
       const { captions, meta } = readCaptions(reader, sample);
       for (const text of captionsInUse(captions, data.captions)) {
         texts.add(text);
-        if (decoder) texts.add(` ${text}`);
+        if (decoder) texts.add(textPart(text));
       }
-      if (decoder) for (const { phrase } of parseRegions(meta, describeSample(sample))) texts.add(` ${phrase}`);
+      if (decoder) for (const { phrase } of parseRegions(meta, describeSample(sample))) texts.add(textPart(phrase));
     }
   } finally {
     reader.close();

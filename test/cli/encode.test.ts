@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { parquetReadObjects } from 'hyparquet';
-import { TarWriter } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import sharp from 'sharp';
 import { drawBox } from '../../lib/cli/locate.js';
 import { load } from '../../lib/encoder.js';
@@ -46,6 +46,19 @@ beforeAll(async () => {
   want = (await encoder.encodeImages([files[1]!, files[0]!, files[2]!])).data as Float32Array;
 });
 afterAll(() => expect(liveCount()).toBe(0));
+
+test('embed: transparency is forgotten, or laid on white', async () => {
+  const clear = at('clear.png');
+  writeFileSync(clear, await sharp({ create: { width: 20, height: 20, channels: 4, background: { r: 200, g: 0, b: 0, alpha: 0 } } }).png().toBuffer());
+  using encoder = await load(model);
+  const solid = (r: number, g: number, b: number): Promise<Buffer> => sharp({ create: { width: 20, height: 20, channels: 3, background: { r, g, b } } }).png().toBuffer();
+  for (const [args, bytes] of [[[], await solid(200, 0, 0)], [['--alpha', 'white'], await solid(255, 255, 255)]] as const) {
+    expect(siglip2(['embed', '--model', model, '--images', clear, '--out', at('clear.npy'), ...args]).status).toBe(0);
+    expect(readNpy(at('clear.npy')).data).toEqual((await encoder.encodeImages(bytes)).data);
+  }
+  const bad = siglip2(['classify', '--model', model, '--labels', 'a', '--alpha', 'x', clear]);
+  expect([bad.status, bad.stderr.includes('alpha must be drop or white')]).toEqual([1, true]);
+});
 
 test('embed: a folder to npy, a tar to safetensors, texts to parquet', async () => {
   const npy = siglip2(['embed', '--model', model, '--images', pictures, '--out', at('x.npy')]);

@@ -13,8 +13,9 @@ import { scoreUnits } from '../../lib/curation/score_units.js';
 import { FileReader } from '../../lib/data/files.js';
 import { DataLoader } from '../../lib/data/loader.js';
 import { Random } from '../../lib/data/random.js';
-import { openSource, readCaptions, type SourceSpec } from '../../lib/data/source.js';
-import { TarWriter } from '../../lib/data/tar.js';
+import { readCaptions } from '../../lib/data/sample.js';
+import { openSource, type SourceSpec } from '../../lib/data/source.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { load, type Encoder } from '../../lib/encoder.js';
 import { f16ToF32, f32ToF16 } from '../../lib/io/half.js';
 import { openTable, writeTable, type Columns } from '../../lib/io/parquet.js';
@@ -115,7 +116,10 @@ test('leakage: images of an evaluation set are found by hash and by looks', asyn
   expect((await chooseRows(scored, { where: ['flags!~leaked'] })).kept).toHaveLength(38);
   using stranger = await load(await smallCheckpoint({ initLogitBias: -3 }));
   expect((await errorOf(() => mergeScores(scored, { leakage: { images, learner: stranger } }))).code).toBe('ERR_CONFIG');
+  const damaged = [{ name: 'eval/bad.png', open: () => ({ bytes: Buffer.from('no image') }) }];
+  expect((await errorOf(() => mergeScores(scored, { leakage: { images: damaged, learner } }))).message).toContain('eval/bad.png: cannot decode');
   await mergeScores(scored, { near: 0.99999 });
+  expect(existsSync(join(scored, 'leaks.jsonl'))).toBe(false);
 });
 
 test('the report is one self-contained file with pictures, and escapes what comes from data', async () => {
@@ -197,6 +201,23 @@ test('a key list is trained on directly: tars, a folder, manifests of both kinds
   writeFileSync(at('others.txt'), 'a.tar\tnone\n');
   const error = await errorOf(() => openSource({ type: 'webdataset', tars, keys: at('others.txt') }));
   expect([error.code, error.message.includes('none of the 1 keys')]).toEqual(['ERR_DATA', true]);
+});
+
+test('files of one stem become samples of their own in new tars', async () => {
+  mkdirSync(at('stems'));
+  const names = ['x.jpg', 'x.png', 'a.b.png', 'a_b.png'];
+  for (const [i, name] of names.entries()) {
+    writeFileSync(at('stems', name), await picture(i, 32));
+    writeFileSync(at('stems', name.replace(/\.\w+$/, '.txt')), WORDS[0]!);
+  }
+  await scoreCollection(await scoreUnits([at('stems')]), at('stems-scored'), { learner });
+  await mergeScores(at('stems-scored'));
+  expect(await writeTars(at('stems-scored'), at('stems-tars'), await chooseRows(at('stems-scored'), {}))).toBe(4);
+  const fresh = await openSource({ type: 'webdataset', tars: at('stems-tars', 'stems.00000.tar') });
+  expect([fresh.length, fresh.skips.total]).toEqual([4, 0]);
+  const reader = new FileReader(), bytes = (s: (typeof fresh.samples)[number]): string => reader.read(s.image).toString('latin1');
+  expect(new Set(fresh.samples.map(bytes))).toEqual(new Set(names.map((name) => readFileSync(at('stems', name), 'latin1'))));
+  reader.close();
 });
 
 test('new tars have all members of the chosen samples, byte for byte', async () => {

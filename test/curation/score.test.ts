@@ -11,7 +11,7 @@ import { pairLosses, scoreCollection, type ScoreOptions } from '../../lib/curati
 import { openUnit, SCORE_COLUMNS } from '../../lib/curation/score_table.js';
 import { scoreUnits } from '../../lib/curation/score_units.js';
 import { Random } from '../../lib/data/random.js';
-import { TarWriter } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { load, type Encoder } from '../../lib/encoder.js';
 import { writeTable, type Columns } from '../../lib/io/parquet.js';
 import { liveCount } from '../../lib/tensor.js';

@@ -17,7 +17,8 @@ import {
 import { FileReader } from '../../lib/data/files.js';
 import { decodeImage } from '../../lib/data/image.js';
 import { DataLoader } from '../../lib/data/loader.js';
-import { openSource, readCaptions } from '../../lib/data/source.js';
+import { readCaptions } from '../../lib/data/sample.js';
+import { openSource } from '../../lib/data/source.js';
 import { errorOf, withFolder } from './support.js';
 
 const options: EmojiOptions = {

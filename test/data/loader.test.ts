@@ -1,8 +1,10 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
-import { DataLoader, type Batch, type LoaderOptions } from '../../lib/data/loader.js';
-import { openSource, type SampleSource } from '../../lib/data/source.js';
+import type { LoaderOptions } from '../../lib/data/loader_options.js';
+import { DataLoader, type Batch } from '../../lib/data/loader.js';
+import type { SampleSource } from '../../lib/data/sample.js';
+import { openSource } from '../../lib/data/source.js';
 import type { BuilderConfig } from '../../lib/data/builder.js';
 import { threadSite } from '../../lib/data/site.js';
 import { viewsConfig } from '../../lib/data/views.js';

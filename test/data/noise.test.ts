@@ -1,7 +1,7 @@
 /** Swapped captions. */
 import { afterAll, expect, test } from '@jest/globals';
 import { swapCaptions } from '../../lib/data/noise.js';
-import type { Sample } from '../../lib/data/source.js';
+import type { Sample } from '../../lib/data/sample.js';
 import { liveCount } from '../../lib/tensor.js';
 
 afterAll(() => expect(liveCount()).toBe(0));

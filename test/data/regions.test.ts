@@ -102,6 +102,16 @@ describe('sequences', () => {
     expect([...where!.ids.subarray(0, what!.ids.length)]).toEqual([...what!.ids]);
     expect(await tokenizer.decode(asked!.ids)).toBe('aref: two dogs :');
   });
+  test('a query that is too long leaves room for the box, as what was learnt did', async () => {
+    const text = 'a very small dog beside '.repeat(20);
+    for (const corner of [1, 0.418]) {
+      const [learnt] = await decoderSequences(tokenizer, [{ task: 'aref', text, box: [corner, corner, 1, 1] }], 64);
+      const [asked] = await decoderSequences(tokenizer, [{ task: 'aref', text }], 64, { query: true });
+      const [where] = await tokenizer.idsOf([` ${formatBox([corner, corner, 1, 1])}`]);
+      expect(asked!.ids.length + where!.length).toBeLessThanOrEqual(64);
+      expect(learnt!.ids.subarray(0, asked!.ids.length - 1)).toEqual(asked!.ids.subarray(0, -1));
+    }
+  });
   test('10,000 characters: the text is cut, box and end mark stay; blank texts and nulls are nulls', async () => {
     const long = 'banana '.repeat(1430);
     const all = await decoderSequences(tokenizer, [{ task: 'aref', text: long, box }, { task: 'gcap', text: long, box }, { task: 'cap', text: long }, { task: 'cap', text: ' ' }, null], 48);

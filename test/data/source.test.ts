@@ -2,11 +2,12 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/data/captions.js';
-import { FileReader, writeFileAtomic } from '../../lib/data/files.js';
+import { FileReader } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
 import { expandPaths } from '../../lib/data/paths.js';
-import { openSource, readCaptions } from '../../lib/data/source.js';
-import { TarWriter } from '../../lib/data/tar.js';
+import { readCaptions } from '../../lib/data/sample.js';
+import { openSource } from '../../lib/data/source.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { errorOf, makeTar, picture, withFolder } from './support.js';
 
 test('WebDataset tars: keys, captions, classes, languages; skips are counted and named', () =>
@@ -181,12 +182,19 @@ test('captions are chosen as asked for', () => {
   expect(choose({ languages: ['fi'] }, 1)).toBeUndefined();
 });
 
-test('an atomic write leaves no temporary file, and keeps the old content when it fails', () =>
+test('files with a byte order mark are read like those without', () =>
   withFolder(async (folder) => {
-    const file = path.join(folder, 'a.json');
-    writeFileAtomic(file, 'one');
-    expect(fs.readdirSync(folder)).toEqual(['a.json']);
-    const error = await errorOf(() => writeFileAtomic(path.join(folder, 'no', 'b.json'), 'two'));
-    expect(error.message).toContain('b.json');
-    expect(fs.readFileSync(file, 'utf8')).toBe('one');
+    const at = (name: string): string => path.join(folder, name), bom = '\ufeff';
+    for (const name of ['a.png', 'b.png']) fs.writeFileSync(at(name), await picture(1));
+    fs.writeFileSync(at('a.json'), `${bom}{"caption": "red thing"}`);
+    fs.writeFileSync(at('b.txt'), `${bom}blue thing\r\n`);
+    fs.writeFileSync(at('m.jsonl'), `${bom}{"image": "a.png", "caption": "red thing"}\r\n{"image": "b.png", "caption": "blue thing"}\r\n`);
+    fs.writeFileSync(at('keys.txt'), `${bom}a.png\r\n`);
+    const reader = new FileReader();
+    for (const spec of [{ type: 'folder', path: folder }, { type: 'manifest', path: at('m.jsonl') }] as const) {
+      const source = await openSource(spec);
+      expect(source.samples.map((s) => readCaptions(reader, s).captions[0]!.text)).toEqual(['red thing', 'blue thing']);
+      expect((await openSource({ ...spec, keys: at('keys.txt') })).samples.map(({ key }) => key)).toEqual(['a.png']);
+    }
+    reader.close();
   }));

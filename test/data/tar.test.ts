@@ -6,7 +6,8 @@ import { Readable } from 'node:stream';
 import { expect, test } from '@jest/globals';
 import * as tarStream from 'tar-stream';
 import { Random } from '../../lib/data/random.js';
-import { indexTar, TarWriter, type TarEntry } from '../../lib/data/tar.js';
+import { indexTar, type TarEntry } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { errorOf, withFolder } from './support.js';
 
 const names = [
@@ -198,4 +199,29 @@ test('a full disk is an error that leaves nothing behind', () =>
     } finally {
       execFileSync('umount', [mount]);
     }
+  }));
+
+test('a size that stands in the pax header alone is read, as Python\'s tarfile writes it from 8 GiB on', () =>
+  withFolder(async (folder) => {
+    const block = (name: string, size: number, type: string): Buffer => {
+      const b = Buffer.alloc(512);
+      b.write(name, 0);
+      b.write(`${size.toString(8).padStart(11, '0')}\0`, 124);
+      b.write('        ', 148);
+      b.write(type, 156);
+      b.write('ustar\x0000', 257);
+      b.write(`${b.reduce((sum, x) => sum + x, 0).toString(8).padStart(6, '0')}\0 `, 148);
+      return b;
+    };
+    const padded = (data: Buffer): Buffer => Buffer.concat([data, Buffer.alloc((512 - data.length % 512) % 512)]);
+    const big = content(1, 700), small = content(2, 30), record = Buffer.from('12 size=700\n');
+    const bytes = Buffer.concat([
+      block('PaxHeader', record.length, 'x'), padded(record), block('big.bin', 0, '0'), padded(big),
+      block('small.bin', small.length, '0'), padded(small), Buffer.alloc(1024),
+    ]);
+    const file = path.join(folder, 'big.tar');
+    fs.writeFileSync(file, bytes);
+    const found = (await indexTar(file)).map((entry) => ({ name: entry.name, data: slice(file, entry) }));
+    expect(found).toEqual([{ name: 'big.bin', data: big }, { name: 'small.bin', data: small }]);
+    expect(found).toEqual(await oracle(bytes));
   }));

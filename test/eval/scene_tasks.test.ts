@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { TarWriter } from '../../lib/data/tar.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
 import { collectIds, loadTokenizer } from '../../lib/data/tokenizer.js';
 import { VocabMap } from '../../lib/data/vocab.js';
 import { sequenceVocabulary } from '../../lib/data/sequences.js';

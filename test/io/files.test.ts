@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CheckpointError, IoError } from '../../lib/errors.js';
 import {
-  readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
+  makeFolder, prepareToWrite, readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
 } from '../../lib/io/files.js';
 
 let folder: string;
@@ -99,6 +99,33 @@ test('a full disk: IoError, the old file and folder are untouched', async () => 
   } finally {
     execFileSync('umount', [disk]);
   }
+});
+
+test('a read-only file system says so, also where a folder is to be made', async () => {
+  const disk = join(folder, 'sealed');
+  await mkdir(disk);
+  if (!root || !mountSmall(disk)) {
+    console.warn('skipped: mounting a tmpfs needs root');
+    return;
+  }
+  try {
+    execFileSync('mount', ['-o', 'remount,ro', disk]);
+    const works: (() => Promise<void>)[] = [
+      () => writeFileAtomic(join(disk, 'a/b/file'), 'x'), () => writeFolderAtomic(join(disk, 'a/set'), () => Promise.resolve()),
+      () => makeFolder(join(disk, 'a/b')), () => prepareToWrite(join(disk, 'a/b/file')), () => prepareToWrite(join(disk, 'file')),
+    ];
+    for (const work of works) await expect(work()).rejects.toThrow(/sealed.*: the file system is read-only.*EROFS/);
+  } finally {
+    execFileSync('umount', [disk]);
+  }
+});
+
+test('preparing to write finds what is in the way', async () => {
+  await prepareToWrite(join(folder, 'new/folder/file'));
+  expect((await stat(join(folder, 'new/folder'))).isDirectory()).toBe(true);
+  await expect(prepareToWrite(join(folder, 'new/folder'))).rejects.toThrow(/it is a folder and not a file/);
+  await writeFile(join(folder, 'plain'), '');
+  await expect(prepareToWrite(join(folder, 'plain/file'))).rejects.toThrow(/a part of the path is a file/);
 });
 
 // Root may write everywhere, so there is nothing to see as root.

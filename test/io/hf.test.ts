@@ -8,7 +8,8 @@ import {
 } from '../../lib/io/hf.js';
 import type { HfModel, TensorData } from '../../lib/io/hf.js';
 import { writeSafetensors } from '../../lib/io/safetensors.js';
-import { modelConfig, parameterCounts, parameterShapes } from '../../lib/model/config.js';
+import { modelConfig } from '../../lib/model/config.js';
+import { parameterCounts, parameterShapes } from '../../lib/model/parameters.js';
 import type { ModelConfig } from '../../lib/model/config.js';
 
 let folder: string;

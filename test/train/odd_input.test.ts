@@ -4,11 +4,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { TarWriter } from '../../lib/data/tar.js';
+import { decoderSequences } from '../../lib/data/sequences.js';
+import { openSource } from '../../lib/data/source.js';
+import { TarWriter } from '../../lib/data/tar_writer.js';
+import { kUnk, loadTokenizer } from '../../lib/data/tokenizer.js';
 import { openSafetensors, writeSafetensors, type TensorEntry } from '../../lib/io/safetensors.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
 import { checkTrainConfig, type TrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
+import { modelConfig } from '../../lib/model/config.js';
+import { trimmedVocabulary } from '../../lib/train/vocabulary.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-odd-'));
@@ -99,3 +104,24 @@ test.each([
   const plain = config(`${name} plain`, { objectives: { caption: {} }, start: checkpoint });
   expect((await run(plain)).metrics).toHaveLength(3);
 }, 240000);
+
+test('a config that was not checked is checked, and a factor for no parameter is refused', async () => {
+  const { data, ...rest } = config('unchecked');
+  await expect(Trainer.open({ ...rest, data: { ...data, trimVocabularly: true } } as never)).rejects.toThrow('did you mean "trimVocabulary"?');
+  await expect(Trainer.open(undefined as never)).rejects.toThrow('config: the config is missing');
+  const wrong = config('scaled', { optimizer: { warmup: 1, ema: 0.9, lrScale: { token_embeding: 10 } } });
+  await expect(Trainer.open(wrong)).rejects.toThrow('no parameter\'s name contains "token_embeding"');
+  expect(() => modelConfig(undefined as never)).toThrow('needs the name of a variant');
+});
+
+test('a trimmed vocabulary has the tokens of captions with line breaks and gaps as the decoder reads them', async () => {
+  const file = join(folder, 'gaps.tar'), text = 'a zebra,\n\ngrazing   beside\tgiraffes', writer = new TarWriter(file);
+  writer.add('0.png', await sharp({ create: { width: 8, height: 8, channels: 3, background: '#3a7' } }).png().toBuffer());
+  writer.add('0.json', JSON.stringify({ caption: text, regions: [{ box: [0, 0, 1, 1], phrase: text }] }));
+  writer.finish();
+  const source = await openSource({ type: 'webdataset', tars: file });
+  const vocab = await trimmedVocabulary(config('gaps'), source, () => undefined), tokenizer = await loadTokenizer({ vocab });
+  const sequences = await decoderSequences(tokenizer, [{ task: 'cap', text }, { task: 'aref', text, box: [0, 0, 1, 1] }], 64);
+  for (const s of sequences) expect([...s!.ids]).not.toContain(kUnk);
+  expect([...await tokenizer.encodeBatch([text])]).not.toContain(kUnk);
+});

@@ -16,9 +16,10 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { createHash } from 'node:crypto';
 import { ConfigError, DataError } from '../../errors.js';
-import { fileError, readJson, writeFileAtomic } from '../files.js';
+import { makeFolder, writeFileAtomic } from '../../io/files.js';
+import { fileError, readJson } from '../files.js';
 import { packageFolder } from '../packages.js';
-import { TarWriter } from '../tar.js';
+import { TarWriter } from '../tar_writer.js';
 import {
   mapIcons,
   packageVersion,
@@ -241,8 +242,8 @@ export async function buildEmojiDataset(
     });
     return existing;
   }
+  await makeFolder(folder);
   try {
-    fs.mkdirSync(folder, { recursive: true });
     fs.rmSync(path.join(folder, 'manifest.json'), { force: true });
     for (const studio of existing?.studios ?? []) {
       for (const shard of studio.shards)
@@ -351,11 +352,11 @@ export async function buildEmojiDataset(
     char,
     names,
   }));
-  writeFileAtomic(
+  await writeFileAtomic(
     path.join(folder, 'classes.json'),
     `[\n${table.map((c) => JSON.stringify(c)).join(',\n')}\n]\n`,
   );
-  writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
+  await writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
   options.onProgress?.({ stage: 'done', studio: '', done, total });
   return manifest;
 }
@@ -368,7 +369,7 @@ export function readManifest(folder: string): EmojiManifest {
   if (!fs.existsSync(file)) {
     throw new DataError(
       `${file}: there is no emoji dataset here; ` +
-        'build it with buildEmojiDataset (siglip2 quickstart does)',
+        'build it with `siglip2 dataset emoji --out DIR`',
     );
   }
   const manifest = readJson(file) as EmojiManifest;

@@ -7,12 +7,13 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import sharp from 'sharp';
 import { ConfigError } from '../../errors.js';
-import { fileError, readJson, writeFileAtomic } from '../files.js';
+import { makeFolder, writeFileAtomic } from '../../io/files.js';
+import { fileError, readJson } from '../files.js';
 import { premultiply, type RawImage } from '../image.js';
 import { packageFolder } from '../packages.js';
 import { Random, Stream } from '../random.js';
 import type { Region } from '../regions.js';
-import { TarWriter } from '../tar.js';
+import { TarWriter } from '../tar_writer.js';
 import { emojiLanguages, emojiStudios, type EmojiSplit, type EmojiStudio, type PackageLicence } from './emoji.js';
 import { mapIcons, studioLicence, svgOf, type IconSet } from './emoji_artwork.js';
 import { readClassTexts, type ClassText } from './emoji_captions.js';
@@ -145,8 +146,8 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
   if (!(scale[0] > 0 && scale[0] <= scale[1] && scale[1] <= 1))
     throw new ConfigError(`scenes.scale: expected two shares in (0, 1] in order but got ${scale.join(', ')}`);
   if (!languages.includes('en')) throw new ConfigError('scenes.languages must contain "en": classes are named by it');
+  await makeFolder(folder);
   try {
-    fs.mkdirSync(folder, { recursive: true });
     fs.rmSync(path.join(folder, 'manifest.json'), { force: true });
   } catch (cause) {
     throw fileError(cause, 'write', folder);
@@ -219,7 +220,7 @@ export async function buildScenes(folder: string, options: SceneOptions = {}): P
     manifest.splits.push(built);
   }
   const table = classes.map(({ id, codePoints, char, names }) => JSON.stringify({ id, codePoints, char, names }));
-  writeFileAtomic(path.join(folder, 'classes.json'), `[\n${table.join(',\n')}\n]\n`);
-  writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
+  await writeFileAtomic(path.join(folder, 'classes.json'), `[\n${table.join(',\n')}\n]\n`);
+  await writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
   return manifest;
 }
