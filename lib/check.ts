@@ -37,8 +37,10 @@ export function kindOf(value: unknown): string {
 export function checkKeys(call: string, options: object, keys: readonly string[],
   why: (key: string) => string | undefined = () => undefined): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options))
-    throw new ConfigError(`${call}: the options must be an object such as { ${keys[0]}: … } but are ${kindOf(options)}`);
+    throw new ConfigError(`${call}: the options must be an object such as { ${keys[0]}: … } but are ` +
+      kindOf(options));
   const unknown = Object.keys(options).find((key) => !keys.includes(key));
   if (unknown !== undefined)
-    throw new ConfigError(`${call}: unknown option "${unknown}"${why(unknown) ?? `; the options are ${keys.join(', ')}`}`);
+    throw new ConfigError(`${call}: unknown option "${unknown}"` +
+      (why(unknown) ?? `; the options are ${keys.join(', ')}`));
 }

@@ -142,7 +142,8 @@ export class Encoder {
   async similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
     for (const x of [images, texts]) {
       if (!(x instanceof Embeddings))
-        throw new ConfigError(`similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ${kindOf(x)}`);
+        throw new ConfigError(`similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ` +
+          kindOf(x));
       if (x.dim !== this.dim)
         throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
     }

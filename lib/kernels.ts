@@ -39,9 +39,10 @@ export interface KernelOptions {
 
 /** The element types of an array, by the tag that arrays of another realm have too. */
 type ArrayName = 'Float32Array' | 'Uint8Array' | 'Int32Array';
+type AnyArray = NdArray<Float32Array | Uint8Array | Int32Array>;
 
 /** `x` when it is an array of one of these types with a shape that fits. @throws ShapeError */
-function checked<T extends NdArray<Float32Array | Uint8Array | Int32Array>>(name: string, x: T, ...types: ArrayName[]): T {
+function checked<T extends AnyArray>(name: string, x: T, ...types: ArrayName[]): T {
   const { data, shape } = (x ?? {}) as Partial<T>, type = Object.prototype.toString.call(data).slice(8, -1);
   const wanted = types.length > 0 ? types : ['Float32Array'];
   if (!wanted.includes(type) || !Array.isArray(shape))
@@ -49,7 +50,8 @@ function checked<T extends NdArray<Float32Array | Uint8Array | Int32Array>>(name
   if (!shape.every((n) => Number.isSafeInteger(n) && n >= 0))
     throw new ShapeError(`${name}: the shape must be of whole numbers but is [${shape.join(', ')}]`);
   if (data!.length !== sizeOf(shape))
-    throw new ShapeError(`${name} has ${data!.length} values but its shape [${shape.join(', ')}] needs ${sizeOf(shape)}`);
+    throw new ShapeError(`${name} has ${data!.length} values but its shape [${shape.join(', ')}] needs ` +
+      sizeOf(shape));
   return x;
 }
 
@@ -62,10 +64,11 @@ function checkOptions(call: string, o: KernelOptions, ...more: string[]): void {
 
 /** @throws ConfigError unless it is a positive integer */
 function checkCount(name: string, n: number): void {
-  if (!(Number.isSafeInteger(n) && n > 0)) throw new ConfigError(`${name} must be a positive integer but is ${String(n)}`);
+  if (!(Number.isSafeInteger(n) && n > 0))
+    throw new ConfigError(`${name} must be a positive integer but is ${String(n)}`);
 }
 
-function upload(name: string, x: NdArray<Float32Array | Uint8Array | Int32Array>, o: KernelOptions, ...types: ArrayName[]): Tensor {
+function upload(name: string, x: AnyArray, o: KernelOptions, ...types: ArrayName[]): Tensor {
   const { data, shape } = checked(name, x, ...types);
   return tensor(data, shape, o.device);
 }
@@ -99,7 +102,8 @@ export function layerNorm(x: NdArray, options: KernelOptions & { weight?: NdArra
   return run(() => {
     checkOptions('layerNorm', options, 'weight', 'bias', 'eps');
     const C = checked('x', x).shape.at(-1) ?? 1, { weight = constant(C, 1), bias = constant(C, 0), eps } = options;
-    if (eps !== undefined && !(eps > 0)) throw new ConfigError(`layerNorm: eps must be a positive number but is ${String(eps)}`);
+    if (eps !== undefined && !(eps > 0))
+      throw new ConfigError(`layerNorm: eps must be a positive number but is ${String(eps)}`);
     return layerNormOp(active('x', x, options), upload('weight', weight, options), upload('bias', bias, options), eps);
   });
 }
@@ -244,7 +248,8 @@ export async function sigmoidLoss(x: NdArray, y: NdArray,
   checkOptions('sigmoidLoss', options, 'logScale', 'bias');
   const { logScale = Math.log(10), bias = -10 } = options;
   for (const n of [logScale, bias])
-    if (typeof n !== 'number') throw new ConfigError(`sigmoidLoss: logScale and bias must be numbers but one is ${kindOf(n)}`);
+    if (typeof n !== 'number')
+      throw new ConfigError(`sigmoidLoss: logScale and bias must be numbers but one is ${kindOf(n)}`);
   const made = scope(() => {
     const one = (value: number): Tensor => requireGrad(upload('scalar', { data: Float32Array.of(value), shape: [1] }, options));
     const tx = requireGrad(active('x', x, options)), ty = requireGrad(active('y', y, options));

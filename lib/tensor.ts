@@ -130,7 +130,8 @@ export class Tensor {
 export function empty(shape: readonly number[], dtype: DType = 'f32', device: DeviceName = 'cpu'): Tensor {
   const bytes = sizeOf(shape) * DTYPE_BYTES[dtype];
   // Two negative sizes, or two fractions, can have a size that looks right.
-  if (!Number.isSafeInteger(bytes) || !shape.every((n) => Number.isSafeInteger(n) && n >= 0)) throw new ShapeError(`a tensor cannot have the shape [${shape.join(', ')}]`);
+  if (!Number.isSafeInteger(bytes) || !shape.every((n) => Number.isSafeInteger(n) && n >= 0))
+    throw new ShapeError(`a tensor cannot have the shape [${shape.join(', ')}]`);
   return new Tensor(native().allocate(deviceIndex(device), bytes, DTYPE_CODE[dtype]), shape, dtype, device);
 }
 
@@ -142,10 +143,13 @@ export function zeros(shape: readonly number[], dtype: DType = 'f32', device: De
 /** A new tensor with this data; the element type follows the array's (Uint16Array is bf16). */
 export function tensor(data: TensorData, shape: readonly number[], device: DeviceName = 'cpu'): Tensor {
   // By name, not instanceof: arrays may come from another realm (a vm context, a test runner).
-  const kinds: Record<string, DType> = { Float32Array: 'f32', Uint16Array: 'bf16', Int32Array: 'i32', Uint8Array: 'u8', Uint8ClampedArray: 'u8' };
+  const kinds: Record<string, DType> = {
+    Float32Array: 'f32', Uint16Array: 'bf16', Int32Array: 'i32', Uint8Array: 'u8', Uint8ClampedArray: 'u8',
+  };
   const dtype = kinds[Object.prototype.toString.call(data).slice(8, -1)];
   if (dtype === undefined || !Array.isArray(shape))
-    throw new ShapeError('tensor: needs a Float32Array, Uint16Array (bf16), Int32Array or Uint8Array and an array of sizes');
+    throw new ShapeError('tensor: needs a Float32Array, Uint16Array (bf16), Int32Array or Uint8Array, ' +
+      'and an array of sizes');
   if (data.length !== sizeOf(shape)) throw new ShapeError(`tensor: ${data.length} values do not fit [${shape.join(', ')}]`);
   return empty(shape, dtype, device).write(data);
 }

@@ -5,7 +5,8 @@ import { describeOptions, MODEL_OPTIONS, openModel } from './embed.js';
 import type { Command } from './main.js';
 
 export const command: Command = {
-  usage: 'caption --model FOLDER IMAGE… [--beams 1] [--json] [--dtype f32|bf16] [--device cpu|cuda] [--alpha drop|white] [--batch N]',
+  usage: 'caption --model FOLDER IMAGE… [--beams 1] [--json] [--dtype f32|bf16] [--device cpu|cuda] ' +
+    '[--alpha drop|white] [--batch N]',
   summary: 'one caption per image; the checkpoint must have a caption decoder, as those of training with model.decoder do',
   async run(args) {
     const { values, positionals } = parseArgs({

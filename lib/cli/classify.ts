@@ -7,7 +7,8 @@ import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
 
 export const command: Command = {
-  usage: 'classify --model FOLDER --labels a,b,c IMAGE… [--language en] [--template "a photo of {label}."]… [--top N] [--alpha drop|white] [--json]',
+  usage: 'classify --model FOLDER --labels a,b,c IMAGE… [--language en] ' +
+    '[--template "a photo of {label}."]… [--top N] [--alpha drop|white] [--json]',
   summary: 'the probability of each label for each image (sigmoid: labels are judged one by one and need not sum to 1)',
   async run(args) {
     const { values, positionals } = parseArgs({

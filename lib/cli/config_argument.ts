@@ -15,7 +15,8 @@ export async function configArgument(command: string, [file, ...more]: readonly 
   sets: readonly string[]): Promise<unknown> {
   if (more.length > 0) throw new ConfigError(`${command} takes one config but there is also ${more.join(' ')}`);
   if (preset !== undefined) {
-    if (file !== undefined) throw new ConfigError(`${command} takes either a config file or --preset but got ${file} and ${preset}`);
+    if (file !== undefined)
+      throw new ConfigError(`${command} takes either a config file or --preset but got ${file} and ${preset}`);
     return applySets(presetCalled(preset), sets);
   }
   if (file === undefined) throw new ConfigError(`${command} needs a config file or --preset NAME`);

@@ -9,7 +9,9 @@ import { buildArtwork } from './train.js';
 export const command: Command = {
   usage: 'dataset emoji --out DIR\n' +
     '  dataset scenes --out DIR [--train N] [--val N] [--test N] [--classes N] [--size PX] [--objects N] [--seed N]',
-  summary: 'emoji: renders the artwork of six studios with names in 36 languages; scenes: composes photo-like scenes of emoji artwork with boxes, masks and captions as WebDataset shards; studios are split',
+  summary: 'emoji: renders the artwork of six studios with names in 36 languages; ' +
+    'scenes: composes photo-like scenes of emoji artwork with boxes, masks and captions as WebDataset ' +
+    'shards; studios are split',
   async run(args) {
     const number = { type: 'string' } as const;
     const { values, positionals } = parseArgs({
@@ -20,10 +22,12 @@ export const command: Command = {
     });
     const [name, ...more] = positionals, { out, ...scenes } = values;
     if ((name !== 'scenes' && name !== 'emoji') || more.length > 0)
-      throw new ConfigError(`dataset needs the name of a dataset, emoji or scenes, but got ${positionals.join(' ') || 'none'}`);
+      throw new ConfigError(`dataset needs the name of a dataset, emoji or scenes, but got ` +
+        (positionals.join(' ') || 'none'));
     if (out === undefined) throw new ConfigError(`dataset ${name} needs --out DIR`);
     if (name === 'emoji') {
-      if (Object.keys(scenes).length > 0) throw new ConfigError(`--${Object.keys(scenes)[0]} is for scenes; dataset emoji has --out only`);
+      if (Object.keys(scenes).length > 0)
+        throw new ConfigError(`--${Object.keys(scenes)[0]} is for scenes; dataset emoji has --out only`);
       await buildArtwork(out);
       return 0;
     }

@@ -24,12 +24,14 @@ export const MODEL_OPTIONS = {
 } as const;
 
 /** Loads the model that the options name; of a training run its last checkpoint. */
-export function openModel(command: string,
-  values: { model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: string | undefined }): Promise<Encoder> {
+export function openModel(command: string, values: {
+  model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: string | undefined;
+}): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
   return load(listCheckpoints(values.model).at(-1) ?? values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
-    ...(values.processor ? { processor: values.processor as ProcessorName } : {}), ...(values.alpha ? { alpha: values.alpha as 'drop' } : {}),
+    ...(values.processor ? { processor: values.processor as ProcessorName } : {}),
+    ...(values.alpha ? { alpha: values.alpha as 'drop' } : {}),
   });
 }
 

@@ -27,8 +27,10 @@ export const command: Command = {
       },
     });
     const where = positionals[0], seed = Number(values.seed);
-    if (where === undefined || positionals.length > 1) throw new ConfigError('eval needs a checkpoint folder, or the folder of a run');
-    if (!Number.isSafeInteger(seed) || seed < 0) throw new ConfigError(`--seed must be a whole number but is ${values.seed}`);
+    if (where === undefined || positionals.length > 1)
+      throw new ConfigError('eval needs a checkpoint folder, or the folder of a run');
+    if (!Number.isSafeInteger(seed) || seed < 0)
+      throw new ConfigError(`--seed must be a whole number but is ${values.seed}`);
     const loaded = await loadModel(listCheckpoints(where).at(-1) ?? where);
     try {
       const { task: tasks, data = tasks ? 'data/scenes' : 'data/emoji' } = values;

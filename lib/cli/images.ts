@@ -50,6 +50,7 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
   }
   if (specs.length === 0) throw new ConfigError('no images are named; give files, patterns, folders or tars');
   if (images.length === 0)
-    throw new ConfigError(`there is no image in ${specs.join(', ')}; files are taken that end in .jpg, .png, .webp, .avif, .gif, .tif or .svg`);
+    throw new ConfigError(`there is no image in ${specs.join(', ')}; files are taken that end in ` +
+      '.jpg, .png, .webp, .avif, .gif, .tif or .svg');
   return images;
 }

@@ -66,7 +66,9 @@ main(process.argv.slice(2)).then(
   (e: unknown) => {
     const code = String((e as { code?: unknown }).code), usage = code.startsWith('ERR_PARSE_ARGS');
     // Node's own sentence, without what follows about arguments that begin with a dash.
-    if (usage) console.error(`siglip2: ${(e as Error).message.split(/\.\s|\n|\.$/)[0]}; siglip2 ${process.argv[2]} --help shows the options [${code}]`);
+    if (usage)
+      console.error(`siglip2: ${(e as Error).message.split(/\.\s|\n|\.$/)[0]}; ` +
+        `siglip2 ${process.argv[2]} --help shows the options [${code}]`);
     else if (e instanceof Siglip2Error) console.error(`siglip2: ${e.message} [${code}]`);
     else console.error(e);
     process.exit(usage ? 2 : 1);

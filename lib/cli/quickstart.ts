@@ -40,7 +40,8 @@ export const command: Command = {
       },
     });
     const preset = presetCalled(values.preset);
-    if (isStaged(preset)) throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
+    if (isStaged(preset))
+      throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
     process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));

@@ -73,7 +73,7 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
   return { names, rows };
 }
 
-/** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint, not the run. */
+/** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint. */
 function cachePath(folder: string, model: Encoder, alpha = 'drop'): string {
   const weights = stamp(join(model.source, 'model.safetensors')) || stamp(model.source);
   const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype, alpha];

@@ -57,10 +57,12 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
 /** Builds the emoji artwork of a config, and its scenes where it says how, unless they are there. */
 async function buildData({ data }: TrainConfig): Promise<void> {
   const { source } = data;
-  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source]) await buildSource(one, data);
+  for (const one of source.type === 'mixture' ? source.sources.map((part) => part.source) : [source])
+    await buildSource(one, data);
 }
 
-async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>, data: TrainConfig['data']): Promise<void> {
+async function buildSource(source: Exclude<TrainConfig['data']['source'], { type: 'mixture' }>,
+  data: TrainConfig['data']): Promise<void> {
   if (source.type === 'emoji' && !existsSync(join(source.path, 'manifest.json'))) await buildArtwork(source.path, data);
   if (source.type !== 'scenes' || !source.build || existsSync(join(source.path, 'manifest.json'))) return;
   const progress = new Progress('scenes');

@@ -124,7 +124,7 @@ export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
   await writeFileAtomic(path, kept.map(({ shard, key }) => `${keyLine(shard, key)}\n`).join(''));
 }
 
-/** What a sample of a folder or manifest is called in a tar, different from those `taken`: x.jpg and x.png share a stem. */
+/** What a sample of a folder or manifest is called in a tar; not as those `taken`, for x.jpg and x.png share a stem. */
 function stemOf(key: string, taken: Set<string>): string {
   // A tar's key ends at the first dot of the name, and its members have relative paths.
   const plain = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
@@ -135,7 +135,8 @@ function stemOf(key: string, taken: Set<string>): string {
 }
 
 /** The files of a sample of a folder or manifest, as they are called in a tar. */
-function members({ image, captions, mask }: Sample, stem: string, reader: FileReader): [name: string, bytes: Uint8Array][] {
+function members({ image, captions, mask }: Sample, stem: string,
+  reader: FileReader): [name: string, bytes: Uint8Array][] {
   const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   return [[`${stem}${extname(image.path)}`, reader.read(image)], [`${stem}.${captions.format}`, text],
     ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : [])];

@@ -337,6 +337,8 @@ export class Builder {
     this.mark(Stage.decode, sample.index);
     const image = await decodeImage(bytes, describeSample(sample), {
       alpha: wantsAlpha(config.transforms) ? 'keep' : config.alpha,
+      // As the encoder does, and the pipeline that the released models were trained with.
+      profile: 'ignore',
       ...(config.maxPixels === undefined ? {} : { maxPixels: config.maxPixels }),
     });
     if (image.channels === 4) premultiply(image.data);

@@ -120,7 +120,8 @@ export async function decodeImage(
   } catch (cause) {
     throw new DataError(
       `${name}: cannot decode the image: ${(cause as Error).message.replace(/\s+/g, ' ').trim()}` +
-        (/pixel limit/.test((cause as Error).message) ? ` of ${maxPixels}; raise maxPixels if it is meant to be so large` : ''),
+        (/pixel limit/.test((cause as Error).message)
+          ? ` of ${maxPixels}; raise maxPixels if it is meant to be so large` : ''),
       { cause },
     );
   }

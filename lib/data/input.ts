@@ -70,7 +70,8 @@ function isRaw(input: ImageInput): input is RawPixels {
 
 async function fetchBytes(input: string | URL, options: DecodeInputOptions): Promise<Uint8Array> {
   const text = String(input);
-  if (!URL_SCHEME.test(text)) return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
+  if (!URL_SCHEME.test(text))
+    return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
   if (/^file:/i.test(text)) {
     const path = filePath(text);
     return readFile(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
@@ -97,7 +98,8 @@ async function download(url: string, { maxBytes = 64 * 2 ** 20, signal }: Decode
     for await (const chunk of response.body as AsyncIterable<Uint8Array>) {
       size += chunk.length;
       if (size > maxBytes)
-        throw new DataError(`${name}: is larger than ${maxBytes} bytes; if it is meant to be, download it yourself and give its bytes`);
+        throw new DataError(`${name}: is larger than ${maxBytes} bytes; if it is meant to be, download it ` +
+          'yourself and give its bytes');
       chunks.push(chunk);
     }
     return Buffer.concat(chunks, size);

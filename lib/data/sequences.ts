@@ -42,8 +42,8 @@ function partsOf({ task, text, box }: SequenceContent, format: BoxFormat): { par
 }
 
 /**
- * The sequences of a batch. One that is too long loses the end of its text, never its box or end mark, nor, as a query, the
- * room for the box that it asks for. Null stays null,
+ * The sequences of a batch. One that is too long loses the end of its text, never its box or end mark, nor, as a query,
+ * the room for the box that it asks for. Null stays null,
  * and a text that is blank gives null: there is nothing to learn from it.
  * @param length most tokens of a sequence
  * @param options.query leaves out the end mark, for a beginning that the decoder is to continue

@@ -106,7 +106,8 @@ interface Draft {
 /** File names of a split's shards. Throws DataError when the folder is no scenes dataset or lacks the split. */
 function sceneShards(folder: string, split: EmojiSplit): string[] {
   const file = path.join(folder, 'manifest.json');
-  if (!fs.existsSync(file)) throw new DataError(`${file}: there are no scenes here; build them with \`siglip2 dataset scenes --out DIR\``);
+  if (!fs.existsSync(file))
+    throw new DataError(`${file}: there are no scenes here; build them with \`siglip2 dataset scenes --out DIR\``);
   const { splits } = Object(readJson(file)) as { splits?: { split: string; shards: { file: string }[] }[] };
   if (!Array.isArray(splits)) throw new DataError(`${file}: is no manifest of scenes; build them with \`siglip2 dataset scenes\``);
   const found = splits.find((s) => s.split === split);

@@ -46,7 +46,8 @@ export function location(box: Box | undefined, width: number, height: number): L
  * @throws ConfigError when their number is another, or one is blank
  */
 export function phrasesFor(phrases: string | readonly string[], images: number): readonly string[] {
-  const list = checkStrings('locate', 'phrases', typeof phrases === 'string' ? Array<string>(images).fill(phrases) : phrases);
+  const list = checkStrings('locate', 'phrases',
+    typeof phrases === 'string' ? Array<string>(images).fill(phrases) : phrases);
   if (list.length !== images)
     throw new ConfigError(`locate: ${images} images need one phrase, or one each, but there are ${list.length}`);
   if (list.some((phrase) => phrase.trim() === ''))

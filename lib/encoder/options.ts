@@ -68,7 +68,7 @@ export function checkOptions(call: string, options: object, keys: readonly strin
   }
 }
 
-/** Throws ConfigError unless the options of `load` are within their ranges, so that the first image or text need not. */
+/** Throws ConfigError unless the options of `load` are in range, so that the first image or text need not. */
 export function checkLoadOptions(options: LoadOptions): void {
   checkOptions('load', options, LOAD_KEYS);
   const among = (name: 'dtype' | 'alpha' | 'lowercase', ...values: string[]): void => {
@@ -89,7 +89,8 @@ const orList = (values: readonly string[]): string => `${values.slice(0, -1).joi
 
 /** `list` when it is an array of strings. Throws ConfigError calling them `what`, a plural, otherwise. */
 export function checkStrings(call: string, what: string, list: readonly string[]): readonly string[] {
-  if (!Array.isArray(list)) throw new ConfigError(`${call}: the ${what} must be an array of strings but are ${kindOf(list)}`);
+  if (!Array.isArray(list))
+    throw new ConfigError(`${call}: the ${what} must be an array of strings but are ${kindOf(list)}`);
   const bad = list.findIndex((s) => typeof s !== 'string');
   if (bad >= 0) throw new ConfigError(`${call}: the ${what} must be strings but number ${bad} is ${kindOf(list[bad])}`);
   return list;
@@ -97,9 +98,11 @@ export function checkStrings(call: string, what: string, list: readonly string[]
 
 /** Throws ConfigError unless `source` can be iterated over and is no string, whose characters nobody means. */
 export function checkSource(call: string, source: unknown): void {
-  const { [Symbol.iterator]: one, [Symbol.asyncIterator]: other } = Object(source ?? {}) as Partial<Iterable<1> & AsyncIterable<1>>;
+  const { [Symbol.iterator]: one, [Symbol.asyncIterator]: other } =
+    Object(source ?? {}) as Partial<Iterable<1> & AsyncIterable<1>>;
   if (typeof source === 'string' || (typeof one !== 'function' && typeof other !== 'function'))
-    throw new ConfigError(`${call}: the source must be an array, an iterable or an async iterable but is ${kindOf(source)}`);
+    throw new ConfigError(`${call}: the source must be an array, an iterable or an async iterable but is ` +
+      kindOf(source));
 }
 
 /** Throws ConfigError unless n is an integer in [1, 65536]. */

@@ -47,7 +47,8 @@ export class Embeddings {
   /** Rows `from` to `to` as a matrix of their own; shares memory. */
   slice(from: number, to: number): Embeddings {
     if (!(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from <= to && to <= this.rows))
-      throw new ConfigError(`slice: from and to must lie in [0, ${this.rows}], in this order, but are ${from} and ${to}`);
+      throw new ConfigError(`slice: from and to must lie in [0, ${this.rows}], in this order, but are ` +
+        `${from} and ${to}`);
     return new Embeddings(this.data.subarray(from * this.dim, to * this.dim), to - from, this.dim, this.type,
       this.scales?.subarray(from, to) ?? null);
   }

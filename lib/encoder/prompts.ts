@@ -35,7 +35,8 @@ export function promptTemplates(language: string, templates?: readonly string[])
       throw new ConfigError(`templates must each contain {label} but ${bad === undefined ? 'there is none' : `${JSON.stringify(bad)} does not`}`);
     return templates;
   }
-  if (typeof language !== 'string') throw new ConfigError(`the language must be a tag such as "de" but is ${kindOf(language)}`);
+  if (typeof language !== 'string')
+    throw new ConfigError(`the language must be a tag such as "de" but is ${kindOf(language)}`);
   const tag = language.toLowerCase(), found = [tag, tag.split('-')[0]!].find((key) => Object.hasOwn(PROMPTS, key));
   if (!found)
     throw new ConfigError(`there are no prompt templates for language "${language}"; give templates, or choose one of ${Object.keys(PROMPTS).join(', ')}`);

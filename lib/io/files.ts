@@ -27,8 +27,8 @@ function temporary(path: string): string {
 const drafts = new Set<string>();
 
 /**
- * Removes a file or folder that is being written when the process exits before `settleDraft`, by `process.exit` say; not when
- * a signal kills it.
+ * Removes a file or folder that is being written when the process exits before `settleDraft`, by `process.exit` say;
+ * not when a signal kills it.
  */
 export function trackDraft(path: string): void {
   if (drafts.size === 0) process.once('exit', removeDrafts);

@@ -188,8 +188,9 @@ export class Trainer {
         tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
         ...made,
         ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
-        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
-          uniqueBy: data.uniqueClasses ? 'class' as const : undefined, signal: options.signal }),
+        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
+          timeoutMs: data.timeoutMs, uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
+          signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as LoaderState);
       const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;

@@ -1,6 +1,8 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
+import sharp from 'sharp';
+import { decodeInput } from '../../lib/data/input.js';
 import type { LoaderOptions } from '../../lib/data/loader_options.js';
 import { DataLoader, type Batch } from '../../lib/data/loader.js';
 import type { SampleSource } from '../../lib/data/sample.js';
@@ -265,3 +267,21 @@ test('a worker that dies is noticed', async () => {
   });
   expect(what).toMatch(/^crashed \(.+\)$/);
 });
+
+test('training sees the pixels that the encoder sees: colour profiles are ignored, CMYK is converted without one', () =>
+  withFolder(async (folder) => {
+    const plain = sharp({ create: { width: 16, height: 16, channels: 3, background: '#30c040' } });
+    const files = [await plain.clone().withIccProfile('p3').png().toBuffer(), await plain.clone().toColourspace('cmyk').jpeg().toBuffer()];
+    files.forEach((bytes, i) => {
+      fs.writeFileSync(path.join(folder, `${i}.${i === 0 ? 'png' : 'jpg'}`), bytes);
+      fs.writeFileSync(path.join(folder, `${i}.txt`), 'green');
+    });
+    const loader = new DataLoader(await openSource({ type: 'folder', path: folder }), { batchSize: 2, seed: 1, size: 16, shuffle: false, workers: 0 });
+    try {
+      const { images } = await loader.next();
+      const want = await Promise.all(files.map(async (bytes) => (await decodeInput(bytes)).data));
+      want.forEach((data, i) => expect(images.subarray(i * 768, (i + 1) * 768)).toEqual(new Uint8Array(data)));
+    } finally {
+      await loader.close();
+    }
+  }));
