@@ -8,6 +8,7 @@
 #include "allocator.h"
 #include "cpu/matmul.h"
 #include "cpu/threads.h"
+#include "heap.h"
 #include "op.h"
 #include "resize_job.h"
 #include "slots.h"
@@ -426,6 +427,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     return exports;
   }
 #endif
+  keep_freed_blocks();
   auto* self = new Instance(env);
   napi_set_instance_data(env, self, [](napi_env, void* p, void*) { delete static_cast<Instance*>(p); }, nullptr);
   napi_add_env_cleanup_hook(env, [](void* p) { static_cast<Instance*>(p)->shutdown(); }, self);
