@@ -8,8 +8,8 @@
 namespace siglip2 {
 
 // Freed blocks of up to 32 MiB stay with the process instead of going back to the system at once. The pages of every
-// decoded image would otherwise be new ones, and mapping them takes as long as decoding a photo of 640×427 (2 ms beside
-// 2 ms). Whoever sets glibc's own variable is left alone.
+// decoded image would otherwise be new ones, and mapping them takes as long as decoding a photo of 640×427 (2 ms
+// beside 2 ms). Whoever sets glibc's own variable is left alone.
 inline void keep_freed_blocks() {
 #if defined(__GLIBC__)
   if (std::getenv("MALLOC_MMAP_THRESHOLD_")) return;

@@ -73,11 +73,13 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
 void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
              int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
   const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
-  if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+  if (status == dnnl_success) return;
+  throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
 }
 
-// Of this thread, which is the stream's: see set_batch_invariant. oneDNN's sgemm does not serve then: it sums K in another
-// order for few rows, from some hundred rows on and in rows that fill no tile of its kernels, and may split K over threads.
+// Of this thread, which is the stream's: see set_batch_invariant. oneDNN's sgemm does not serve then: it sums K in
+// another order for few rows, from some hundred rows on and in rows that fill no tile of its kernels, and may split K
+// over threads.
 thread_local bool batch_invariant = false;
 
 void widen(const Matrix& m, int64_t rows, int64_t cols, float* out) {

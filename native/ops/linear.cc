@@ -64,8 +64,8 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
     const float* b = bias.as_or_null<const float>(N);
     if constexpr (std::is_same_v<T, float>)
       if (is_batch_invariant() && !s.is_dry() && (!p || p == out))
-        return siglip2::row_gemm(s, M, N, K, 1.0f, x.as<const float>(M * K), K, weight.as<const float>(N * K), K, true, out,
-                                 N, {b, p != nullptr});
+        return siglip2::row_gemm(s, M, N, K, 1.0f, x.as<const float>(M * K), K, weight.as<const float>(N * K), K, true,
+                                 out, N, {b, p != nullptr});
     matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
            p ? p : out, x.dtype, N);
     if ((bias || p) && !s.is_dry()) add_bias<T>(out, p, b, M, N);

@@ -1,5 +1,5 @@
-// row_gemm.h. Bound by multiply-adds. A task packs a few columns of B, which then stay in the L2 cache while the rows of A
-// pass by, tile after tile; what comes out of a tile is finished while it is in the L1 cache.
+// row_gemm.h. Bound by multiply-adds. A task packs a few columns of B, which then stay in the L2 cache while the rows
+// of A pass by, tile after tile; what comes out of a tile is finished while it is in the L1 cache.
 #include "row_gemm.h"
 #include "../cpu/math.h"
 #include "../cpu/threads.h"
@@ -56,8 +56,8 @@ void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const flo
 }  // namespace siglip2::cpu::ISA
 
 #if defined(SIGLIP2_REGISTERS_OPS)
-void siglip2::row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
-                       int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish) {
+void siglip2::row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda,
+                       const float* b, int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish) {
 #if defined(SIGLIP2_HAS_AVX512)
   if (use_avx512()) return cpu::avx512::row_gemm(s, M, N, K, alpha, a, lda, b, ldb, transposed, c, ldc, finish);
 #endif
