@@ -76,10 +76,14 @@ function ourTowers(model: Encoder, batch: number): Towers {
   return { images: () => model.encodeImages(images, options), texts: () => model.encodeTexts(texts, options) };
 }
 
-/** One batch of ours and of theirs, alternating; medians. */
+/**
+ * One batch of ours and of theirs, alternating; medians. Each begins after a rest: threads that wait for their next work
+ * spin for a while and would take a core from whoever comes next.
+ */
 async function speeds(dtype: Dtype, ours: Towers, theirs: Towers | undefined, batch: number,
   rounds: number): Promise<Record<string, number>> {
   const time = async (f: () => Promise<unknown>): Promise<number> => {
+    await new Promise((resolve) => setTimeout(resolve, 100));
     const begin = performance.now();
     await f();
     return (performance.now() - begin) / 1000;

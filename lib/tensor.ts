@@ -198,7 +198,7 @@ export function synchronize(device: DeviceName = 'cpu'): Promise<void> {
 }
 /**
  * Runs `fn` so that on the CPU every row of a batch gets the same bits whatever the other rows, their number and the
- * number of threads: for inference, at a few percent of speed in f32. CUDA devices are not affected.
+ * number of threads: for inference. CUDA devices are not affected.
  */
 export function batchInvariant<T>(device: DeviceName, fn: () => T): T {
   native().setBatchInvariant(deviceIndex(device), true);

@@ -2,6 +2,7 @@
 #include <napi.h>
 #include "cpu/matmul.h"
 #include "cpu/threads.h"
+#include "heap.h"
 #include "instance.h"
 #include "op.h"
 #include "resize_job.h"
@@ -299,6 +300,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
     return exports;
   }
 #endif
+  keep_freed_blocks();
   auto* self = new Instance(env);
   napi_set_instance_data(env, self, [](napi_env, void* p, void*) { delete static_cast<Instance*>(p); }, nullptr);
   napi_add_env_cleanup_hook(env, [](void* p) { static_cast<Instance*>(p)->shutdown(); }, self);

@@ -1,9 +1,8 @@
 #include "matmul.h"
 #include <dnnl.hpp>
-#include <atomic>
 #include <map>
 #include <tuple>
-#include <vector>
+#include "../ops/row_gemm.h"
 #include "threads.h"
 
 namespace siglip2 {
@@ -71,62 +70,17 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
   stream->wait();
 }
 
-dnnl_status_t sgemm(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
-                    int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
-  return dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-
-void check_sgemm(dnnl_status_t status) {
-  if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
-}
-
 void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
              int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
-  check_sgemm(sgemm(M, N, K, alpha, a, lda, ta, b, ldb, tb, beta, c, ldc));
+  const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
+  if (status == dnnl_success) return;
+  throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
 }
 
-// Of this thread, which is the stream's: see set_batch_invariant.
+// Of this thread, which is the stream's: see set_batch_invariant. oneDNN's sgemm does not serve then: it sums K in
+// another order for few rows, from some hundred rows on and in rows that fill no tile of its kernels, and may split K
+// over threads.
 thread_local bool batch_invariant = false;
-
-// oneDNN's sgemm sums K in another order for few rows, from some hundred rows on, and in the rows that fill no tile of its
-// kernels (6 rows on AVX2); it may split K over threads. Elsewhere, and on one thread, a row's bits do not depend on the
-// rows around it. So: blocks of whole tiles whose size depends on N alone, each on one thread, the last one filled up.
-constexpr int64_t kTileRows = 24, kMostRows = 240, kMostColumns = 512;
-
-void run_f32_blocks(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
-                    int64_t ldb, bool tb, float* c, int64_t ldc) {
-  const int64_t blocks = (M + kMostRows - 1) / kMostRows, pieces = (N + kMostColumns - 1) / kMostColumns;
-  const int64_t width = ((N + pieces - 1) / pieces + 15) / 16 * 16;
-  const int64_t start = (blocks - 1) * kMostRows, last = M - start, filled = (last + kTileRows - 1) / kTileRows * kTileRows;
-  const bool fill = filled != last;
-  Scratch<float> a_tail(s, fill ? filled * K : 0), c_tail(s, fill ? filled * N : 0);
-  if (fill) {
-    for (int64_t r = 0; r < last; ++r) std::copy_n(a + (start + r) * lda, K, a_tail.data() + r * K);
-    std::fill(a_tail.data() + last * K, a_tail.data() + filled * K, 0.0f);
-  }
-  std::atomic<dnnl_status_t> failure{dnnl_success};  // nothing may be thrown inside a parallel region
-  const auto product = [&](int64_t i) {
-    const int64_t block = i / pieces, n0 = i % pieces * width, n = std::min(width, N - n0);
-    if (n <= 0) return;
-    const bool tail = fill && block == blocks - 1;
-    const float* rows = tail ? a_tail.data() : a + block * kMostRows * lda;
-    float* to = (tail ? c_tail.data() : c + block * kMostRows * ldc) + n0;
-    const auto status = sgemm(block == blocks - 1 ? filled : kMostRows, n, K, alpha, rows, tail ? K : lda, false,
-                              b + (tb ? n0 * ldb : n0), ldb, tb, 0.0f, to, tail ? N : ldc);
-    if (status != dnnl_success) failure = status;
-  };
-  if (blocks * pieces > 1) {
-    parallel_items(blocks * pieces, product);
-  } else {  // outside a parallel region oneDNN would take all threads
-    const int team = omp_get_max_threads();
-    omp_set_num_threads(1);
-    product(0);
-    omp_set_num_threads(team);
-  }
-  check_sgemm(failure);
-  if (fill)
-    for (int64_t r = 0; r < last; ++r) std::copy_n(c_tail.data() + r * N, N, c + (start + r) * ldc);
-}
 
 void widen(const Matrix& m, int64_t rows, int64_t cols, float* out) {
   const auto* in = static_cast<const bf16*>(m.data);
@@ -139,6 +93,7 @@ void widen(const Matrix& m, int64_t rows, int64_t cols, float* out) {
 }  // namespace
 
 void set_batch_invariant(bool on) { batch_invariant = on; }
+bool is_batch_invariant() { return batch_invariant; }
 
 bool has_native_bf16() {
 #if defined(__x86_64__)
@@ -167,7 +122,7 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     const auto *pa = static_cast<const float*>(a.data), *pb = static_cast<const float*>(b.data);
     auto* pc = static_cast<float*>(c);
     if (batch_invariant && !a.transposed && beta == 0.0f)
-      run_f32_blocks(s, M, N, K, alpha, pa, a.stride, pb, b.stride, b.transposed, pc, c_stride);
+      row_gemm(s, M, N, K, alpha, pa, a.stride, pb, b.stride, b.transposed, pc, c_stride);
     else
       run_f32(M, N, K, alpha, pa, a.stride, a.transposed, pb, b.stride, b.transposed, beta, pc, c_stride);
     return;
@@ -184,11 +139,11 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     widen(a, a_rows, a_cols, wide_a.data());
     widen(b, b_rows, b_cols, wide_b.data());
   }
-  // The block form takes what is not transposed and starts from nothing; the copies are plain, so only A can be either.
-  const bool blocks = batch_invariant && !a.transposed && beta == 0.0f;
-  if (blocks && !dry && c_dtype == DType::f32) {
-    run_f32_blocks(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed,
-                   static_cast<float*>(c), c_stride);
+  // row_gemm takes what is not transposed and starts from nothing; the copies are plain, so only A can be either.
+  const bool by_rows = batch_invariant && !a.transposed && beta == 0.0f;
+  if (by_rows && !dry && c_dtype == DType::f32) {
+    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, static_cast<float*>(c),
+             c_stride);
     return;
   }
   if (c_dtype == DType::f32) {
@@ -201,8 +156,8 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
   if (dry) return;
   auto* out = static_cast<bf16*>(c);
   if (beta != 0.0f) widen({c, DType::bf16, c_stride}, M, N, wide_c.data());
-  if (blocks)
-    run_f32_blocks(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, wide_c.data(), N);
+  if (by_rows)
+    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, wide_c.data(), N);
   else
     run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
             wide_c.data(), N);

@@ -1,8 +1,10 @@
-// CPU fully connected layer (linear.h). Bound by oneDNN's matrix product; the epilogues are one pass over memory.
+// CPU fully connected layer (linear.h). Bound by the matrix product; the epilogues are one pass over memory, or in
+// inference part of the product.
 #include "linear.h"
 #include "../cpu/math.h"
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
+#include "row_gemm.h"
 
 namespace siglip2::cpu::ISA {
 
@@ -59,9 +61,14 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
     using T = decltype(t);
     T* out = y.as<T>(M * N);
     T* p = pre.as_or_null<T>(M * N);
+    const float* b = bias.as_or_null<const float>(N);
+    if constexpr (std::is_same_v<T, float>)
+      if (is_batch_invariant() && !s.is_dry() && (!p || p == out))
+        return siglip2::row_gemm(s, M, N, K, 1.0f, x.as<const float>(M * K), K, weight.as<const float>(N * K), K, true,
+                                 out, N, {b, p != nullptr});
     matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
            p ? p : out, x.dtype, N);
-    if ((bias || p) && !s.is_dry()) add_bias<T>(out, p, bias.as_or_null<const float>(N), M, N);
+    if ((bias || p) && !s.is_dry()) add_bias<T>(out, p, b, M, N);
   });
 }
 
