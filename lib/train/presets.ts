@@ -36,7 +36,7 @@ const quickstart: TrainConfigInput = {
   },
   total: { steps: 5000 },  // the quickstart command puts here what fits into its minutes
   // Steps decide: one block does nearly twice as many of them in the time as two, and learns as much from each.
-  model: { ...home.model, vision: { depth: 1, mlp: 256, imageSize: 48, patch: 12 }, text: { mlp: 256 } },
+  model: { ...home.model, vision: { depth: 1, mlp: 256, imageSize: 40, patch: 8 }, text: { mlp: 256 } },
   optimizer: { ...home.optimizer, warmup: { steps: 50 } },
   checkpointEvery: '50%',
 };
