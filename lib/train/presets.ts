@@ -7,7 +7,10 @@ import { recipePresets } from './recipe_presets.js';
 const home: TrainConfigInput = {
   out: 'runs/home',
   seed: 1,
-  model: { variant: 'micro', vision: { patch: 8 }, length: 16, initLogitScale: Math.log(5), initLogitBias: -Math.log(64) },
+  model: {
+    variant: 'micro', vision: { mlp: 256, patch: 8 }, text: { mlp: 256 }, length: 16,
+    initLogitScale: Math.log(5), initLogitBias: -Math.log(64),
+  },
   data: {
     source: { type: 'emoji', path: 'data/emoji', split: 'train' },
     transforms: [{ name: 'place', scale: [0.4, 1] }],
@@ -36,7 +39,7 @@ const quickstart: TrainConfigInput = {
   },
   total: { steps: 5000 },  // the quickstart command puts here what fits into its minutes
   // Steps decide: one block does nearly twice as many of them in the time as two, and learns as much from each.
-  model: { ...home.model, vision: { depth: 1, mlp: 256, imageSize: 40, patch: 8 }, text: { mlp: 256 } },
+  model: { ...home.model, vision: { depth: 1, mlp: 256, imageSize: 40, patch: 8 } },
   optimizer: { ...home.optimizer, warmup: { steps: 50 } },
   checkpointEvery: '50%',
 };
