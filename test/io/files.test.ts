@@ -67,58 +67,45 @@ test('a path through a file, a folder in the way and a name too long are IoError
 
 const root = process.getuid?.() === 0;
 
-/** A tmpfs of 1 MiB at `path`, or false where this user may not mount one. */
-function mountSmall(path: string): boolean {
+/** Runs `fn` with a file system of 1 MiB that is its own; says that it did not where this user may not mount one. */
+async function onSmallDisk(name: string, fn: (disk: string) => Promise<void>): Promise<void> {
+  const disk = join(folder, name);
+  await mkdir(disk);
   try {
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', path], { stdio: 'ignore' });
-    return true;
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', disk], { stdio: 'ignore' });
   } catch {
-    return false;
+    console.warn('skipped: mounting a tmpfs needs root');
+    return;
+  }
+  try {
+    await fn(disk);
+  } finally {
+    execFileSync('umount', [disk]);
   }
 }
 
-test('a full disk: IoError, the old file and folder are untouched', async () => {
-  const disk = join(folder, 'disk');
-  await mkdir(disk);
-  if (!root || !mountSmall(disk)) {
-    console.warn('skipped: mounting a tmpfs needs root');
-    return;
-  }
-  try {
-    await writeFileAtomic(join(disk, 'file'), 'old');
-    const big = (): Uint8Array[] => Array.from({ length: 40 }, () => new Uint8Array(65536));
-    await expect(writeFileAtomic(join(disk, 'file'), big())).rejects
-      .toThrow(/disk\/file: the disk is full.*ENOSPC/);
-    await writeFolderAtomic(join(disk, 'set'), (draft) => writeFile(join(draft, 'x'), 'old'));
-    await expect(writeFolderAtomic(join(disk, 'set'), (draft) => writeFileAtomic(join(draft, 'x'),
-      big())))
-      .rejects.toThrow(IoError);
-    expect(await readFile(join(disk, 'file'), 'utf8')).toBe('old');
-    expect(await readFile(join(disk, 'set/x'), 'utf8')).toBe('old');
-    expect((await readdir(disk)).sort()).toEqual(['file', 'set']);
-  } finally {
-    execFileSync('umount', [disk]);
-  }
-});
+test('a full disk: IoError, the old file and folder are untouched', () => onSmallDisk('disk', async (disk) => {
+  await writeFileAtomic(join(disk, 'file'), 'old');
+  const big = (): Uint8Array[] => Array.from({ length: 40 }, () => new Uint8Array(65536));
+  await expect(writeFileAtomic(join(disk, 'file'), big())).rejects
+    .toThrow(/disk\/file: the disk is full.*ENOSPC/);
+  await writeFolderAtomic(join(disk, 'set'), (draft) => writeFile(join(draft, 'x'), 'old'));
+  await expect(writeFolderAtomic(join(disk, 'set'), (draft) => writeFileAtomic(join(draft, 'x'),
+    big())))
+    .rejects.toThrow(IoError);
+  expect(await readFile(join(disk, 'file'), 'utf8')).toBe('old');
+  expect(await readFile(join(disk, 'set/x'), 'utf8')).toBe('old');
+  expect((await readdir(disk)).sort()).toEqual(['file', 'set']);
+}));
 
-test('a read-only file system says so, also where a folder is to be made', async () => {
-  const disk = join(folder, 'sealed');
-  await mkdir(disk);
-  if (!root || !mountSmall(disk)) {
-    console.warn('skipped: mounting a tmpfs needs root');
-    return;
-  }
-  try {
-    execFileSync('mount', ['-o', 'remount,ro', disk]);
-    const works: (() => Promise<void>)[] = [
-      () => writeFileAtomic(join(disk, 'a/b/file'), 'x'), () => writeFolderAtomic(join(disk, 'a/set'), () => Promise.resolve()),
-      () => makeFolder(join(disk, 'a/b')), () => prepareToWrite(join(disk, 'a/b/file')), () => prepareToWrite(join(disk, 'file')),
-    ];
-    for (const work of works) await expect(work()).rejects.toThrow(/sealed.*: the file system is read-only.*EROFS/);
-  } finally {
-    execFileSync('umount', [disk]);
-  }
-});
+test('a read-only file system says so, also where a folder is to be made', () => onSmallDisk('sealed', async (disk) => {
+  execFileSync('mount', ['-o', 'remount,ro', disk]);
+  const works: (() => Promise<void>)[] = [
+    () => writeFileAtomic(join(disk, 'a/b/file'), 'x'), () => writeFolderAtomic(join(disk, 'a/set'), () => Promise.resolve()),
+    () => makeFolder(join(disk, 'a/b')), () => prepareToWrite(join(disk, 'a/b/file')), () => prepareToWrite(join(disk, 'file')),
+  ];
+  for (const work of works) await expect(work()).rejects.toThrow(/sealed.*: the file system is read-only.*EROFS/);
+}));
 
 test('preparing to write finds what is in the way', async () => {
   await prepareToWrite(join(folder, 'new/folder/file'));
