@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # Everything a fresh machine needs: system packages, npm packages, the addon, the compiled TypeScript.
-# Quick when there is nothing to do. `--quiet` prints only what is missing or goes wrong.
+# Quick when there is nothing to do. `--quiet` prints only what is missing or goes wrong. `--here` builds for this machine:
+# CUDA kernels, which take longer than everything else, only where there is a GPU (or they were built before).
 set -euo pipefail
 cd "$(dirname "$0")"
-quiet=""
-[ "${1:-}" = "--quiet" ] && quiet=1
+quiet="" here=""
+for option in "$@"; do
+  case "$option" in
+    --quiet) quiet=1 ;;
+    --here) here=1 ;;
+    *) echo "setup: unknown option $option; there are --quiet and --here" >&2; exit 2 ;;
+  esac
+done
 note() { [ -n "$quiet" ] || echo "setup: $*"; }
 
 node -e 'const [a,b]=process.versions.node.split(".").map(Number); if (a<20||(a===20&&b<19)) { console.error("setup: Node 20.19 or later is needed, this is "+process.versions.node); process.exit(1) }'
@@ -42,13 +49,23 @@ if ! cmp -s package-lock.json "$stamp" 2>/dev/null; then
 fi
 
 # --- the addon: CMake sees what changed; a new or vanished nvcc needs a fresh configuration
-cuda=$(command -v nvcc || true)
-if [ -f build/CMakeCache.txt ] && [ "$(cat build/.nvcc 2>/dev/null)" != "$cuda" ]; then rm -rf build; fi
+nvcc=$(command -v nvcc || true)
+if [ -f build/CMakeCache.txt ] && [ "$(cat build/.nvcc 2>/dev/null)" != "$nvcc" ]; then rm -rf build; fi
 mkdir -p build
-echo "$cuda" > build/.nvcc
-note "native addon ($([ -n "$cuda" ] && echo "with CUDA" || echo "CPU only: no nvcc on PATH"))"
+echo "$nvcc" > build/.nvcc
+has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; }
+cuda=AUTO kind="with CUDA"
+if [ -z "$nvcc" ]; then kind="CPU only: no nvcc on PATH"
+elif [ -n "$here" ] && ! has_gpu && ! grep -qs '^SIGLIP2_CUDA:[A-Z]*=AUTO$' build/CMakeCache.txt; then
+  cuda=OFF kind="CPU only: no GPU here; \`npm run setup\` adds the CUDA kernels"
+fi
+note "native addon ($kind)"
 log=$(mktemp)
-if ! npx cmake-js compile >"$log" 2>&1; then
+# cmake-js configures only what was never configured.
+if [ -f build/CMakeCache.txt ] && ! grep -q "^SIGLIP2_CUDA:[A-Z]*=$cuda\$" build/CMakeCache.txt; then
+  cmake -DSIGLIP2_CUDA=$cuda build >"$log" 2>&1 || { tail -20 "$log" >&2; exit 1; }
+fi
+if ! npx cmake-js compile --CDSIGLIP2_CUDA=$cuda >"$log" 2>&1; then
   grep -vE "^(info|npm warn)" "$log" | tail -40 >&2
   echo "setup: the addon did not build; the lines above say why" >&2
   exit 1

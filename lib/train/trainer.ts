@@ -4,7 +4,7 @@
  * and the metrics of a step are read when the next ones are already enqueued.
  */
 import { existsSync, readFileSync, rmSync } from 'node:fs';
-import { appendFile } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
 import { naflexUpdates } from '../data/naflex_lengths.js';
@@ -240,7 +240,8 @@ export class Trainer {
   /** Trains to the end, yielding each step's metrics in order. Returns early (after that step) when the signal aborts. */
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
-    const file = join(this.config.out, LOGS[0]);
+    const [log, choices] = await Promise.all(LOGS.map((name, i) =>
+      i === 0 || this.config.selection?.log ? open(join(this.config.out, name), 'a') : undefined));
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
@@ -268,10 +269,9 @@ export class Trainer {
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
-      await appendFile(file, `${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
+      await log!.appendFile(`${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
       const { chosen, rejected } = p.chosen;
-      if (this.config.selection?.log)
-        await appendFile(join(this.config.out, LOGS[1]), `${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
+      await choices?.appendFile(`${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
       return metrics;
     };
     try {
@@ -283,6 +283,7 @@ export class Trainer {
     } finally {
       for (const p of queue) await p.values.catch(() => undefined);
       clearTape();
+      await Promise.all([log?.close(), choices?.close()]);
     }
   }
 

@@ -18,7 +18,7 @@ dnnl::engine& engine() {
   return *e;
 }
 
-// Compiled products, one per shape; only the CPU stream's thread comes here.
+// Compiled products, one per shape and thread: the CPU devices of several Workers multiply at the same time.
 struct Product {
   dnnl::memory::desc a, b, c;
   dnnl::matmul run;
@@ -56,18 +56,18 @@ Product make_product(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
 
 void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
                      void* c, DType c_dtype, int64_t c_stride) {
-  static auto* cache = new std::map<Key, Product>;
+  thread_local std::map<Key, Product> products;
   const Key key{M, N, K, a.stride, b.stride, c_stride, a.transposed, b.transposed, static_cast<int>(c_dtype), alpha, beta};
-  auto it = cache->find(key);
-  if (it == cache->end()) {
-    if (cache->size() > 4096) cache->clear();  // ragged batches: shapes without end
-    it = cache->emplace(key, make_product(M, N, K, alpha, a, b, beta, c_dtype, c_stride)).first;
+  auto it = products.find(key);
+  if (it == products.end()) {
+    if (products.size() > 4096) products.clear();  // ragged batches: shapes without end
+    it = products.emplace(key, make_product(M, N, K, alpha, a, b, beta, c_dtype, c_stride)).first;
   }
-  static auto* stream = new dnnl::stream(engine());
+  thread_local dnnl::stream stream(engine());
   Product& p = it->second;
   dnnl::memory ma(p.a, engine(), const_cast<void*>(a.data)), mb(p.b, engine(), const_cast<void*>(b.data)), mc(p.c, engine(), c);
-  p.run.execute(*stream, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}});
-  stream->wait();
+  p.run.execute(stream, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}});
+  stream.wait();
 }
 
 void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,

@@ -1,6 +1,7 @@
 // CPU LayerNorm (layer_norm.h). Bound by memory: a row is read once into cache, and its statistics, output and residual
 // sum come from that one visit. Backward reduces dweight and dbias over a fixed number of row blocks, then over blocks.
 #include "layer_norm.h"
+#include "../cpu/row_sums.h"
 #include "../cpu/threads.h"
 
 namespace siglip2::cpu::ISA {
@@ -22,16 +23,11 @@ void forward(T* y, T* sum, float* mean, float* rstd, const T* x, const T* residu
         for (int64_t c = 0; c < C; ++c) s[c] = static_cast<float>(a[c]) + static_cast<float>(b[c]);
         h = s;
       }
-      float total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t c = 0; c < C; ++c) total += static_cast<float>(h[c]);
-      const float mu = total / static_cast<float>(C);
-      float square = 0;
-#pragma omp simd reduction(+ : square)
-      for (int64_t c = 0; c < C; ++c) {
+      const float mu = sum_of(C, [h](int64_t c) { return static_cast<float>(h[c]); }) / static_cast<float>(C);
+      const float square = sum_of(C, [h, mu](int64_t c) {
         const float d = static_cast<float>(h[c]) - mu;
-        square += d * d;
-      }
+        return d * d;
+      });
       const float rs = 1.0f / __builtin_sqrtf(square / static_cast<float>(C) + eps);
       T* out = y + r * C;
       for (int64_t c = 0; c < C; ++c)
@@ -47,6 +43,7 @@ template <class T>
 void backward(T* dx, float* dweight, float* dbias, const T* dy, const T* dsum, const T* h, const float* weight,
               const float* mean, const float* rstd, float* partial, int64_t R, int64_t C) {
   parallel_ranges(kBlocks, 1, [&](int64_t b0, int64_t b1) {
+    const float* const w = weight;
     for (int64_t b = b0; b < b1; ++b) {
       float* dw = partial + b * 2 * C;
       float* db = dw + C;
@@ -55,23 +52,20 @@ void backward(T* dx, float* dweight, float* dbias, const T* dy, const T* dsum, c
         const T* g = dy + r * C;
         const T* hr = h + r * C;
         const float mu = mean[r], rs = rstd[r];
-        float sum_g = 0, sum_gh = 0;
-#pragma omp simd reduction(+ : sum_g, sum_gh)
-        for (int64_t c = 0; c < C; ++c) {
-          const float gw = static_cast<float>(g[c]) * weight[c];
-          sum_g += gw;
-          sum_gh += gw * (static_cast<float>(hr[c]) - mu);
-        }
+        const float sum_g = sum_of(C, [g, w](int64_t c) { return static_cast<float>(g[c]) * w[c]; });
+        const float sum_gh = sum_of(C, [g, w, hr, mu](int64_t c) {
+          return static_cast<float>(g[c]) * w[c] * (static_cast<float>(hr[c]) - mu);
+        });
         const float m1 = sum_g / static_cast<float>(C), m2 = sum_gh * rs * rs / static_cast<float>(C);
         T* out = dx + r * C;
         if (dsum) {
           const T* ds = dsum + r * C;
           for (int64_t c = 0; c < C; ++c)
-            out[c] = rs * (static_cast<float>(g[c]) * weight[c] - m1 - (static_cast<float>(hr[c]) - mu) * m2) +
+            out[c] = rs * (static_cast<float>(g[c]) * w[c] - m1 - (static_cast<float>(hr[c]) - mu) * m2) +
                      static_cast<float>(ds[c]);
         } else {
           for (int64_t c = 0; c < C; ++c)
-            out[c] = rs * (static_cast<float>(g[c]) * weight[c] - m1 - (static_cast<float>(hr[c]) - mu) * m2);
+            out[c] = rs * (static_cast<float>(g[c]) * w[c] - m1 - (static_cast<float>(hr[c]) - mu) * m2);
         }
         if (dweight)
           for (int64_t c = 0; c < C; ++c) {

@@ -5,6 +5,7 @@
 // result is rounded once, after bias and position.
 #include "patch_embed.h"
 #include <algorithm>
+#include <bit>
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
 
@@ -37,7 +38,13 @@ void gather(T* rows, const Pixel* images, int64_t n, const Shape& s) {
       for (int64_t y = 0; y < s.P; ++y) {
         const Pixel* line = corner + y * s.W * 3;
         T* out = rows + r * s.values() + y * run;
-        for (int64_t i = 0; i < run; ++i) out[i] = static_cast<float>(line[i]) - kCentre;
+        if constexpr (std::is_same_v<T, bf16> && std::is_same_v<Pixel, uint8_t>) {
+          // Exact, so the lower half of the float is zero and nothing needs rounding.
+          for (int64_t i = 0; i < run; ++i)
+            out[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(line[i]) - kCentre) >> 16);
+        } else {
+          for (int64_t i = 0; i < run; ++i) out[i] = static_cast<float>(line[i]) - kCentre;
+        }
       }
     }
   });
