@@ -5,10 +5,10 @@ import { Trainer } from './trainer.js';
 
 /** The timed part comes when every sample has been decoded once, but begins within so many seconds. */
 const MOST_WARM_SECONDS = 30;
-const TIMED_SECONDS = 4;
+const TIMED_SECONDS = 8;
 
 /**
- * Runs the config for some seconds, until its data are in memory and four more, and returns the steps that it would do
+ * Runs the config for some seconds, until its data are in memory and eight more, and returns the steps that it would do
  * in `seconds`, rounded to hundreds (at least 100). Nothing of the trial stays.
  */
 export async function stepsIn(seconds: number, config: TrainConfig): Promise<number> {

@@ -4,6 +4,7 @@
 #pragma once
 #include <algorithm>
 #include <limits>
+#include "row_sums.h"
 #include "tile_gemm.h"
 
 namespace siglip2::cpu::ISA {
@@ -161,10 +162,9 @@ void backward_head(const Shape& s, const Sample& sample, G* dq, int64_t dq_row, 
   pack_rows(qs, ld, q, q_row, Nq, s.D, s.scale * kLog2e);
   pack_rows(dos, ld, d_o, o_row, Nq, s.D, 1.0f);
   for (int64_t i = 0; i < Nq; ++i) {  // δ = Σ dO∘O = Σ P∘dP
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < s.D; ++d) sum += dos[i * ld + d] * static_cast<float>(o[i * o_row + d]);
-    delta[i] = sum;
+    const float* a = dos + i * ld;
+    const T* b = o + i * o_row;
+    delta[i] = row_sum(s.D, [a, b](int64_t d) { return a[d] * static_cast<float>(b[d]); });
   }
   for (int64_t j = 0; j < nk; j += kKeys) {
     const int64_t keys = std::min(kKeys, nk - j);
@@ -195,10 +195,7 @@ void backward_head(const Shape& s, const Sample& sample, G* dq, int64_t dq_row, 
 }
 
 template <class T> float dot(const float* a, const T* b, int64_t D) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < D; ++d) sum += a[d] * static_cast<float>(b[d]);
-  return sum;
+  return row_sum(D, [a, b](int64_t d) { return a[d] * static_cast<float>(b[d]); });
 }
 
 int64_t single_floats(const Shape& s) { return 3 * s.ld() + 2 * kKeys; }

@@ -8,7 +8,7 @@ namespace siglip2 {
 constexpr int64_t kSumLanes = 16;
 
 // The sum of f(i) for i in [0, n).
-template <class F> inline float sum_of(int64_t n, F&& f) {
+template <class F> inline float row_sum(int64_t n, F&& f) {
   float part[kSumLanes] = {};
   int64_t i = 0;
   for (; i + kSumLanes <= n; i += kSumLanes)

@@ -23,8 +23,8 @@ void forward(T* y, T* sum, float* mean, float* rstd, const T* x, const T* residu
         for (int64_t c = 0; c < C; ++c) s[c] = static_cast<float>(a[c]) + static_cast<float>(b[c]);
         h = s;
       }
-      const float mu = sum_of(C, [h](int64_t c) { return static_cast<float>(h[c]); }) / static_cast<float>(C);
-      const float square = sum_of(C, [h, mu](int64_t c) {
+      const float mu = row_sum(C, [h](int64_t c) { return static_cast<float>(h[c]); }) / static_cast<float>(C);
+      const float square = row_sum(C, [h, mu](int64_t c) {
         const float d = static_cast<float>(h[c]) - mu;
         return d * d;
       });
@@ -52,8 +52,8 @@ void backward(T* dx, float* dweight, float* dbias, const T* dy, const T* dsum, c
         const T* g = dy + r * C;
         const T* hr = h + r * C;
         const float mu = mean[r], rs = rstd[r];
-        const float sum_g = sum_of(C, [g, w](int64_t c) { return static_cast<float>(g[c]) * w[c]; });
-        const float sum_gh = sum_of(C, [g, w, hr, mu](int64_t c) {
+        const float sum_g = row_sum(C, [g, w](int64_t c) { return static_cast<float>(g[c]) * w[c]; });
+        const float sum_gh = row_sum(C, [g, w, hr, mu](int64_t c) {
           return static_cast<float>(g[c]) * w[c] * (static_cast<float>(hr[c]) - mu);
         });
         const float m1 = sum_g / static_cast<float>(C), m2 = sum_gh * rs * rs / static_cast<float>(C);
