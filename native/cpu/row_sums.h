@@ -1,4 +1,4 @@
-// Sums over a row with the additions in the order that vector registers like: kLanes partial sums, then pairs of them. A
+// Sums over a row with the additions in the order that vector registers like: kSumLanes partial sums, then pairs of them. A
 // loop with one sum, even under `omp simd`, ends in a chain of scalar additions that costs more than a row of 128.
 #pragma once
 #include <cstdint>

@@ -43,7 +43,7 @@ template <class T>
 void backward(T* dx, float* dweight, float* dbias, const T* dy, const T* dsum, const T* h, const float* weight,
               const float* mean, const float* rstd, float* partial, int64_t R, int64_t C) {
   parallel_ranges(kBlocks, 1, [&](int64_t b0, int64_t b1) {
-    const float* const w = weight;
+    const float* const w = weight;  // captured by reference, it would be loaded anew for every element
     for (int64_t b = b0; b < b1; ++b) {
       float* dw = partial + b * 2 * C;
       float* db = dw + C;
