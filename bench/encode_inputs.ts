@@ -1,7 +1,8 @@
 /** What happens before the model: decoding and resizing beside sharp's decoding alone, and the tokenizer. */
 import sharp from 'sharp';
 import { decodeInput } from '../lib/data/input.js';
-import { processorOf, resizeTo } from '../lib/data/processor.js';
+import { processorOf } from '../lib/data/processor.js';
+import { Resizer } from '../lib/data/resizer.js';
 import { loadTokenizer } from '../lib/data/tokenizer.js';
 import { median } from './measure.js';
 
@@ -34,9 +35,9 @@ async function alternate(works: readonly (() => Promise<unknown>)[], groups: num
 }
 
 async function pipeline(jpeg: Buffer, groups: number): Promise<Record<string, number>> {
-  const processor = processorOf(2);
+  const resizer = new Resizer(256, 256, processorOf(2));
   const [ours, alone] = await alternate([
-    async () => resizeTo(await decodeInput(jpeg), 256, 256, processor), () => sharp(jpeg).raw().toBuffer(),
+    async () => resizer.recycle(await resizer.resize(await decodeInput(jpeg))), () => sharp(jpeg).raw().toBuffer(),
   ], groups) as [Cost[], Cost[]];
   const share = (kind: keyof Cost): number => median(alone.map((c, i) => c[kind] / ours[i]![kind]));
   const rate = (costs: Cost[]): number => 1 / median(costs.map((c) => c.clock));

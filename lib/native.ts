@@ -55,6 +55,7 @@ interface Addon {
   setDebug(device: number, on: boolean): void;
   liveCount(): number;
   shutdown(): void;
+  release(array: Uint8Array): boolean;
   resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
     outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
   setBatchInvariant(device: number, on: boolean): void;
@@ -196,13 +197,24 @@ export function resizeImage(source: Uint8Array, height: number, width: number, c
 export type ResizeMethod = 'pil-bilinear' | 'pil-bicubic' | 'two-point' | 'f32';
 const RESIZE_METHODS: readonly ResizeMethod[] = ['pil-bilinear', 'pil-bicubic', 'two-point', 'f32'];
 
-/** Resizes one uint8 image (height, width, channels) on libuv's thread pool; the event loop stays free. */
+/**
+ * Resizes one uint8 image (height, width, channels) on libuv's thread pool; the event loop stays free.
+ * @param into what becomes the result, f32 for `f32` and uint8 otherwise; a new array when undefined
+ */
 export function resizeImageAsync(source: Uint8Array, height: number, width: number, channels: number, outHeight: number,
-  outWidth: number, method: ResizeMethod): Promise<Uint8Array | Float32Array> {
+  outWidth: number, method: ResizeMethod, into?: Uint8Array | Float32Array): Promise<Uint8Array | Float32Array> {
   const n = outHeight * outWidth * channels;
-  const target = method === 'f32' ? new Float32Array(uncleared(4 * n)) : new Uint8Array(uncleared(n));
+  const target = into ?? (method === 'f32' ? new Float32Array(uncleared(4 * n)) : new Uint8Array(uncleared(n)));
   return new Promise((resolve, reject) => {
     native().resizeImage(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
       (error) => error ? reject(new DeviceError(error)) : resolve(target));
   });
+}
+
+/**
+ * Gives the memory of an array back at once; the array, and all others on its buffer, are empty afterwards. For large
+ * arrays that nobody else can have: the collection of garbage comes late, and the next one would need new memory.
+ */
+export function releaseMemory(array: Uint8Array): void {
+  if (array.byteLength > 0 && array.byteLength === array.buffer.byteLength) native().release(array);
 }

@@ -244,6 +244,13 @@ Value resize_image(Instance&, const CallbackInfo& info) {
   else job.run();
   return info.Env().Undefined();
 }
+// release(typedArray): detaches its memory, which its owner then frees at once instead of with the next collection of
+// garbage; memory that cannot be detached stays
+Value release(Instance&, const CallbackInfo& info) {
+  const napi_env env = info.Env();
+  napi_value buffer = info[0].As<Napi::TypedArray>().ArrayBuffer();
+  return Napi::Boolean::New(env, napi_detach_arraybuffer(env, buffer) == napi_ok);
+}
 // setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
 Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
   const bool on = info[1].As<Napi::Boolean>();
@@ -320,6 +327,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("liveCount", function<live_count>);
   set("shutdown", function<shutdown>);
   set("resizeImage", function<resize_image>);
+  set("release", function<release>);
   set("setBatchInvariant", function<set_batch_invariance>);
   set("beginRecording", function<begin_recording>);
   set("endRecording", function<end_recording>);

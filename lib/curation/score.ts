@@ -11,7 +11,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
-import type { RawImage } from '../data/image.js';
+import { releaseDecoded, type RawImage } from '../data/image.js';
 import { decodeInput, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
@@ -230,6 +230,7 @@ class Scorer {
       const [learner, reference] = await Promise.all([
         shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
       ]);
+      if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
       const sha256 = createHash('sha256').update(bytes).digest('hex');
       return { pair: { sample, caption, width: image.width, height: image.height, sha256 }, learner, reference };
     } catch (error) {

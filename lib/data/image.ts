@@ -4,6 +4,7 @@
  */
 import type Sharp from 'sharp';
 import { DataError } from '../errors.js';
+import { releaseMemory } from '../native.js';
 
 let library: Promise<typeof Sharp> | undefined;
 
@@ -84,6 +85,20 @@ export async function decodeImage(
   name: string,
   options: DecodeOptions = {},
 ): Promise<RawImage> {
+  const image = await decode(bytes, name, options);
+  ours.add(image);
+  return image;
+}
+
+/** What `decodeImage` made; other images' pixels may be the caller's. */
+const ours = new WeakSet<RawImage>();
+
+/** Frees the pixels of an image that `decodeImage` made and nobody needs any more; others are left alone. */
+export function releaseDecoded(image: RawImage): void {
+  if (ours.delete(image)) releaseMemory(image.data);
+}
+
+async function decode(bytes: Uint8Array, name: string, options: DecodeOptions): Promise<RawImage> {
   const { alpha = 'white', maxPixels = 178_956_970, profile = 'apply' } = options;
   const sharp = await loadSharp();
   try {

@@ -43,13 +43,15 @@ export function processorOf(resample: 2 | 3, name: ProcessorName = 'hf'): Proces
  * filter makes of it; `aa-f32` widens it.
  * @param image 3 channels
  * @param height of the result, in pixels
+ * @param into what a filtered image is written to, of the result's size and type; a new array when undefined
  * @returns (height, width, 3): uint8, or f32 in [0, 255] for `aa-f32`
  */
-export function resizeTo(image: RawImage, height: number, width: number, processor: Processor): Promise<Uint8Array | Float32Array> {
+export function resizeTo(image: RawImage, height: number, width: number, processor: Processor,
+  into?: Uint8Array | Float32Array): Promise<Uint8Array | Float32Array> {
   if (image.channels !== 3) throw new ConfigError(`resizeTo: the image must have 3 channels but has ${image.channels}`);
   const same = image.height === height && image.width === width && image.data.length === height * width * 3;
   if (same && processor.name !== 'aa-f32') return Promise.resolve(image.data);
   const method: ResizeMethod = processor.name === 'big_vision' ? 'two-point' : processor.name === 'aa-f32' ? 'f32'
     : processor.resample === 'bicubic' ? 'pil-bicubic' : 'pil-bilinear';
-  return resizeImageAsync(image.data, image.height, image.width, 3, height, width, method);
+  return resizeImageAsync(image.data, image.height, image.width, 3, height, width, method, into);
 }

@@ -1,7 +1,8 @@
 /** How decoded images enter the vision tower: all at one size, or each on its own grid of patches (NaFlex). */
-import type { RawImage } from '../data/image.js';
+import { releaseDecoded, type RawImage } from '../data/image.js';
 import { naflexGrid, packNaflex, patchify, type NaflexBatch, type NaflexImage } from '../data/naflex.js';
 import { processorOf, resizeTo, type Processor, type ProcessorName } from '../data/processor.js';
+import { Resizer } from '../data/resizer.js';
 import { ConfigError } from '../errors.js';
 import { gridSide } from '../model/config.js';
 import type { LoadedModel } from '../model/files.js';
@@ -16,6 +17,7 @@ export type Prepared = Uint8Array | Float32Array | NaflexImage;
 /** null stands for an image that could not be read: something of its own size is computed in its place. */
 export interface VisionInput {
   readonly processor: Processor;
+  /** Its pixels at the model's size. The image must not be used any more; what is returned goes into one batch, once. */
   prepare(image: RawImage): Promise<Prepared>;
   /** Patches down and across. */
   grid(image: Prepared | null): [rows: number, columns: number];
@@ -50,14 +52,19 @@ export function makeVisionInput({ model, processor: { resample } }: LoadedModel,
 
 function fixed({ config, params }: Siglip2Model, processor: Processor): VisionInput {
   const S = config.vision.imageSize, one = S * S * 3, side = gridSide(config);
+  const resizer = new Resizer(S, S, processor);
   const pixels = (batch: (Prepared | null)[]): Tensor => {
     const all = processor.name === 'aa-f32' ? new Float32Array(batch.length * one) : new Uint8Array(batch.length * one);
-    batch.forEach((image, i) => { if (image) all.set(image as Uint8Array, i * one); });
+    batch.forEach((image, i) => {
+      if (!image) return;
+      all.set(image as Uint8Array, i * one);
+      resizer.recycle(image as Uint8Array);
+    });
     return tensor(all, [batch.length, S, S, 3], params.device);
   };
   return {
     processor,
-    prepare: (image) => resizeTo(image, S, S, processor),
+    prepare: (image) => resizer.resize(image),
     grid: () => [side, side],
     encode: (model, batch) => model.encodeImages(pixels(batch)),
     tokens: (model, batch) => cast(model.imageTokens(pixels(batch)), 'f32'),
@@ -74,6 +81,7 @@ function naflex({ config }: Siglip2Model, processor: Processor, maxPatches: numb
     async prepare(image) {
       const [rows, columns] = naflexGrid(image.height, image.width, P, maxPatches);
       const pixels = await resizeTo(image, rows * P, columns * P, processor) as Uint8Array;
+      if (pixels !== image.data) releaseDecoded(image);
       return { patches: patchify(pixels, rows, columns, P), rows, columns };
     },
     grid: (image) => image ? [(image as NaflexImage).rows, (image as NaflexImage).columns] : [1, 1],

@@ -3,8 +3,10 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
+import sharp from 'sharp';
 import { decodeInput } from '../../lib/data/input.js';
 import { processorOf, resizeTo, type Processor } from '../../lib/data/processor.js';
+import { Resizer } from '../../lib/data/resizer.js';
 import { load } from '../../lib/encoder.js';
 import { convertCheckpoint } from '../../lib/io/convert.js';
 import { readProcessor } from '../../lib/io/processor.js';
@@ -139,6 +141,30 @@ test('resizing on the thread pool gives the bits of the synchronous call, many a
   const all = await Promise.all(Array.from({ length: 40 }, () => resizeImageAsync(data, 90, 70, 3, 33, 44, 'pil-bilinear')));
   for (const got of all) expect(got).toEqual(want);
   expect((await errorOf(() => resizeImageAsync(data, 90, 71, 3, 33, 44, 'f32'))).message).toContain('do not fit');
+});
+
+test('a resizer gives what resizeTo gives, in buffers that go round; it frees decoded pixels and never the caller\'s', async () => {
+  const pixels = Uint8Array.from({ length: 90 * 70 * 3 }, (_, i) => (i * 31) & 255), raw = { data: pixels, width: 70, height: 90 };
+  const png = await sharp(pixels, { raw: { ...raw, channels: 3 } }).png().toBuffer();
+  for (const processor of [processorOf(2), processorOf(2, 'aa-f32')]) {
+    const resizer = new Resizer(33, 44, processor), decoded = await decodeInput(png);
+    const want = await resizeTo(decoded, 33, 44, processor), first = await resizer.resize(decoded);
+    expect(first).toEqual(want);
+    expect(decoded.data).toHaveLength(0);
+    const second = await resizer.resize(await decodeInput({ ...raw, channels: 3 }));
+    expect(second).toEqual(want);
+    expect(second).not.toBe(first);
+    expect(pixels).toHaveLength(90 * 70 * 3);
+    resizer.recycle(first);
+    expect(await resizer.resize(await decodeInput(png))).toBe(first);
+  }
+  // What has the size already is handed on as it is, and is not taken for one of the resizer's own buffers afterwards.
+  const same = new Resizer(90, 70, processorOf(2)), image = await decodeInput({ ...raw, channels: 3 });
+  const given = await same.resize(image);
+  expect(given).toBe(image.data);
+  same.recycle(given);
+  expect(await same.resize(await decodeInput(png))).not.toBe(given);
+  expect(pixels[1]).toBe(31);
 });
 
 test('every instruction set gives the same bytes', () => {

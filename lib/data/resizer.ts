@@ -1,0 +1,42 @@
+/**
+ * Images of one size for an encoder, without work for the collection of garbage. Left to it, the decoded image and the
+ * resized one would lie in new memory time and again, and mapping its pages takes longer than resizing.
+ */
+import { releaseDecoded, type RawImage } from './image.js';
+import { resizeTo, type Processor } from './processor.js';
+
+/** Buffers that are kept for the next images. */
+const MOST_SPARE = 64;
+
+export type Pixels = Uint8Array | Float32Array;
+
+export class Resizer {
+  private readonly own = new WeakSet<Pixels>();
+  private readonly spare: Pixels[] = [];
+
+  /** Sizes in pixels. */
+  constructor(private readonly height: number, private readonly width: number, private readonly processor: Processor) {}
+
+  /**
+   * The pixels (height, width, 3) of an image, which must not be used any more. They may be the caller's own if these had
+   * the size already.
+   * @throws ConfigError as `resizeTo`
+   */
+  async resize(image: RawImage): Promise<Pixels> {
+    const target = this.spare.pop() ?? this.buffer(), pixels = await resizeTo(image, this.height, this.width, this.processor, target);
+    if (pixels === target) releaseDecoded(image);
+    else this.spare.push(target);
+    return pixels;
+  }
+
+  /** Takes back what `resize` gave, when it has been copied: the next image overwrites it. */
+  recycle(pixels: Pixels): void {
+    if (this.own.has(pixels) && this.spare.length < MOST_SPARE) this.spare.push(pixels);
+  }
+
+  private buffer(): Pixels {
+    const n = this.height * this.width * 3, made = this.processor.name === 'aa-f32' ? new Float32Array(n) : new Uint8Array(n);
+    this.own.add(made);
+    return made;
+  }
+}
