@@ -85,6 +85,7 @@ template <class T> void backward(Stream& s, Problem<T> p) {
   if (needs_delta) attention::compute_delta(s, p);
   if constexpr (std::is_same_v<T, __nv_bfloat16>)
     if (tensor_cores(p)) {
+      if (attention::wants_sm90_whole_backward(p)) return attention::sm90_whole_backward(s, p);
       if (needs_delta && attention::wants_sm90_backward(p)) return attention::sm90_backward(s, p);
       return attention::mma_backward(s, p);
     }

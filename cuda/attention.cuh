@@ -113,5 +113,7 @@ bool mma_backward_needs_delta(const Problem<__nv_bfloat16>& p);
 void mma_backward(Stream& s, const Problem<__nv_bfloat16>& p);
 bool wants_sm90_backward(const Problem<__nv_bfloat16>& p);
 void sm90_backward(Stream& s, const Problem<__nv_bfloat16>& p);  // with delta
+bool wants_sm90_whole_backward(const Problem<__nv_bfloat16>& p);
+void sm90_whole_backward(Stream& s, const Problem<__nv_bfloat16>& p);
 
 }  // namespace siglip2::cuda::attention

@@ -56,27 +56,14 @@ static_assert(keys_smem<72, 2, 8, true> <= kSharedMemory90);
 
 // ---- by keys ------------------------------------------------------------------------------------
 
-// δ and the log-sum of exponentials in base 2 of all queries, eight lanes to a query; a query beyond
-// the last gets lse = +∞, which makes its probabilities 0.
+// lse·log₂e and delta of all queries. One that fills up the last tile gets lse = +∞, which makes its probabilities 0.
 template <int kThreads>
 __device__ void whole_stats(const Problem<bf16>& p, const Head<bf16>& head, float* lse, float* delta) {
   const int group = static_cast<int>(threadIdx.x) / 8, part = static_cast<int>(threadIdx.x) % 8;
-  const int C = p.H * p.D, Nq = head.sample.Nq;
-  for (int i = group; i < (Nq + kTileQueries - 1) / kTileQueries * kTileQueries; i += kThreads / 8) {
-    float sum = 0;
-    for (int d = part * 8; i < Nq && d < p.D; d += 64) {
-      const int64_t at = head.o_at + static_cast<int64_t>(i) * C + d;
-      float a[8], b[8];
-      Pack<bf16>::load(p.d_o + at).unpack(a);
-      Pack<bf16>::load(p.o + at).unpack(b);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
-    }
-#pragma unroll
-    for (int distance = 4; distance > 0; distance /= 2)
-      sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  for (int i = group; i < (head.sample.Nq + kTileQueries - 1) / kTileQueries * kTileQueries; i += kThreads / 8) {
+    const float sum = query_delta<kWholeColumns>(p, head, i, part);
     if (part == 0) {
-      lse[i] = i < Nq ? p.lse[head.lse_at + i] * kLog2e : INFINITY;
+      lse[i] = i < head.sample.Nq ? p.lse[head.lse_at + i] * kLog2e : INFINITY;
       delta[i] = sum;
     }
   }

@@ -53,6 +53,26 @@ template <int kM, int kN> struct Operands {
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
 
+// Of one query: delta = Σ dO∘O over up to kColumns columns, by eight lanes of a warp; all of them have the sum.
+template <int kColumns>
+__device__ __forceinline__ float query_delta(const Problem<bf16>& p, const Head<bf16>& head, int query, int part) {
+  const bool there = query < head.sample.Nq;
+  float sum = 0;
+#pragma unroll
+  for (int d = part * 8; d < kColumns; d += 64) {
+    if (!there || d >= p.D) break;
+    const int64_t at = head.o_at + static_cast<int64_t>(query) * (p.H * p.D) + d;
+    float a[8], b[8];
+    Pack<bf16>::load(p.d_o + at).unpack(a);
+    Pack<bf16>::load(p.o + at).unpack(b);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
+  }
+#pragma unroll
+  for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  return sum;
+}
+
 // Starts the copy of rows begin … begin + kRows − 1 of a head to a tile; zeros from row `end` and
 // column D on, since a padded NaN would survive a product with zero.
 template <int kRows, int kD, int kThreads>

@@ -123,25 +123,29 @@ __device__ __forceinline__ void free_stage(uint64_t* empty) {
   if (lane_id() == 0) mbarrier_arrive(empty);
 }
 
-// s (64, kN) = rows of a, from row0, times all rows of b.
+// s (64, kN) = rows of a, from row0, times rows of b, from row1.
 template <class A, class B, int kD, int kN>
-__device__ __forceinline__ void issue_scores(float (&s)[kN / 2], const unsigned char* a, int row0, const unsigned char* b) {
+__device__ __forceinline__ void issue_scores(float (&s)[kN / 2], const unsigned char* a, int row0, const unsigned char* b,
+                                             int row1 = 0) {
 #pragma unroll
   for (int step = 0; step < kSteps<kD>; ++step) {
-    if constexpr (kN == 64) wgmma_m64n64k16<false, false>(s, A::columns(a, row0, step), B::columns(b, 0, step), step > 0);
-    else wgmma_m64n128k16<false, false>(s, A::columns(a, row0, step), B::columns(b, 0, step), step > 0);
+    const uint64_t rows = A::columns(a, row0, step), columns = B::columns(b, row1, step);
+    if constexpr (kN == 32) wgmma_m64n32k16<false, false>(s, rows, columns, step > 0);
+    else if constexpr (kN == 64) wgmma_m64n64k16<false, false>(s, rows, columns, step > 0);
+    else wgmma_m64n128k16<false, false>(s, rows, columns, step > 0);
   }
 }
-// o (64, kD) += weights (64, kN) · rows of b.
+// o (64, kD) += weights (64, kN) · kN rows of b, from 16·step0.
 template <class B, int kD, int kSteps16>
 __device__ __forceinline__ void issue_values(float (&o)[kD / 2], const uint32_t (&weights)[kSteps16][4],
-                                             const unsigned char* b) {
+                                             const unsigned char* b, int step0 = 0) {
 #pragma unroll
   for (int step = 0; step < kSteps16; ++step) {
-    if constexpr (kD == 64) wgmma_m64n64k16<true>(o, weights[step], B::rows(b, step), true);
-    else if constexpr (kD == 72) wgmma_m64n72k16<true>(o, weights[step], B::rows(b, step), true);
-    else if constexpr (kD == 96) wgmma_m64n96k16<true>(o, weights[step], B::rows(b, step), true);
-    else wgmma_m64n128k16<true>(o, weights[step], B::rows(b, step), true);
+    const uint64_t rows = B::rows(b, step0 + step);
+    if constexpr (kD == 64) wgmma_m64n64k16<true>(o, weights[step], rows, true);
+    else if constexpr (kD == 72) wgmma_m64n72k16<true>(o, weights[step], rows, true);
+    else if constexpr (kD == 96) wgmma_m64n96k16<true>(o, weights[step], rows, true);
+    else wgmma_m64n128k16<true>(o, weights[step], rows, true);
   }
 }
 
@@ -181,6 +185,17 @@ __device__ __forceinline__ void store_head(bf16* to, int64_t stride, int row, in
       const int d = n * 8 + quarter * 2;
       if (there && d < D) *reinterpret_cast<uint32_t*>(line + d) = pair;
     }
+  }
+}
+
+// Partial sums of dQ, in float: the lane's two rows times a factor.
+template <int kD>
+__device__ __forceinline__ void store_partial(float* to, int64_t stride, int row, int rows, int D,
+                                              const float (&o)[kD / 2], float factor) {
+#pragma unroll
+  for (int i = 0; i < kD / 2; i += 2) {
+    const int r = row + i / 2 % 2 * 8, d = i / 4 * 8 + lane_id() % 4 * 2;
+    if (r < rows && d < D) *reinterpret_cast<float2*>(to + r * stride + d) = {o[i] * factor, o[i + 1] * factor};
   }
 }
 

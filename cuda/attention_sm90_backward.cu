@@ -176,17 +176,6 @@ __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::kRing / 16][4], 
   }
 }
 
-// Partial sums of dQ, in float.
-template <int kD>
-__device__ __forceinline__ void store_partial(float* to, int64_t stride, int row, int rows, int D,
-                                              const float (&o)[kD / 2], float factor) {
-#pragma unroll
-  for (int i = 0; i < kD / 2; i += 2) {
-    const int r = row + i / 2 % 2 * 8, d = i / 4 * 8 + lane_id() % 4 * 2;
-    if (r < rows && d < D) *reinterpret_cast<float2*>(to + r * stride + d) = {o[i] * factor, o[i + 1] * factor};
-  }
-}
-
 template <class Tile>
 __device__ __forceinline__ void consume(const Problem<bf16>& p, const BackwardStages<Tile>& stages, int own_tiles,
                                         int items) {

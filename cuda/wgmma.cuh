@@ -64,6 +64,7 @@ __device__ __forceinline__ uint64_t matrix_descriptor(const void* p, uint32_t le
   SIGLIP2_4(d, i), SIGLIP2_4(d, i + 4), SIGLIP2_4(d, i + 8), SIGLIP2_4(d, i + 12)
 #define SIGLIP2_32(d) SIGLIP2_16(d, 0), SIGLIP2_16(d, 16)
 #define SIGLIP2_36(d) SIGLIP2_32(d), SIGLIP2_4(d, 32)
+#define SIGLIP2_REGISTERS_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define SIGLIP2_REGISTERS_32                         \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,"           \
   "%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
@@ -72,6 +73,27 @@ __device__ __forceinline__ uint64_t matrix_descriptor(const void* p, uint32_t le
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,"           \
   "%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35"
+
+// d (64, 32) (+)= a (64, 16) b (16, 32), both from shared memory.
+template <bool kTransposeA, bool kTransposeB>
+__device__ __forceinline__ void wgmma_m64n32k16(float (&d)[16], uint64_t a, uint64_t b,
+                                                bool accumulate AND_WHERE) {
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::wgmma_issue({d, nullptr, a, b, 32, accumulate, kTransposeA, kTransposeB}, where);
+#elif defined(SIGLIP2_SM90A)
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" SIGLIP2_REGISTERS_16
+      "}, %16, %17, p, 1, 1, %19, %20;\n"
+      "}"
+      : SIGLIP2_16(d, 0)
+      : "l"(a), "l"(b), "r"(int{accumulate}), "n"(int{kTransposeA}), "n"(int{kTransposeB}));
+#else
+  __trap();
+#endif
+}
 
 // d (64, 64) (+)= a (64, 16) b (16, 64): A from shared memory, then A from registers.
 template <bool kTransposeA, bool kTransposeB>
@@ -159,6 +181,7 @@ __device__ __forceinline__ void wgmma_m64n72k16(float (&d)[36], const uint32_t (
 #undef SIGLIP2_16
 #undef SIGLIP2_32
 #undef SIGLIP2_36
+#undef SIGLIP2_REGISTERS_16
 #undef SIGLIP2_REGISTERS_32
 #undef SIGLIP2_REGISTERS_36
 

@@ -8,6 +8,7 @@
 #include "../../cuda/attention_single.cu"
 #include "../../cuda/attention_sm90.cu"
 #include "../../cuda/attention_sm90_backward.cu"
+#include "../../cuda/attention_sm90_whole.cu"
 #include "check.h"
 
 namespace {
@@ -287,17 +288,34 @@ TEST(attention_two_passes) {
   run<half>(with(self(1, 1, 262, 64), [](Case& c) { c.causal = true; }));
 }
 
-// Long sequences without wgmma.
+// Without wgmma: long sequences, and whole heads of more than 128 keys.
 TEST(attention_of_older_gpus) {
   if (test::small) return;
   cuda_host::config().wgmma = false;
+  run<half>(packed(1, {65, 130, 2}, 64));
+  run<half>(with(self(1, 1, 130, 40), [](Case& c) { c.causal = true; }));
   run<half>(with(self(1, 1, 270, 72), [](Case& c) { c.key_lengths = {261}; }));
   run<half>(with(self(1, 1, 262, 64), [](Case& c) { c.causal = true; }));
   run<half>(with(cross(2, 1, 140, 140, 128), [](Case& c) { c.key_lengths = {129, 0}; }));
   cuda_host::config().wgmma = true;
 }
 
-// By wgmma: one and several tiles, every width, what needs fewer columns. Up to 256 keys and 72 columns only forward.
+// Backward in one kernel by wgmma: several heads to a block, all tiles or one, keys that end anywhere.
+TEST(attention_sm90_whole_heads) {
+  run<half>(with(self(1, 2, 130, 64), [](Case& c) { c.key_lengths = {129}; }));
+  if (test::small) return;
+  run<half>(self(1, 1, 256, 64));
+  run<half>(self(2, 3, 196, 64));
+  run<half>(with(self(1, 1, 200, 40), [](Case& c) { c.causal = true; }));
+  run<half>(with(self(5, 1, 144, 64), [](Case& c) { c.key_lengths = {0, 144, 1, 128, 65}; }));
+  run<half>(packed(2, {65, 0, 256, 130, 2, 1}, 64));
+  run<half>(with(packed(1, {7, 190, 129}, 56), [](Case& c) { c.causal = true; }));
+  run<half>(with(cross(2, 1, 7, 170, 64), [](Case& c) { c.shared = true, c.key_lengths = {170, 0}; }));
+  run<half>(with(cross(3, 1, 200, 140, 64), [](Case& c) { c.want_dq = false; }));
+  run<half>(with(cross(3, 1, 40, 140, 64), [](Case& c) { c.want_dkv = false; }));
+}
+
+// By wgmma: one and several tiles, every width, what needs fewer columns. Of 72 columns, up to 256 keys only forward.
 TEST(attention_sm90) {
   run<half>(with(self(1, 1, 132, 96), [](Case& c) { c.key_lengths = {129}; }));
   run<half>(with(self(1, 2, 132, 72), [](Case& c) { c.key_lengths = {129}; c.want_dq = c.want_dkv = false; }));

@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(128, 1)
       else wgmma_m64n128k16<kTransposeB>(d, fragments[k], b_slice, k > 0);
     } else {
       const uint64_t a_slice = Tile::A::slice(smem, k);
-      if constexpr (kN == 64) wgmma_m64n64k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
+      if constexpr (kN == 32) wgmma_m64n32k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
+      else if constexpr (kN == 64) wgmma_m64n64k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
       else if constexpr (kN == 128) wgmma_m64n128k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
       else wgmma_m64n256k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
     }
@@ -96,6 +97,7 @@ template <int kN_, Swizzle kSwizzle_, bool kTransposeA_, bool kTransposeB_, bool
 };
 template <class F> void each_wgmma_case(F&& f) {
   constexpr Swizzle wide = Swizzle::bytes128, half = Swizzle::bytes64, quarter = Swizzle::bytes32;
+  f("wgmma n32, both K-major", WgmmaCase<32, wide, false, false, false>{});
   f("wgmma n64, A MN-major, B K-major", WgmmaCase<64, wide, true, false, false>{});
   f("wgmma n64, both MN-major", WgmmaCase<64, wide, true, true, false>{});
   f("wgmma n64, 64-byte swizzle, both K-major", WgmmaCase<64, half, false, false, false>{});
