@@ -40,8 +40,9 @@ template <int kD, int kRows> struct HeadTile {
 template <int kD> constexpr bool kByTma = HeadTile<kD, kOwnRows>::kTma;
 template <int kD> constexpr int kProducerRegisters = kByTma<kD> ? 40 : 56;
 template <int kD> constexpr int kConsumerRegisters = kByTma<kD> ? 232 : 224;
-static_assert(128 * (kProducerRegisters<64> + kWarpgroups * kConsumerRegisters<64>) <= 64 << 10 &&
-              128 * (kProducerRegisters<72> + kWarpgroups * kConsumerRegisters<72>) <= 64 << 10);
+constexpr int kAllRegisters = (1 + kWarpgroups) * ((64 << 10) / kSm90Threads / 8 * 8);  // of one thread of each warpgroup
+static_assert(kProducerRegisters<64> + kWarpgroups * kConsumerRegisters<64> <= kAllRegisters &&
+              kProducerRegisters<72> + kWarpgroups * kConsumerRegisters<72> <= kAllRegisters);
 
 // Where fill number n of a ring goes, and the parity of its barriers.
 __device__ __forceinline__ int stage_of(uint32_t n) { return static_cast<int>(n % kStages); }

@@ -7,7 +7,7 @@
 // Pᵀ and dSᵀ go from accumulators to operands in registers; dSᵀ also goes to shared memory, where the warpgroup whose
 // turn it is reads it the other way round for dQ = dS·K of the tile, while the other one begins the next tile.
 //
-// dK and dV of 128 keys take 128 registers of 232. With 72 columns they would take 144, which leaves too few for the rest.
+// dK and dV of 128 keys take 128 registers of 224. With 72 columns they would take 144, which leaves too few for the rest.
 #include "attention_sm90.cuh"
 
 namespace siglip2::cuda::attention {
@@ -27,8 +27,8 @@ constexpr size_t kWholeSmem = SlopesTile::kBytes + kOwnStages * kOwnBytes +
                               kQueryStages * (kQueriesBytes + kStatistics * sizeof(float)) +
                               (2 * kOwnStages + 2 * kQueryStages + 2) * sizeof(uint64_t);
 static_assert(kWholeSmem <= kSharedMemory90);
-constexpr int kWholeProducerRegisters = 48, kWholeConsumerRegisters = 232;
-static_assert(128 * (kWholeProducerRegisters + kWarpgroups * kWholeConsumerRegisters) <= 64 << 10);
+constexpr int kWholeProducerRegisters = 56, kWholeConsumerRegisters = 224;
+static_assert(kWholeProducerRegisters + kWarpgroups * kWholeConsumerRegisters <= kAllRegisters);
 
 struct WholeMaps {
   TensorMap q, d_o, k, v;

@@ -27,7 +27,7 @@ struct HopperTile {
   static constexpr size_t kSmem = size_t{kStages} * kStageBytes + 2 * kStages * sizeof(uint64_t);
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kSmem <= 227 << 10);
-  static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 64 << 10);
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (1 + kConsumers) * ((64 << 10) / kThreads / 8 * 8));
 };
 
 // Lines of a matrix that one box has.

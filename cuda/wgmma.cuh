@@ -33,16 +33,21 @@ template <int kGroupsLeft> __device__ __forceinline__ void wgmma_wait(WHERE) {
 }
 
 // Moves registers between warpgroups. The kernel needs __launch_bounds__(threads, 1), or ptxas
-// ignores it (C7508).
-template <int kRegisters> __device__ __forceinline__ void take_registers() {
+// ignores it (C7508). They come from what the launch gave the block, 168 for each of 384 threads, and not from all
+// 65,536: who takes more waits for ever.
+template <int kRegisters> __device__ __forceinline__ void take_registers(WHERE) {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
-#if defined(SIGLIP2_SM90A)
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::set_registers(kRegisters, true, where);
+#elif defined(SIGLIP2_SM90A)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 #endif
 }
-template <int kRegisters> __device__ __forceinline__ void give_registers() {
+template <int kRegisters> __device__ __forceinline__ void give_registers(WHERE) {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
-#if defined(SIGLIP2_SM90A)
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::set_registers(kRegisters, false, where);
+#elif defined(SIGLIP2_SM90A)
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 #endif
 }

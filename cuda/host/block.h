@@ -80,6 +80,7 @@ struct Warpgroup {
     const uint32_t* a[128];
   };
   Groups<Op> ops;
+  int registers = 0;  // of each thread
 };
 struct Barrier {
   int arrived = 0, expected = 0;

@@ -126,5 +126,7 @@ struct Wgmma {
 void wgmma_issue(const Wgmma& op, Where where);
 void wgmma_commit(Where where);
 void wgmma_wait(int groups_left, Where where);
+// setmaxnreg. Where warpgroups take more than the launch gave the block, hardware would wait for ever; here it is an error.
+void set_registers(int registers, bool takes, Where where);
 
 }  // namespace cuda_host

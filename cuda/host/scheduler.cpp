@@ -156,10 +156,14 @@ std::string deadlock_report() {
   return report;
 }
 
+// Of each thread, with as many as 65,536 for a block allow; setmaxnreg moves them between warpgroups.
+int launch_registers(size_t threads) { return std::min(256, static_cast<int>(65536 / threads / 8 * 8)); }
+
 void prepare_block(Block& b, uint3 id, dim3 grid, size_t number) {
   const size_t n = b.threads.size();
   b.warps.assign((n + 31) / 32, {});
   b.warpgroups.assign((n + 127) / 128, {});
+  for (Warpgroup& w : b.warpgroups) w.registers = launch_registers(n);
   for (Barrier& barrier : b.barriers) barrier = {};
   b.done = 0;
   for (size_t i = 0; i < n; ++i) {
@@ -184,6 +188,12 @@ void run_block(Block& b) {
   }
   for (const Warpgroup& w : b.warpgroups)
     if (!w.ops.empty()) fail("the block ends with wgmma outstanding");
+  int registers = 0;
+  for (const Warpgroup& w : b.warpgroups) registers += w.registers;
+  const int launched = launch_registers(b.threads.size()) * static_cast<int>(b.warpgroups.size());
+  if (registers > launched)
+    fail("setmaxnreg would wait for ever: warpgroups want " + std::to_string(registers) + " registers, the launch gave " +
+         std::to_string(launched));
   if (config().ordered_blocks) sanitizer::acquire(&b.end_token);
 }
 

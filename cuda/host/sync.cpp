@@ -110,6 +110,21 @@ void warpgroup_collective(void* argument, WarpgroupFunction run, const char* wha
     if (i != rank) wake(base + i);
 }
 
+void set_registers(int registers, bool takes, Where where) {
+  struct Change {
+    int registers;
+    bool takes;
+  } change{registers, takes};
+  const auto run = [](Warpgroup& group, void** threads) {
+    const auto& wanted = *static_cast<const Change*>(threads[0]);
+    if (wanted.takes ? wanted.registers < group.registers : wanted.registers > group.registers)
+      throw Error("setmaxnreg: a warpgroup of " + std::to_string(group.registers) + " registers a thread cannot " +
+                  (wanted.takes ? "take up to " : "give down to ") + std::to_string(wanted.registers));
+    group.registers = wanted.registers;
+  };
+  warpgroup_collective(&change, run, "setmaxnreg", where);
+}
+
 void sync_warp(uint32_t mask, Where where) {
   warp_collective(
       mask, nullptr, [](void**, uint32_t) {}, true, "__syncwarp", where);

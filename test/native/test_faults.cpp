@@ -131,6 +131,12 @@ __global__ void wgmma_not_uniform(float*) {
   wgmma_wait<0>();
 }
 
+__global__ void registers_nobody_gave(float*) {
+  if (threadIdx.x < 128) give_registers<48>();  // 40 would do: 3 · 168 = 40 + 2 · 232
+  else take_registers<232>();
+}
+__global__ void registers_given_that_were_not_there(float*) { give_registers<176>(); }
+
 template <Fault kFault> void run_hopper() {
   constexpr int K = 512;
   test::HostStream stream;
@@ -189,6 +195,8 @@ const Mistake mistakes_in_asan[] = {
      [] { run(wgmma_outstanding, 128, 2048, 1); }},
     {"wgmma past shared memory", "past the block's shared",
      [] { run(wgmma_past_shared, 128, 2048, 1); }},
+    {"registers that nobody gave", "wait for ever", [] { run(registers_nobody_gave, 384, 0, 1); }},
+    {"registers given that were not there", "cannot give down to 176", [] { run(registers_given_that_were_not_there, 384, 0, 1); }},
     {"wgmma with two descriptors", "differs between", [] { run(wgmma_not_uniform, 128, 4096, 1); }},
     {"stage handed back too early", "wrong result", run_hopper<Fault::stage_back_too_early>},
     {"full barrier not awaited", "wrong result", run_hopper<Fault::full_not_awaited>},

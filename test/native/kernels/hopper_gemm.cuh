@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(256, 1)
     return;
   }
 
-  take_registers<232>();
+  take_registers<256>();  // as many as the launch gave each of 256 threads
   float d[32];
 #pragma unroll
   for (int i = 0; i < 32; ++i) d[i] = 0;
