@@ -7,6 +7,12 @@
 // Logits, losses and sums are float whatever the operands are. G is stored in the operands' type: bf16
 // has the range of float, and its relative error of 2⁻⁹ is that of the other operand. Every sum has
 // one owner and a fixed order, so results do not vary from run to run.
+//
+// SIGLIP2_F32=split sends float operands through the tensor cores too, each as two of bf16: v = high + low,
+// with an error of 2⁻¹⁸ v. Then x·yᵀ is one product three times as deep, [high high low]·[high low high]ᵀ,
+// which leaves out low·low, and a gradient is three products; G is split by the epilogue.
+#include <cstdlib>
+#include <cstring>
 #include "../native/ops/sigmoid_loss.h"
 #include "gemm.h"
 #include "gemm_launch.cuh"
@@ -15,7 +21,9 @@ namespace siglip2::cuda {
 
 namespace {
 
-// Of the pair matrix: G of a chunk is 32 MiB, workspace is the same for any batch.
+using bf16 = __nv_bfloat16;
+
+// Of the pair matrix: G of a chunk, both halves of it, is 32 MiB; workspace is the same for any batch.
 constexpr int64_t kChunkColumns = 4096;
 template <class T> constexpr int64_t kChunkRows = (32 << 20) / kChunkColumns / int64_t{sizeof(T)};
 constexpr int kSums = 3;  // loss, dlog_scale, dbias
@@ -48,6 +56,7 @@ __device__ __forceinline__ float log1p_of_small(float e) {
 // apart well (l < −kFar), and for these half of the work can be left out.
 template <class T> struct PairsEpilogue : Epilogue {
   T* g;                    // (M, stride) or null
+  bf16* g_low;             // what bf16 leaves over of it, or null
   float* sums;             // (3, sums_stride)
   const float* log_scale;  // (1)
   const float* bias;       // (1)
@@ -102,7 +111,12 @@ template <class T> struct PairsEpilogue : Epilogue {
       dbias += slope[i];
       slope[i] *= gain;
     }
-    if (g) store_columns(g + row * stride + column, slope, count, true);
+    if (!g) return;
+    store_columns(g + row * stride + column, slope, count, true);
+    if (!g_low) return;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) slope[i] -= static_cast<float>(bf16(slope[i]));
+    store_columns(g_low + row * stride + column, slope, count, true);
   }
   __device__ __forceinline__ void finish(int part, int lane) {
     const float totals[kSums] = {warp_sum(loss) * weight, warp_sum(dlog_scale) * scale * weight,
@@ -134,8 +148,115 @@ __global__ void __launch_bounds__(kSumThreads)
   if (last && out) *out += static_cast<float>(total);
 }
 
-template <class T>
-using RowsOf = std::conditional_t<std::is_same_v<T, float>, FloatOperand<true>, MatrixOperand<true>>;
+constexpr int kThirds = 3;
+constexpr unsigned kSplitThreads = 256;
+// to (rows, 3·D): `low` says which third has the low halves.
+__global__ void __launch_bounds__(kSplitThreads) split_kernel(bf16* to, const float* from, int64_t size, int64_t D, int low) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kSplitThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSplitThreads + threadIdx.x; i < size; i += step) {
+    const float v = from[i];
+    const bf16 high(v);
+    bf16* const row = to + i / D * (kThirds * D) + i % D;
+#pragma unroll
+    for (int k = 0; k < kThirds; ++k) row[k * D] = k == low ? bf16(v - static_cast<float>(high)) : high;
+  }
+}
+
+// Rows of x or y as the products read them. T: of the operands as they are.
+template <class T> struct WholeRows {
+  using Product = T;
+  using Operand = std::conditional_t<std::is_same_v<T, float>, FloatOperand<true>, MatrixOperand<true>>;
+  static constexpr bool kSplit = false;
+  const T* high;
+  int64_t D;
+  WholeRows(Stream&, bf16*, const T* rows, int64_t, int64_t columns, int) : high(rows), D(columns) {}
+  int64_t depth() const { return D; }
+  const T* low() const { return nullptr; }
+};
+// float rows as thirds in `thirds`, of which number low_third has the low halves.
+struct SplitRows {
+  using Product = bf16;
+  using Operand = MatrixOperand<true>;
+  static constexpr bool kSplit = true;
+  const bf16* high;
+  int64_t D, low_third;
+  SplitRows(Stream& s, bf16* thirds, const float* rows, int64_t count, int64_t columns, int low)
+      : high(thirds), D(columns), low_third(low) {
+    const int64_t size = count * D, blocks = std::min<int64_t>(ceil_div<int64_t>(size, kSplitThreads), 4096);
+    launch(split_kernel, static_cast<unsigned>(blocks), kSplitThreads, 0, s, thirds, rows, size, D, low);
+  }
+  int64_t depth() const { return kThirds * D; }
+  const bf16* low() const { return high + low_third * D; }
+};
+
+bool splits_floats() {
+  const char* const wish = std::getenv("SIGLIP2_F32");
+  if (!wish || std::strcmp(wish, "exact") == 0) return false;
+  if (std::strcmp(wish, "split") == 0) return true;
+  throw std::invalid_argument(std::string("SIGLIP2_F32 must be exact or split but is ") + wish);
+}
+
+struct Outputs {
+  float *loss, *dx, *dy, *dlog_scale, *dbias;  // all but loss may be null
+};
+struct Pairs {
+  const float *log_scale, *bias;
+  int64_t M, N, D, diagonal;  // diagonal: row0 − col0
+  float weight;
+};
+
+template <class T, class Rows> void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out, const Pairs& p) {
+  using Product = typename Rows::Product;
+  using Operand = typename Rows::Operand;
+  const int64_t M = p.M, N = p.N, D = p.D;
+  const int64_t most_rows = std::min(M, kChunkRows<T>), most_columns = std::min(N, kChunkColumns);
+  const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8, most_g = out.dx || out.dy ? most_rows * ld : 0;
+  Scratch<Product> g(s, most_g);
+  Scratch<bf16> g_low(s, Rows::kSplit ? most_g : 0);
+  Scratch<bf16> x_thirds(s, Rows::kSplit ? most_rows * kThirds * D : 0), y_thirds(s, Rows::kSplit ? most_columns * kThirds * D : 0);
+  const int64_t most_parts = most_gemm_parts(most_rows, most_columns);
+  Scratch<float> sums(s, kSums * most_parts);
+  Scratch<double> totals(s, kSums);
+
+  for (int64_t i = 0; i < M; i += kChunkRows<T>) {
+    const int64_t rows = std::min(M - i, kChunkRows<T>);
+    const Rows a(s, x_thirds.data(), x + i * D, rows, D, 2);
+    for (int64_t j = 0; j < N; j += kChunkColumns) {
+      const int64_t columns = std::min(N - j, kChunkColumns);
+      const Rows b(s, y_thirds.data(), y + j * D, columns, D, 1);
+      PairsEpilogue<Product> pairs{};
+      pairs.g = g.data();
+      pairs.g_low = g_low.data();
+      pairs.sums = sums.data();
+      pairs.log_scale = p.log_scale;
+      pairs.bias = p.bias;
+      pairs.sums_stride = most_parts;
+      pairs.stride = ld;
+      pairs.diagonal = p.diagonal + i - j;
+      pairs.N = static_cast<int>(columns);
+      pairs.weight = p.weight;
+      const int64_t depth = a.depth();
+      const int64_t parts = launch_gemm(s, Operand(a.high, rows, depth, depth), Operand(b.high, columns, depth, depth), rows,
+                                        columns, depth, pairs, {1, depth});
+      launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s, totals.data(), out.loss,
+             out.dlog_scale, out.dbias, sums.data(), most_parts, parts, i + j == 0, i + rows == M && j + columns == N);
+      // to += G·y or Gᵀ·x, the small products first.
+      const auto add = [&](float* to, bool transposed, const Rows& other) {
+        const int64_t m = transposed ? columns : rows, k = transposed ? rows : columns;
+        const auto product = [&](const Product* slopes, const Product* values) {
+          gemm(s, {m, D, k, dtype_of<Product>, {slopes, ld, transposed}, {values, other.depth()}, to, DType::f32, D, true});
+        };
+        if constexpr (Rows::kSplit) {
+          product(g_low.data(), other.high);
+          product(g.data(), other.low());
+        }
+        product(g.data(), other.high);
+      };
+      if (out.dx) add(out.dx + i * D, false, b);
+      if (out.dy) add(out.dy + j * D, true, a);
+    }
+  }
+}
 
 }  // namespace
 
@@ -144,46 +265,15 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
                                    int64_t M, int64_t N, int64_t D, int64_t row0, int64_t col0,
                                    float weight) {
   if (M == 0 || N == 0) return;
+  const Outputs out{loss.as<float>(1), dx.as_or_null<float>(M * D), dy.as_or_null<float>(N * D),
+                    dlog_scale.as_or_null<float>(1), dbias.as_or_null<float>(1)};
+  const Pairs p{log_scale.as<const float>(1), bias.as<const float>(1), M, N, D, row0 - col0, weight};
   dispatch_element(x.dtype, [&](auto t) {
     using T = decltype(t);
-    const T* const xs = x.as<const T>(M * D);
-    const T* const ys = y.as<const T>(N * D);
-    float* const dxs = dx.as_or_null<float>(M * D);
-    float* const dys = dy.as_or_null<float>(N * D);
-    const int64_t most_rows = std::min(M, kChunkRows<T>), most_columns = std::min(N, kChunkColumns);
-    const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8;
-    Scratch<T> g(s, dxs || dys ? most_rows * ld : 0);
-    const int64_t most_parts = most_gemm_parts(most_rows, most_columns);
-    Scratch<float> sums(s, kSums * most_parts);
-    Scratch<double> totals(s, kSums);
-
-    for (int64_t i = 0; i < M; i += kChunkRows<T>)
-      for (int64_t j = 0; j < N; j += kChunkColumns) {
-        const int64_t rows = std::min(M - i, kChunkRows<T>), columns = std::min(N - j, kChunkColumns);
-        PairsEpilogue<T> pairs{};
-        pairs.g = g.data();
-        pairs.sums = sums.data();
-        pairs.log_scale = log_scale.as<const float>(1);
-        pairs.bias = bias.as<const float>(1);
-        pairs.sums_stride = most_parts;
-        pairs.stride = ld;
-        pairs.diagonal = row0 + i - (col0 + j);
-        pairs.N = static_cast<int>(columns);
-        pairs.weight = weight;
-        const int64_t parts =
-            launch_gemm(s, RowsOf<T>(xs + i * D, rows, D, D), RowsOf<T>(ys + j * D, columns, D, D),
-                        rows, columns, D, pairs, {1, D});
-        launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s,
-               totals.data(), loss.as<float>(1), dlog_scale.as_or_null<float>(1),
-               dbias.as_or_null<float>(1), sums.data(), most_parts, parts, i + j == 0,
-               i + rows == M && j + columns == N);
-        if (dxs)
-          gemm(s, {rows, D, columns, x.dtype, {g.data(), ld}, {ys + j * D, D}, dxs + i * D,
-                   DType::f32, D, true});
-        if (dys)
-          gemm(s, {columns, D, rows, x.dtype, {g.data(), ld, true}, {xs + i * D, D}, dys + j * D,
-                   DType::f32, D, true});
-      }
+    const T *const xs = x.as<const T>(M * D), *const ys = y.as<const T>(N * D);
+    if constexpr (std::is_same_v<T, float>)
+      if (splits_floats()) return run_pairs<T, SplitRows>(s, xs, ys, out, p);
+    run_pairs<T, WholeRows<T>>(s, xs, ys, out, p);
   });
 }
 

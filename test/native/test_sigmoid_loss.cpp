@@ -100,6 +100,20 @@ template <class T> void run_all() {
 }
 
 TEST(sigmoid_loss_f32) { run_all<float>(); }
+TEST(sigmoid_loss_split_f32) {
+  setenv("SIGLIP2_F32", "split", 1);
+  run_all<float>();
+  if (!test::small) run<float>({siglip2::cuda::kChunkRows<float> + 2, 3, 1});
+  setenv("SIGLIP2_F32", "fast", 1);
+  bool refused = false;
+  try {
+    run<float>({1, 1, 1});
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  CHECK(refused);
+  unsetenv("SIGLIP2_F32");
+}
 TEST(sigmoid_loss_bf16) { run_all<__nv_bfloat16>(); }
 TEST(sigmoid_loss_chunks) {
   if (test::small) return;
@@ -169,6 +183,31 @@ TEST(sigmoid_loss_accuracy_at_scale_112) {
   std::printf("relative error of dx: %.2g, in bf16 throughout %.2g\n", std::sqrt(ours / norm),
               std::sqrt(theirs / norm));
   CHECK(std::sqrt(ours) <= 2 * std::sqrt(theirs));
+
+  // Float operands, split: as good as float.
+  std::vector<double> exact(static_cast<size_t>(B * D));
+  double exact_loss = 0, error = 0, size = 0;
+  for (int64_t i = 0; i < B; ++i)
+    for (int64_t j = 0; j < B; ++j) {
+      double dot = 0;
+      for (int64_t d = 0; d < D; ++d) dot += x32.at(i * D + d) * y32.at(j * D + d);
+      const double z = i == j ? 1 : -1, l = scale * dot + bias, g = -z / (1 + std::exp(z * l));
+      exact_loss += softplus_of(-z * l) / B;
+      for (int64_t d = 0; d < D; ++d) exact[static_cast<size_t>(i * D + d)] += g * scale * y32.at(j * D + d) / B;
+    }
+  setenv("SIGLIP2_F32", "split", 1);
+  const auto loss32 = random.buffer<float>(1, 0), dx32 = random.buffer<float>(B * D, 0);
+  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss32, dx32, none, none, none, x32, y32, log_scale, shift, B, B, D, 0, 0,
+                                               1.0f / static_cast<float>(B));
+  unsetenv("SIGLIP2_F32");
+  for (size_t i = 0; i < exact.size(); ++i) {
+    error += std::pow(dx32.at(static_cast<int64_t>(i)) - exact[i], 2);
+    size += exact[i] * exact[i];
+  }
+  std::printf("split float operands: relative error of the loss %.2g, of dx %.2g\n", std::fabs(loss32.at(0) / exact_loss - 1),
+              std::sqrt(error / size));
+  CHECK(std::fabs(loss32.at(0) / exact_loss - 1) < 2e-5);
+  CHECK(std::sqrt(error / size) < 5e-5);
 }
 
 // The epilogue on Hopper's product, which small shapes do not choose, against the other product.
