@@ -171,7 +171,6 @@ template <class T> struct WholeRows {
   int64_t D;
   WholeRows(Stream&, bf16*, const T* rows, int64_t, int64_t columns, int) : high(rows), D(columns) {}
   int64_t depth() const { return D; }
-  const T* low() const { return nullptr; }
 };
 // float rows as thirds in `thirds`, of which number low_third has the low halves.
 struct SplitRows {

@@ -55,7 +55,7 @@ interface Addon {
   setDebug(device: number, on: boolean): void;
   liveCount(): number;
   shutdown(): void;
-  release(array: Uint8Array): boolean;
+  release(array: Uint8Array): void;
   resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
     outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
   setBatchInvariant(device: number, on: boolean): void;

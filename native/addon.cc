@@ -247,9 +247,8 @@ Value resize_image(Instance&, const CallbackInfo& info) {
 // release(typedArray): detaches its memory, which its owner then frees at once instead of with the next collection of
 // garbage; memory that cannot be detached stays
 Value release(Instance&, const CallbackInfo& info) {
-  const napi_env env = info.Env();
-  napi_value buffer = info[0].As<Napi::TypedArray>().ArrayBuffer();
-  return Napi::Boolean::New(env, napi_detach_arraybuffer(env, buffer) == napi_ok);
+  napi_detach_arraybuffer(info.Env(), info[0].As<Napi::TypedArray>().ArrayBuffer());
+  return info.Env().Undefined();
 }
 // setBatchInvariant(device, on): for what is enqueued after it; only the CPU's products know the difference
 Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
