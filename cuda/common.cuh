@@ -32,17 +32,19 @@ template <class T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (
 
 #ifdef SIGLIP2_CUDA_HOST
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream&, A&&... arguments) {
+void launch_clusters(void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t smem, Stream&, A&&... arguments) {
   if (cuda_host::dry()) return;
-  cuda_host::run_kernel(kernel, grid, block, smem, std::forward<A>(arguments)...);
+  cuda_host::run_kernel(kernel, grid, block, smem, cluster, std::forward<A>(arguments)...);
 }
 #else
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess)
     throw std::runtime_error(std::string(call) + ": " + explain(status, cudaGetErrorString(status)));
 }
+// Blocks of which `cluster` neighbours along x run at the same time (sm_90) and can share copies.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream& s, A&&... arguments) {
+void launch_clusters(void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t smem, Stream& s,
+                     A&&... arguments) {
   if (smem > (48 << 10))  // more is opt-in, per kernel; the call only notes the number
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(smem)),
@@ -52,9 +54,20 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream& s,
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = static_cast<cudaStream_t>(s.native());
+  cudaLaunchAttribute size{};
+  if (cluster > 1) {
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim = {cluster, 1, 1};
+    config.attrs = &size;
+    config.numAttrs = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...), "cudaLaunchKernelEx");
 }
 #endif
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, Stream& s, A&&... arguments) {
+  launch_clusters(kernel, 1, grid, block, smem, s, std::forward<A>(arguments)...);
+}
 
 // Calls f with a value of the element type: dispatch_element(x.dtype, [&](auto t) { using T =
 // decltype(t); … }).

@@ -154,6 +154,32 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 #endif
 }
 
+// ---- clusters (sm_90) ---------------------------------------------------------------------------
+
+// Which block of the cluster this is.
+__device__ __forceinline__ uint32_t cluster_rank() {
+#ifdef SIGLIP2_CUDA_HOST
+  return cuda_host::cluster_rank();
+#elif defined(SIGLIP2_SM90)
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+// All threads of the cluster meet; what they wrote to shared memory before is seen after. No block may exit while others
+// may still copy to its shared memory or arrive at its barriers.
+__device__ __forceinline__ void cluster_sync(WHERE) {
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::cluster_sync(where);
+#elif defined(SIGLIP2_SM90)
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
 // ---- mbarrier and TMA (sm_90) -------------------------------------------------------------------
 
 #ifdef SIGLIP2_CUDA_HOST
@@ -207,6 +233,23 @@ __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32
   __trap();
 #endif
 }
+// Arrives at the barrier that another block of the cluster has at this place.
+__device__ __forceinline__ void mbarrier_arrive_in(uint64_t* barrier, uint32_t rank) {
+#ifdef SIGLIP2_CUDA_HOST
+  cuda_host::mbarrier_arrive_in(barrier, rank);
+#elif defined(SIGLIP2_SM90)
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+#else
+  __trap();
+#endif
+}
 // Returns when the phase of that parity is complete; a fresh barrier is in phase 0, and phase "-1"
 // (1) is complete.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity AND_WHERE) {
@@ -243,7 +286,24 @@ __device__ __forceinline__ void tma_load_2d(void* dst, const TensorMap* map, int
   __trap();
 #endif
 }
-// The same of a map with three dimensions.
+// The same for every block of the cluster whose rank is a bit of `blocks`: each gets the box, and the bytes for its
+// barrier, at the same places as this one.
+__device__ __forceinline__ void tma_load_2d_for(void* dst, const TensorMap* map, int x, int y, uint64_t* barrier,
+                                                uint32_t blocks) {
+#ifdef SIGLIP2_CUDA_HOST
+  const int coordinates[2] = {x, y};
+  cuda_host::tma_load(dst, map, coordinates, barrier, blocks);
+#elif defined(SIGLIP2_SM90)
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%4, %5}], [%2], %3;" ::"r"(shared_address(dst)),
+      "l"(map), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks)), "r"(x), "r"(y)
+      : "memory");
+#else
+  __trap();
+#endif
+}
+// A box of a map with three dimensions, for this block.
 __device__ __forceinline__ void tma_load_3d(void* dst, const TensorMap* map, int x, int y, int z,
                                             uint64_t* barrier) {
 #ifdef SIGLIP2_CUDA_HOST

@@ -46,10 +46,13 @@ void update_mbarrier(uint64_t* barrier, Mbarrier m) {
   }
   write_mbarrier(barrier, m);
   if (!complete) return;
-  for (Thread& t : block->threads) {
-    const bool waits = block->states[static_cast<size_t>(t.index)] == State::waiting_mbarrier;
-    if (waits && t.mbarrier == barrier && t.parity != m.phase) wake(t.index);
-  }
+  for (Thread* t = block->threads; t < block->threads + block->threads_count; ++t)
+    if (*t->state == State::waiting_mbarrier && t->mbarrier == barrier && t->parity != m.phase) wake(*t);
+}
+
+// Shared memory of a block is gone when its threads are.
+void must_run(const Block& b, const char* what) {
+  if (b.done == b.threads_count) throw Error(std::string(what) + " a block that has exited");
 }
 
 void copy_now(const Copy& c) {
@@ -77,7 +80,7 @@ size_t copy_element(const TensorCopy& t, const int (&at)[5], size_t packed_offse
     else offset += static_cast<uint64_t>(x) * m.stride[d];
   }
   const uint32_t address =
-      swizzled(shared_address(t.shared) + static_cast<uint32_t>(packed_offset), m.swizzle);
+      swizzled(t.at + static_cast<uint32_t>(packed_offset), m.swizzle);
   void* shared = shared_pointer(address, m.element_bytes, "TMA");
   auto global = const_cast<uint8_t*>(m.base) + offset;
   void* to = load ? shared : global;
@@ -103,8 +106,7 @@ size_t copy_box(const TensorCopy& t, bool load) {
   return bytes;
 }
 
-TensorCopy make_copy(const TensorMap* map, const int* coordinates, void* shared,
-                     uint64_t* barrier) {
+TensorCopy make_copy(const TensorMap* map, const int* coordinates, const void* shared) {
   if (shared_address(shared) & 127) throw Error("TMA: the shared address is not 128-byte aligned");
   if (map->swizzle && map->box[0] * map->element_bytes > (16u << map->swizzle))
     throw Error("TMA: the inner box is wider than the swizzle span");
@@ -115,7 +117,7 @@ TensorCopy make_copy(const TensorMap* map, const int* coordinates, void* shared,
     if (d && map->stride[d] % 16) throw Error("TMA: a global stride is not a multiple of 16 bytes");
   }
   // The map by value: the kernel's parameters may be gone when the copy lands.
-  TensorCopy t{*map, {}, shared, barrier};
+  TensorCopy t{*map, {}, block, block, shared_address(shared), 0};
   for (int d = 0; d < map->rank; ++d) t.coordinates[d] = coordinates[d];
   return t;
 }
@@ -135,6 +137,16 @@ void mbarrier_arrive(uint64_t* barrier, uint32_t expect_bytes) {
   m.bytes += static_cast<int>(expect_bytes);
   --m.pending;
   update_mbarrier(barrier, m);
+}
+
+void mbarrier_arrive_in(uint64_t* barrier, uint32_t rank) {
+  check_mbarrier(barrier);
+  if (rank >= cluster->blocks.size()) throw Error("mbarrier: the cluster has no block of that rank");
+  Block& other = cluster->blocks[rank];
+  const uint32_t address = shared_address(barrier);
+  must_run(other, "an arrival is at an mbarrier of");
+  const Inside inside(other);
+  mbarrier_arrive(static_cast<uint64_t*>(shared_pointer(address, 8, "an mbarrier")), 0);
 }
 
 void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where) {
@@ -174,22 +186,26 @@ void cp_async_wait(int groups_left) {
 }
 
 bool land_one_load() {
-  if (block->loads.empty()) return false;
-  const size_t i = config().order == Order::ascending ? 0 : random_bits() % block->loads.size();
+  auto& loads = cluster->loads;
+  if (loads.empty()) return false;
+  const size_t i = config().order == Order::ascending ? 0 : random_bits() % loads.size();
   TensorCopy load;
   {
     const sanitizer::Quiet quiet;
-    load = block->loads[i];
-    block->loads.erase(block->loads.begin() + static_cast<std::ptrdiff_t>(i));
+    load = loads[i];
+    loads.erase(loads.begin() + static_cast<std::ptrdiff_t>(i));
   }
   void* me = sanitizer::current_fiber();
-  sanitizer::become(block->engine);
-  sanitizer::acquire(&block->load_token);
+  sanitizer::become(cluster->engine);
+  sanitizer::acquire(&cluster->load_token);
   try {
+    if (load.to != load.from) must_run(*load.to, "a multicast copy lands in");
+    const Inside inside(*load.to);
     const size_t bytes = copy_box(load, true);
-    Mbarrier m = read_mbarrier(load.barrier);
+    const auto barrier = static_cast<uint64_t*>(shared_pointer(load.barrier, 8, "an mbarrier"));
+    Mbarrier m = read_mbarrier(barrier);
     m.bytes -= static_cast<int>(bytes);
-    update_mbarrier(load.barrier, m);
+    update_mbarrier(barrier, m);
   } catch (const std::exception& e) {
     fail(e.what());
   }
@@ -197,18 +213,27 @@ bool land_one_load() {
   return true;
 }
 
-void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier) {
+void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier, uint32_t blocks) {
   check_mbarrier(barrier);
-  sanitizer::release(&block->load_token);
-  {
+  if (blocks >> cluster->blocks.size()) throw Error("TMA: a copy goes to a block that the cluster does not have");
+  sanitizer::release(&cluster->load_token);
+  TensorCopy load = make_copy(map, coordinates, dst);
+  load.barrier = shared_address(barrier);
+  const auto issue = [&](Block& to) {
+    load.to = &to;
     const sanitizer::Quiet quiet;
-    block->loads.push_back(make_copy(map, coordinates, dst, barrier));
-  }
-  if (config().timing == Timing::early) land_one_load();
+    cluster->loads.push_back(load);
+  };
+  if (!blocks) issue(*block);
+  for (uint32_t rest = blocks; rest; rest &= rest - 1)
+    issue(cluster->blocks[static_cast<size_t>(__builtin_ctz(rest))]);
+  if (config().timing == Timing::early)
+    while (land_one_load()) {
+    }
 }
 
 void tma_store(const TensorMap* map, const int* coordinates, const void* src) {
-  const TensorCopy store = make_copy(map, coordinates, const_cast<void*>(src), nullptr);
+  const TensorCopy store = make_copy(map, coordinates, src);
   if (lands_now()) {
     copy_box(store, false);
     return;

@@ -1,4 +1,4 @@
-// State of the block that is running, shared by the runtime's own files.
+// State of the blocks that are running, shared by the runtime's own files.
 #pragma once
 #include <deque>
 #include <string>
@@ -8,18 +8,19 @@
 
 namespace cuda_host {
 
-enum class State : uint8_t { ready = 1, waiting, waiting_mbarrier, done };
+enum class State : uint8_t { ready = 1, waiting, waiting_mbarrier, waiting_cluster, done };
 
 struct Copy {  // cp.async
   void* dst;
   const void* src;
   int bytes, source_bytes;
 };
+struct Block;
 struct TensorCopy {  // TMA, either direction
   TensorMap map;
   int coordinates[5];
-  void* shared;
-  uint64_t* barrier;
+  Block *from, *to;     // blocks whose thread issued it, and whose shared memory it is about
+  uint32_t at, barrier; // addresses there
 };
 
 // Asynchronous operations of one owner: those since the last commit, then the committed groups,
@@ -41,7 +42,9 @@ template <class Op> struct Groups {
 struct Thread {
   Fiber fiber;
   ThreadView view;
-  int index = 0;
+  Block* block = nullptr;
+  int index = 0;             // in the block
+  State* state = nullptr;
   const char* waits_in = "";  // what it is parked in, for the deadlock report
   Where where;
   uint64_t* mbarrier = nullptr;
@@ -89,19 +92,28 @@ struct Barrier {
 };
 
 struct Block {
-  dim3 size;
+  Thread* threads = nullptr;
   int threads_count = 0, done = 0;
-  std::vector<Thread> threads;
-  std::vector<State> states;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   Barrier barriers[16];
+  uint8_t* smem = nullptr;
+  size_t smem_bytes = 0;
+};
+
+// The blocks that run at the same time: a cluster, or a single block of a grid that has none.
+struct Cluster {
+  dim3 size;  // of a block
+  std::vector<Block> blocks;
+  std::vector<Thread> threads;  // of all blocks
+  std::vector<State> states;
+  int done = 0;
+  Gathering gathering;  // of barrier.cluster
+  int arrived = 0;
   std::deque<TensorCopy>
       loads;            // TMA loads that have not landed yet; hardware keeps no order between them
   char load_token = 0;  // orders an issued load after its issuer
   void* engine = nullptr;  // TSan's identity of the copy engine
-  uint8_t* smem = nullptr;
-  size_t smem_bytes = 0;
   Fiber main;
   const std::function<void()>* body = nullptr;
   bool failed = false;
@@ -110,13 +122,22 @@ struct Block {
   char start_token = 0, end_token = 0;
 };
 
-extern constinit thread_local Block* block;
+extern constinit thread_local Cluster* cluster;
+extern constinit thread_local Block* block;  // that of the running thread; shared addresses are relative to it
 extern constinit thread_local Thread* current;  // null while the scheduler itself runs
+
+struct Inside {  // while the runtime acts on the shared memory of another block
+  explicit Inside(Block& b) : before(block) { block = &b; }
+  ~Inside() { block = before; }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+  Block* before;
+};
 
 uint64_t random_bits();
 bool lands_now();                                           // by the configured timing
 void park(State state, const char* waits_in, Where where);  // returns when the thread runs again
-void wake(int thread);
+void wake(Thread& thread);
 void fail(const std::string& message);
 bool land_one_load();  // false: none was under way
 void finish_stores(Thread& thread);

@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the CPU: one fiber per CUDA thread, one block at a time, one OS thread per
-// grid. Speed is not the aim; finding faults is. Threads are scheduled in a chosen order,
+// Runs CUDA kernels on the CPU: one fiber per CUDA thread, one block or cluster at a time, one OS
+// thread per grid. Speed is not the aim; finding faults is. Threads are scheduled in a chosen order,
 // asynchronous work takes effect as early or as late as the programming model allows, and shared
 // memory is filled with NaN before each block, so that a kernel that only works by luck gives a
 // wrong result here. ASan, UBSan and TSan see every access with the kernel's own line.
@@ -56,12 +56,13 @@ struct ThreadView {
 };
 extern constinit thread_local const ThreadView* view;  // the CUDA thread that is running
 
-void run_grid(dim3 grid, dim3 block, size_t smem, const std::function<void()>& thread);
+// `cluster` blocks that are neighbours along x run at the same time; those of a cluster see each other's shared memory.
+void run_grid(dim3 grid, dim3 block, size_t smem, unsigned cluster, const std::function<void()>& thread);
 
 template <class... P, class... A>
-void run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, A&&... a) {
+void run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, unsigned cluster, A&&... a) {
   const std::tuple<std::decay_t<P>...> args(std::forward<A>(a)...);
-  run_grid(grid, block, smem, [&] { std::apply(kernel, args); });
+  run_grid(grid, block, smem, cluster, [&] { std::apply(kernel, args); });
 }
 
 // ---- synchronisation (sync.cpp) -----------------------------------------------------------------
@@ -72,6 +73,9 @@ void sync_warp(uint32_t mask, Where where);
 uint64_t shuffle(uint32_t mask, uint64_t bits, int source_lane,
                  Where where);  // source_lane < 0: own value
 uint32_t ballot(uint32_t mask, bool predicate, Where where);
+// All threads of the cluster, of which none may have exited.
+void cluster_sync(Where where);
+uint32_t cluster_rank();
 void yield_thread();
 [[noreturn]] void trap(const char* message, Where where);
 
@@ -91,6 +95,7 @@ void* shared_pointer(uint32_t address, size_t bytes, const char* what);
 
 void mbarrier_init(uint64_t* barrier, uint32_t count);
 void mbarrier_arrive(uint64_t* barrier, uint32_t expect_bytes);
+void mbarrier_arrive_in(uint64_t* barrier, uint32_t rank);  // at the same place in another block of the cluster
 void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where);
 
 void cp_async(void* dst, const void* src, int bytes,
@@ -107,7 +112,8 @@ struct alignas(64) TensorMap {
   uint8_t rank, element_bytes;
   uint8_t swizzle;  // 0 none, 1 32 B, 2 64 B, 3 128 B, as CU_TENSOR_MAP_SWIZZLE_*
 };
-void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier);
+// `blocks`: ranks in the cluster that get a copy each, at the same addresses; 0: this block.
+void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier, uint32_t blocks = 0);
 void tma_store(const TensorMap* map, const int* coordinates, const void* src);
 void bulk_commit();
 void bulk_wait(int groups_left);

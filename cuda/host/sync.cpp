@@ -18,7 +18,7 @@ void hit_barrier(int id, int threads, bool waits, Where where) {
   b.expected = threads;
   sanitizer::release(token);
   if (++b.arrived == b.expected) {
-    for (int i : b.waiting) wake(i);
+    for (int i : b.waiting) wake(block->threads[i]);
     b.waiting.clear();
     b.arrived = 0;
     ++b.gathering.uses;
@@ -82,7 +82,7 @@ void warp_collective(uint32_t mask, void* argument, WarpFunction run, bool order
     block->warps[warp].open &= ~(1u << slot);
     ++c.gathering.uses;
     for (uint32_t rest = mask & ~(1u << lane); rest; rest &= rest - 1)
-      wake(static_cast<int>(warp) * 32 + __builtin_ctz(rest));
+      wake(block->threads[warp * 32 + static_cast<unsigned>(__builtin_ctz(rest))]);
   } else {
     park(State::waiting, what, where);
   }
@@ -107,7 +107,22 @@ void warpgroup_collective(void* argument, WarpgroupFunction run, const char* wha
   g.arrived = 0;
   run(g, g.threads);
   for (int i = 0; i < 128; ++i)
-    if (i != rank) wake(base + i);
+    if (i != rank) wake(block->threads[base + i]);
+}
+
+void cluster_sync(Where where) {
+  Cluster& c = *cluster;
+  char* token = c.gathering.token();
+  sanitizer::release(token);
+  if (++c.arrived == static_cast<int>(c.threads.size())) {
+    c.arrived = 0;
+    ++c.gathering.uses;
+    for (Thread& t : c.threads)
+      if (*t.state == State::waiting_cluster) wake(t);
+  } else {
+    park(State::waiting_cluster, "barrier.cluster", where);
+  }
+  sanitizer::acquire(token);
 }
 
 void set_registers(int registers, bool takes, Where where) {

@@ -188,6 +188,11 @@ void sm90_cases() {
          tensor_map_of<3>(heads.data(), {72, 3, 5}, {72, 72 * 3}, {kBoxColumns, 1, kBoxRows}, Swizzle::bytes64), 64, 1, 2,
          box.data());
   box.print("TMA box of three dimensions over the bounds, 64-byte swizzle");
+  const Array<float> boxes(5 * kTmaRows * kTmaColumns, 17);
+  Array<float> shared(4 * 32);
+  launch_clusters(cluster_kernel<>, 2, 4, 32, kClusterSmem, stream,
+                  map_of(boxes.data(), kTmaColumns, 5 * kTmaRows, kTmaColumns, kTmaRows, 0), 5, shared.data());
+  shared.print("copies for both blocks of a cluster");
   Array<int> phases(32);
   launch(mbarrier_phases_kernel, 1, 64, kPhasesSmem, stream, 5, phases.data());
   phases.print("mbarrier phases");

@@ -123,6 +123,26 @@ TEST(tma_copies_and_keeps_to_the_bounds) {
   CHECK_CLOSE(to, want, 0, "copy");
 }
 
+TEST(cluster_shares_copies) {
+  constexpr int kRounds = 5, kClusters = 2;
+  test::HostStream stream;
+  Random random(6);
+  const auto from = random.buffer<float>(kRounds * kTmaRows * kTmaColumns);
+  const Buffer<float> out(kClusters * 2 * 32);
+  launch_clusters(cluster_kernel<>, 2, kClusters * 2, 32, kClusterSmem, stream,
+                  test::tensor_map(from.data(), kTmaColumns, kRounds * kTmaRows, kTmaColumns, kTmaRows, 0), kRounds,
+                  out.data());
+  std::vector<double> want;
+  for (int block = 0; block < kClusters * 2; ++block)
+    for (int lane = 0; lane < 32; ++lane) {
+      double total = block % 2;
+      for (int r = 0; r < kRounds; ++r)
+        for (int i = lane; i < kTmaRows * kTmaColumns; i += 32) total += from.at(r * kTmaRows * kTmaColumns + i) * (i + 1);
+      want.push_back(total);
+    }
+  CHECK_CLOSE(out, want, 1e-11, "cluster");
+}
+
 TEST(tma_box_of_three_dimensions) {
   constexpr int kColumns = 72, kHeads = 3, kRows = 5;
   test::HostStream stream;

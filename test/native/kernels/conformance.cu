@@ -13,6 +13,7 @@ HOPPER_GEMM(false, false);
 HOPPER_GEMM(true, false);
 HOPPER_GEMM(false, true);
 HOPPER_GEMM(true, true);
+template __global__ void cluster_kernel<>(const __grid_constant__ TensorMap, int, float*);
 using Matrix = const __nv_bfloat16*;
 template __global__ void mma_gemm_kernel<false>(float*, Matrix, Matrix, int, int, int);
 template __global__ void mma_gemm_kernel<true>(float*, Matrix, Matrix, int, int, int);

@@ -138,6 +138,45 @@ __global__ void __launch_bounds__(64) mbarrier_phases_kernel(int rounds, int* ou
   if (threadIdx.x >= 32) out[lane] = total;
 }
 
+// Two blocks of a cluster take turns at fetching a box for both; whoever is next waits until both have used the last one.
+// The mistakes are for the test of faults.
+enum class ClusterFault { none, exits_early, not_awaited, third_block };
+constexpr size_t kClusterSmem = kTmaRows * kTmaColumns * sizeof(float) + 2 * sizeof(uint64_t);
+template <ClusterFault kFault = ClusterFault::none>
+__global__ void __launch_bounds__(32)
+    cluster_kernel(const __grid_constant__ TensorMap from, int rounds, float* out) {  // (blocks, 32)
+  DYN_SMEM(smem);
+  const float* const box = reinterpret_cast<const float*>(smem);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(smem + kTmaRows * kTmaColumns * sizeof(float));
+  uint64_t* const empty = full + 1;
+  const uint32_t rank = cluster_rank();
+  const int lane = static_cast<int>(threadIdx.x);
+  if (lane == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_init(empty, 2);
+    fence_mbarrier_init();
+  }
+  cluster_sync();
+  float total = static_cast<float>(rank);
+  for (int r = 0; r < rounds; ++r) {
+    if (lane == 0) {
+      mbarrier_arrive_expect(full, kTmaRows * kTmaColumns * sizeof(float));
+      if (r % 2 == static_cast<int>(rank)) {
+        if (r > 0 && kFault != ClusterFault::not_awaited) mbarrier_wait(empty, (r - 1) / 2 % 2);
+        tma_load_2d_for(smem, &from, 0, r * kTmaRows, full, kFault == ClusterFault::third_block ? 7 : 3);
+      }
+    }
+    __syncwarp();
+    mbarrier_wait(full, r % 2);
+    for (int i = lane; i < kTmaRows * kTmaColumns; i += 32) total += box[i] * static_cast<float>(i + 1);
+    __syncwarp();
+    const bool last = r + 1 == rounds;
+    if (lane == 0 && (!last || kFault == ClusterFault::exits_early)) mbarrier_arrive_in(empty, (r + 1) % 2);
+  }
+  out[blockIdx.x * 32 + threadIdx.x] = total;
+  if (kFault != ClusterFault::exits_early) cluster_sync();
+}
+
 // Rounding to bf16, to the nearest and to even between two, of normal, subnormal and infinite numbers.
 __global__ void __launch_bounds__(32) round_kernel(const float* x, float* out) {  // (32) both
   const int i = static_cast<int>(threadIdx.x);
