@@ -160,12 +160,14 @@ __device__ __forceinline__ void load_b(uint32_t (&f)[4], const unsigned char* ti
 //   operator()(row, column, v) with v[kWidth] the products at (row, column …), a multiple of kWidth;
 //     called only where row < M and column < N, and what lies behind N is to be ignored,
 //   finish(part, lane) after the last one; parts number all warps of all tiles.
-// Epilogues derive from this one, which wants all tiles and has nothing to do at either end.
+// Epilogues derive from this one, which wants all tiles and has nothing to do at either end, or, if they take long beside
+// a product, from the other: on Hopper they then run under the product of another tile.
 struct Epilogue {
   __device__ __forceinline__ bool skips(int) const { return false; }
   __device__ __forceinline__ void begin(int) {}
   __device__ __forceinline__ void finish(int, int) {}
 };
+struct LongEpilogue : Epilogue {};
 
 // Accumulators of mma and wgmma lie so that lane q of four has columns 2q and 2q + 1 of each group
 // of eight. After the exchange it has all eight columns of group q.

@@ -156,8 +156,8 @@ int64_t launch_tiles(Stream& s, const A& a, const B& b, int64_t M, int64_t N, in
   const dim3 grid(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(splits.count));
   const int m = static_cast<int>(M), n = static_cast<int>(N), k = static_cast<int>(K);
   const int depth = static_cast<int>(splits.depth);
-  if constexpr (std::is_same_v<Tile, HopperTile>)
-    launch_sm90(s, a, b, m, n, k, depth, static_cast<int>(splits.count), epilogue);
+  if constexpr (kIsWgmmaTile<Tile>)
+    return launch_sm90<Tile>(s, a, b, m, n, k, depth, static_cast<int>(splits.count), epilogue);
   else if constexpr (std::is_same_v<Tile, LargeTile> || std::is_same_v<Tile, SmallTile>)
     launch(gemm_kernel<Tile, A, B, E>, grid, Tile::kThreads, Tile::kSmem, s, a, b, m, n, k, depth,
            epilogue);
@@ -166,9 +166,11 @@ int64_t launch_tiles(Stream& s, const A& a, const B& b, int64_t M, int64_t N, in
            depth, epilogue);
   return tiles * Tile::kWarps;
 }
-// No product of (M, N) outputs has more parts than this.
+// No product of (M, N) outputs has more parts than this: clusters may leave a tile without rows.
 inline int64_t most_gemm_parts(int64_t M, int64_t N) {
-  return std::max(tiles_of<LargeTile>(M, N), 4 * kTargetTiles) * LargeTile::kWarps;
+  static_assert(LargeTile::kM == HopperTile::kM && LargeTile::kM == HopperTurns::kM && LargeTile::kN <= HopperTurns::kN);
+  static_assert(LargeTile::kWarps >= std::max(HopperTile::kWarps, HopperTurns::kWarps));
+  return std::max(tiles_of<LargeTile>(M + LargeTile::kM, N), 4 * kTargetTiles) * LargeTile::kWarps;
 }
 
 // bf16 operands of any kind.
@@ -185,9 +187,10 @@ template <bool kA, bool kB, class E>
 int64_t launch_gemm(Stream& s, const MatrixOperand<kA>& a, const MatrixOperand<kB>& b, int64_t M,
                     int64_t N, int64_t K, const E& epilogue, const Splits& splits) {
   check_extent(M, N, K);
-  const bool fills = 2 * tiles_of<HopperTile>(M, N) * splits.count >= kTargetTiles;
+  using Tile = std::conditional_t<std::is_base_of_v<LongEpilogue, E>, HopperTurns, HopperTile>;
+  const bool fills = 2 * tiles_of<Tile>(M, N) * splits.count >= kTargetTiles;
   if (fills && K > 0 && a.aligned && b.aligned && hopper_multiprocessors() > 0)
-    return launch_tiles<HopperTile>(s, a, b, M, N, K, splits, epilogue);
+    return launch_tiles<Tile>(s, a, b, M, N, K, splits, epilogue);
   return launch_gemm<MatrixOperand<kA>, MatrixOperand<kB>, E>(s, a, b, M, N, K, epilogue, splits);
 }
 template <bool kA, bool kB, class E>

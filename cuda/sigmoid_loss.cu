@@ -54,7 +54,7 @@ __device__ __forceinline__ float log1p_of_small(float e) {
 
 // Arithmetic on M·N pairs beside a product that is only D deep: most pairs are negative and told
 // apart well (l < −kFar), and for these half of the work can be left out.
-template <class T> struct PairsEpilogue : Epilogue {
+template <class T> struct PairsEpilogue : LongEpilogue {
   T* g;                    // (M, stride) or null
   bf16* g_low;             // what bf16 leaves over of it, or null
   float* sums;             // (3, sums_stride)

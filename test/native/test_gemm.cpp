@@ -161,13 +161,24 @@ TEST(gemm_large_tiles) {
   run_tile<LargeFloatTile, FloatOperand<false>, FloatOperand<false>>(128, 140, 17);
 }
 
-// wgmma and TMA: all layouts, ragged edges, several tiles for a block, and more steps than stages.
+// wgmma and TMA: all layouts, ragged edges, several tiles for a block, more steps than stages, and clusters, which an
+// even number of tiles downwards gets, as 136 rows.
 TEST(gemm_sm90) {
   run_tile<HopperTile, MatrixOperand<true>, MatrixOperand<true>>(72, 264, 328);
   if (test::small) return;
   run_tile<HopperTile, MatrixOperand<false>, MatrixOperand<false>>(136, 256, 70);
   run_tile<HopperTile, MatrixOperand<true>, MatrixOperand<false>>(128, 72, 136);
   run_tile<HopperTile, MatrixOperand<false>, MatrixOperand<true>>(264, 300, 64);
+  run_tile<HopperTile, MatrixOperand<true>, MatrixOperand<true>>(136, 264, 328);
+}
+TEST(gemm_sm90_turns) {
+  run_tile<HopperTurns, MatrixOperand<true>, MatrixOperand<true>>(136, 136, 136);
+  if (test::small) return;
+  run_tile<HopperTurns, MatrixOperand<true>, MatrixOperand<true>>(72, 392, 456);
+  run_tile<HopperTurns, MatrixOperand<true>, MatrixOperand<true>>(200, 264, 456);
+  run_tile<HopperTurns, MatrixOperand<false>, MatrixOperand<false>>(264, 256, 70);
+  run_tile<HopperTurns, MatrixOperand<true>, MatrixOperand<false>>(128, 72, 136);
+  run_tile<HopperTurns, MatrixOperand<false>, MatrixOperand<true>>(136, 300, 64);
 }
 TEST(gemm_sm90_splits) {
   const int64_t M = 24, N = 40, K = 200;
