@@ -156,14 +156,17 @@ __device__ __forceinline__ void load_b(uint32_t (&f)[4], const unsigned char* ti
 
 // An epilogue is a value of which each thread has a copy:
 //   skips(row0) whether the tile whose first row this is, is wanted by nobody: then nothing is done for it,
+//   depth(K)    as much of K as anybody wants, the same for all tiles; if less than K, then without splits,
 //   begin(split) before the first output of a tile,
 //   operator()(row, column, v) with v[kWidth] the products at (row, column …), a multiple of kWidth;
-//     called only where row < M and column < N, and what lies behind N is to be ignored,
+//     called for rows < M, and what lies behind N, perhaps all of v, is to be ignored; lanes that share 32 columns of a
+//     row, 32 / kWidth neighbours, call together,
 //   finish(part, lane) after the last one; parts number all warps of all tiles.
 // Epilogues derive from this one, which wants all tiles and has nothing to do at either end, or, if they take long beside
 // a product, from the other: on Hopper they then run under the product of another tile.
 struct Epilogue {
   __device__ __forceinline__ bool skips(int) const { return false; }
+  __device__ __forceinline__ int depth(int K) const { return K; }
   __device__ __forceinline__ void begin(int) {}
   __device__ __forceinline__ void finish(int, int) {}
 };
@@ -213,7 +216,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int m0 = place.row * Tile::kM, n0 = place.column * Tile::kN;
   if (epilogue.skips(m0)) return;  // the whole block
   const int k_first = static_cast<int>(blockIdx.z) * split_depth;
-  const int steps = ceil_div(min(K - k_first, split_depth), Tile::kDepth);
+  const int steps = ceil_div(min(epilogue.depth(K) - k_first, split_depth), Tile::kDepth);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_m = warp / Tile::kWarpsAcross * Tile::kWarpM;
   const int warp_n = warp % Tile::kWarpsAcross * Tile::kWarpN;
@@ -290,7 +293,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 #pragma unroll
           for (int p = 0; p < 2; ++p) mine[g][p] = c[i][j + g][2 * half + p];
         gather_columns(v, mine);
-        if (row < M && column < N) epilogue(row, column, v);
+        if (row < M) epilogue(row, column, v);
       }
   epilogue.finish(tile * Tile::kWarps + warp, lane);
 }

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int m0 = place.row * Tile::kM, n0 = place.column * Tile::kN;
   if (epilogue.skips(m0)) return;  // the whole block
   const int k_first = static_cast<int>(blockIdx.z) * split_depth;
-  const int k_end = min(K, k_first + split_depth);
+  const int k_end = min(epilogue.depth(K), k_first + split_depth);
   const int row = thread / 16 * 4, column = thread % 16 * 4;
 
   float held_a[Tile::kLoads], held_b[Tile::kLoads], c[kEach][kEach];
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       float out[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) out[e] = c[i][4 * g + e];
-      if (r < M && at < N) epilogue(r, at, out);
+      if (r < M) epilogue(r, at, out);
     }
   epilogue.finish(tile * Tile::kWarps + thread / 32, thread % 32);
 }

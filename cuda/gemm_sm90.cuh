@@ -89,8 +89,9 @@ struct HopperWork {
   __host__ __device__ int count() const { return tiles_down * tiles_across * splits; }
   __device__ __forceinline__ int tile(int work) const { return work % (tiles_down * tiles_across); }
   __device__ __forceinline__ int split(int work) const { return work / (tiles_down * tiles_across); }
-  __device__ __forceinline__ int steps(int work) const {
-    return ceil_div(min(K - split(work) * split_depth, split_depth), HopperTile::kDepth);
+  // `depth`: as much of K as anybody wants.
+  __device__ __forceinline__ int steps(int work, int depth) const {
+    return ceil_div(min(depth - split(work) * split_depth, split_depth), HopperTile::kDepth);
   }
 };
 
@@ -113,7 +114,7 @@ template <int kStages> struct Ring {
 template <class Tile, bool kAInLine, bool kBInLine, class E>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ TensorMap a_map,
-                     const __grid_constant__ TensorMap b_map, int M, int N, HopperWork jobs,
+                     const __grid_constant__ TensorMap b_map, int M, HopperWork jobs,
                      const E epilogue) {
 #if defined(SIGLIP2_SM90A) || defined(SIGLIP2_CUDA_HOST)
   DYN_SMEM(smem);
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     give_registers<Tile::kProducerRegisters>();
     for (int work = first; thread == 0 && work < jobs.count(); work += clusters) {
       if (!find(work, corner)) continue;
-      const int k_first = jobs.split(work) * jobs.split_depth, steps = jobs.steps(work);
+      const int k_first = jobs.split(work) * jobs.split_depth, steps = jobs.steps(work, epilogue.depth(jobs.K));
       for (int step = 0; step < steps; ++step, ring.next()) {
         unsigned char* const stage = smem + ring.stage * Tile::kStageBytes;
         const int k0 = k_first + step * Tile::kDepth;
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     };
     int turn = 0;
     for (int work = first; work < jobs.count(); work += clusters) {
-      const int steps = jobs.steps(work);
+      const int steps = jobs.steps(work, epilogue.depth(jobs.K));
       if (!find(work, corner)) continue;
       if (Tile::kTurns) {
         const int round = turn / 2, whose = turn++ % 2;
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 #pragma unroll
               for (int p = 0; p < 2; ++p) pairs[g][p] = d[i][(j + g) * 4 + half * 2 + p];
             gather_columns(v, pairs);
-            if (row < M && column < N) mine(row, column, v);
+            if (row < M) mine(row, column, v);
           }
       const int tile = jobs.tile(work) * cluster + rank;
       mine.finish(tile * Tile::kWarps + (Tile::kTurns ? 0 : consumer * 4) + warp, lane);
@@ -275,7 +276,7 @@ int64_t launch_sm90(Stream& s, const MatrixOperand<kA>& a, const MatrixOperand<k
   const int clusters = std::max(std::min(jobs.count(), hopper_multiprocessors() / cluster), 1);
   launch_clusters(gemm_sm90_kernel<Tile, kA, kB, E>, static_cast<unsigned>(cluster),
                   static_cast<unsigned>(clusters * cluster), Tile::kThreads, Tile::kSmem, s,
-                  tensor_map_of<kA, Tile::kM>(a), tensor_map_of<kB, Tile::kN / 2>(b), M, N, jobs, epilogue);
+                  tensor_map_of<kA, Tile::kM>(a), tensor_map_of<kB, Tile::kN / 2>(b), M, jobs, epilogue);
   return int64_t{jobs.tiles_down} * cluster * jobs.tiles_across * Tile::kWarps;
 }
 
