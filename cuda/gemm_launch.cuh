@@ -120,18 +120,35 @@ template <class C> struct GeluEpilogue : Epilogue {
 // do not depend on the GPU.
 constexpr int64_t kTargetTiles = 132;
 
-// Parts of K that blocks of their own sum up, when there are too few tiles to fill the GPU.
+// Parts of K that blocks of their own sum up, where that fills the GPU better: as many as take the least time, going by
+// whole waves of tiles at 6 TFLOP/s for an SM and by the partial sums, written and read at 3 TB/s.
 struct Splits {
   int64_t count, depth;
 };
 inline Splits splits_of(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kLeastDepth = 512, kMost = 32, kMostFloats = 16 << 20;
+  constexpr int64_t kWave = 2 * kTargetTiles;  // large tiles, of which two share an SM
+  constexpr double kSecondsOfDepth = 2.0 * 2 * LargeTile::kM * LargeTile::kN / 6e12, kSecondsOfSum = 8 / 3e12;
   const int64_t tiles = ceil_div<int64_t>(M, LargeTile::kM) * ceil_div<int64_t>(N, LargeTile::kN);
-  const int64_t count =
-      std::min({2 * kTargetTiles / tiles, K / kLeastDepth, kMost, kMostFloats / (M * N)});
-  if (tiles >= kTargetTiles || count < 2) return {1, K};
-  const int64_t depth = ceil_div<int64_t>(ceil_div(K, count), 64) * 64;
-  return {ceil_div(K, depth), depth};
+  const int64_t most = std::min({K / kLeastDepth, kMost, kMostFloats / std::max<int64_t>(M * N, 1)});
+  Splits best{1, K};
+  double least = INFINITY;
+  for (int64_t count = 1; count <= std::max<int64_t>(most, 1); ++count) {
+    const int64_t depth = count == 1 ? K : ceil_div<int64_t>(ceil_div(K, count), 64) * 64, parts = count == 1 ? 1 : ceil_div(K, depth);
+    const double seconds = static_cast<double>(ceil_div(tiles * parts, kWave) * depth) * kSecondsOfDepth +
+                           (parts > 1 ? static_cast<double>(M * N * parts) * kSecondsOfSum : 0);
+    if (seconds >= least) continue;
+    least = seconds;
+    best = {parts, depth};
+  }
+  return best;
+}
+
+// Rows that, with `columns` outputs each, make tiles for whole waves of the GPU; `least` or somewhat less is the fewest.
+inline int64_t rows_that_fill(int64_t columns, int64_t least) {
+  const int64_t across = ceil_div<int64_t>(columns, HopperTile::kN);
+  const int64_t waves = ceil_div(least / HopperTile::kM * across, kTargetTiles);
+  return std::max<int64_t>(waves * kTargetTiles / across, 1) * HopperTile::kM;
 }
 
 template <class Tile> int64_t tiles_of(int64_t M, int64_t N) {

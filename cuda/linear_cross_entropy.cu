@@ -5,7 +5,7 @@
 //   1. the rows of h side by side,
 //   2. logits = h·Wᵀ + bias, of which the epilogue keeps maximum and sum of exponentials of every 32, and the target's
 //      logit; they give each row's lse, its loss and what its slopes need,
-//   3. for a chunk of the vocabulary, as wide as G fits the L2 cache: the logits again, of which the epilogue makes
+//   3. for a chunk of the vocabulary, a few thousand tokens: the logits again, of which the epilogue makes
 //      G = (softmax − onehot)·weight in h's type; then dh += G·W, dweight += Gᵀ·h, dbias += Σ G.
 // Four products of rows·V·D in place of the three that kept logits would take; those were written and read several
 // times (4 bytes where a product of 768 takes the time of 2), and allowed so few rows at a time that reading and writing
@@ -21,8 +21,13 @@ namespace {
 constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int64_t kGroup = 32;  // logits that share a maximum and a sum
 struct Limits {
-  int64_t rows = 4096, bytes = 32 << 20;  // rows at a time, and bytes of their G, before it of their maxima and sums
+  int64_t rows, bytes;  // rows at a time, and bytes of their G, before it of their maxima and sums
 };
+// Rows, and as many tokens, whose gradients make tiles for whole waves of the GPU.
+template <class T> Limits limits_of(int64_t D) {
+  const int64_t rows = rows_that_fill(D, 4096);
+  return {rows, rows * rows * int64_t{sizeof(T)}};
+}
 
 // Which rows count, made on the device.
 struct Counted {
@@ -317,7 +322,7 @@ template <class T> struct Chunk {
 
  private:
   // A multiple of what tiles want, unless it is all of them.
-  static int64_t at_a_time(int64_t V, int64_t fit) { return std::min(V, std::max<int64_t>(fit / 256, 1) * 256); }
+  static int64_t at_a_time(int64_t V, int64_t fit) { return std::min(V, std::max<int64_t>(fit / 128, 1) * 128); }
 };
 
 // logits of the tokens from v0 on, to an epilogue.
@@ -392,7 +397,7 @@ template <class T> void add_gradients(const Work<T>& w, Chunk<T>& c, int64_t fir
 
 void forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight, Tensor dbias, Tensor h, Tensor weight, Tensor bias,
                       Tensor targets, Tensor weights, int64_t R, int64_t V, int64_t D, int64_t groups, float denominator,
-                      float grad_scale, const Limits& limits) {
+                      float grad_scale, const Limits* fewer = nullptr) {
   if (R == 0) return;
   check_extent(R, V, D);
   dispatch_element(h.dtype, [&](auto t) {
@@ -400,7 +405,7 @@ void forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight, Tensor 
     Scratch<int> order(s, R + 1);
     Scratch<float> each(s, 1);
     Scratch<double> losses(s, R);
-    Chunk<T> chunk(s, R, V, D, limits);
+    Chunk<T> chunk(s, R, V, D, fewer ? *fewer : limits_of<T>(D));
     const Counted counted{order.data(), order.data() + R, each.data()};
     const Work<T> work{s, h.as<T>(R * D), weight.as<T>(V * D), bias.as_or_null<float>(V), targets.as<int>(R),
                        weights.as_or_null<float>(R), dh.as_or_null<T>(R * D), dweight.as_or_null<float>(V * D),
@@ -428,8 +433,8 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
                                            Tensor targets, Tensor weights, int64_t R, int64_t V,
                                            int64_t D, int64_t groups, float denominator,
                                            float grad_scale) {
-  forward_backward(s, loss, dh, dweight, dbias, h, weight, bias, targets, weights, R, V, D, groups, denominator, grad_scale,
-                   {});
+  forward_backward(s, loss, dh, dweight, dbias, h, weight, bias, targets, weights, R, V, D, groups, denominator,
+                   grad_scale);
 }
 
 }  // namespace siglip2::cuda

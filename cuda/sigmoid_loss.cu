@@ -1,6 +1,6 @@
 // Pairwise sigmoid loss of SigLIP with all its gradients (formula in native/ops/sigmoid_loss.h).
 // Bound by arithmetic: three products of M·N·D, for the logits, for dx and for dy. The pair matrix
-// is cut into chunks whose gradients G fit the L2 cache; for each chunk
+// is cut into chunks, whose sides make tiles for whole waves of the GPU in the second and third; for each chunk
 //   1. x·yᵀ by the GEMM core, with an epilogue that turns a tile of float logits, in registers, into
 //      its share of loss, dlog_scale and dbias, and into G = exp(log_scale)·weight·(σ(l) − [positive]),
 //   2. dx += G·y and 3. dy += Gᵀ·x, plain products; G is transposed on its way into registers.
@@ -23,9 +23,18 @@ namespace {
 
 using bf16 = __nv_bfloat16;
 
-// Of the pair matrix: G of a chunk, both halves of it, is 32 MiB; workspace is the same for any batch.
-constexpr int64_t kChunkColumns = 4096;
-template <class T> constexpr int64_t kChunkRows = (32 << 20) / kChunkColumns / int64_t{sizeof(T)};
+// A part of the pair matrix. G of it need not fit the L2 cache: its traffic, 6 bytes for a pair, takes a third of the time
+// of the products, beside which it goes on. Workspace stays below 200 MB at any batch.
+struct Chunk {
+  int64_t rows, columns;
+};
+template <class T> Chunk chunk_of(int64_t D) {
+  constexpr bool kWide = sizeof(T) > sizeof(bf16);  // G is twice as large, as floats or as their halves
+  constexpr int64_t kBytes = kWide ? 80'000'000 : 190'000'000;
+  const int64_t rows = rows_that_fill(D, kWide ? 2048 : 4096), fit = kBytes / (rows * int64_t{sizeof(T)});
+  const int64_t unit = fit >= rows ? rows : 128;  // few columns D ask for more rows than go into a square
+  return {rows, fit / unit * unit};
+}
 constexpr int kSums = 3;  // loss, dlog_scale, dbias
 
 // log(1 + e) for e in [0, 1], relative error 2.3e-7; also where e is tiny.
@@ -204,11 +213,12 @@ struct Pairs {
   float weight;
 };
 
-template <class T, class Rows> void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out, const Pairs& p) {
+template <class T, class Rows>
+void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out, const Pairs& p, const Chunk& chunk) {
   using Product = typename Rows::Product;
   using Operand = typename Rows::Operand;
   const int64_t M = p.M, N = p.N, D = p.D;
-  const int64_t most_rows = std::min(M, kChunkRows<T>), most_columns = std::min(N, kChunkColumns);
+  const int64_t most_rows = std::min(M, chunk.rows), most_columns = std::min(N, chunk.columns);
   const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8, most_g = out.dx || out.dy ? most_rows * ld : 0;
   Scratch<Product> g(s, most_g);
   Scratch<bf16> g_low(s, Rows::kSplit ? most_g : 0);
@@ -217,11 +227,11 @@ template <class T, class Rows> void run_pairs(Stream& s, const T* x, const T* y,
   Scratch<float> sums(s, kSums * most_parts);
   Scratch<double> totals(s, kSums);
 
-  for (int64_t i = 0; i < M; i += kChunkRows<T>) {
-    const int64_t rows = std::min(M - i, kChunkRows<T>);
+  for (int64_t i = 0; i < M; i += chunk.rows) {
+    const int64_t rows = std::min(M - i, chunk.rows);
     const Rows a(s, x_thirds.data(), x + i * D, rows, D, 2);
-    for (int64_t j = 0; j < N; j += kChunkColumns) {
-      const int64_t columns = std::min(N - j, kChunkColumns);
+    for (int64_t j = 0; j < N; j += chunk.columns) {
+      const int64_t columns = std::min(N - j, chunk.columns);
       const Rows b(s, y_thirds.data(), y + j * D, columns, D, 1);
       PairsEpilogue<Product> pairs{};
       pairs.g = g.data();
@@ -271,8 +281,8 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
     using T = decltype(t);
     const T *const xs = x.as<const T>(M * D), *const ys = y.as<const T>(N * D);
     if constexpr (std::is_same_v<T, float>)
-      if (splits_floats()) return run_pairs<T, SplitRows>(s, xs, ys, out, p);
-    run_pairs<T, WholeRows<T>>(s, xs, ys, out, p);
+      if (splits_floats()) return run_pairs<T, SplitRows>(s, xs, ys, out, p, chunk_of<T>(D));
+    run_pairs<T, WholeRows<T>>(s, xs, ys, out, p, chunk_of<T>(D));
   });
 }
 

@@ -14,6 +14,7 @@ using bf16 = __nv_bfloat16;
 struct Case {
   int64_t M, N, D, row0 = 0, col0 = 0;
   float log_scale = std::log(10.0f), bias = -10;
+  siglip2::cuda::Chunk chunk{};  // of zeros: what the shape asks for
 };
 
 template <class T> Buffer<T> unit_rows(Random& random, int64_t rows, int64_t D) {
@@ -73,9 +74,14 @@ template <class T> void run(const Case& k, bool gradients = true) {
         want_dy[static_cast<size_t>(j * k.D + d)] += g * scale * x.at(i * k.D + d);
       }
     }
-  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, dy, dlog_scale, dbias, x, y,
-                                               log_scale, bias, k.M, k.N, k.D, k.row0, k.col0,
-                                               weight);
+  if (k.chunk.rows)
+    siglip2::cuda::run_pairs<T, siglip2::cuda::WholeRows<T>>(
+        stream, x.data(), y.data(), {loss.data(), dx.data(), dy.data(), dlog_scale.data(), dbias.data()},
+        {log_scale.data(), bias.data(), k.M, k.N, k.D, k.row0 - k.col0, weight}, k.chunk);
+  else
+    siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, dy, dlog_scale, dbias, x, y,
+                                                 log_scale, bias, k.M, k.N, k.D, k.row0, k.col0,
+                                                 weight);
   CHECK_CLOSE(loss, want_loss, 1e-9, what + " loss");
   if (!gradients) return;
   // G is stored in the operands' type.
@@ -103,7 +109,6 @@ TEST(sigmoid_loss_f32) { run_all<float>(); }
 TEST(sigmoid_loss_split_f32) {
   setenv("SIGLIP2_F32", "split", 1);
   run_all<float>();
-  if (!test::small) run<float>({siglip2::cuda::kChunkRows<float> + 2, 3, 1});
   setenv("SIGLIP2_F32", "fast", 1);
   bool refused = false;
   try {
@@ -116,9 +121,22 @@ TEST(sigmoid_loss_split_f32) {
 }
 TEST(sigmoid_loss_bf16) { run_all<__nv_bfloat16>(); }
 TEST(sigmoid_loss_chunks) {
+  run<float>({66, 37, 3, 0, 0, std::log(10.0f), -10, {64, 16}});
   if (test::small) return;
-  run<float>({siglip2::cuda::kChunkRows<float> + 2, 3, 1});
-  run<float>({3, siglip2::cuda::kChunkColumns + 5, 1, siglip2::cuda::kChunkColumns, 0});
+  run<__nv_bfloat16>({70, 67, 24, 3, 0, std::log(10.0f), -10, {32, 64}});
+}
+TEST(sigmoid_loss_workspace_below_200_MB) {
+  using namespace siglip2::cuda;
+  for (const int64_t D : {128, 512, 768, 1024, 1152, 1536, 2048}) {
+    const Chunk whole = chunk_of<bf16>(D), wide = chunk_of<float>(D);
+    const int64_t sums = kSums * static_cast<int64_t>(sizeof(float)) * most_gemm_parts(whole.rows, whole.columns);
+    const int64_t thirds = kThirds * D * 2 * (wide.rows + wide.columns);
+    CHECK(whole.rows * whole.columns * 2 + sums < 200'000'000);
+    CHECK(wide.rows * wide.columns * 4 + thirds + sums < 200'000'000);
+    // The products of a chunk fill nine tenths of the waves of tiles that they take.
+    const int64_t tiles = tiles_of<HopperTile>(whole.rows, D), waves = ceil_div(tiles, kTargetTiles);
+    CHECK(10 * tiles >= 9 * waves * kTargetTiles);
+  }
 }
 
 double rounded(double v) { return static_cast<double>(static_cast<float>(bf16(static_cast<float>(v)))); }
