@@ -11,42 +11,50 @@ namespace siglip2::cuda {
 
 namespace {
 
-constexpr int kColumns = 32, kRowThreads = 8;  // a warp along the columns, eight rows at a time
-constexpr int64_t kMostParts = 256;            // of the rows; each has a partial sum of dbias
+constexpr int kLanes = 32, kRowThreads = 8;  // a warp along the columns, eight rows at a time
+constexpr int64_t kMostParts = 256;          // of the rows; each has a partial sum of dbias
 
-// Blocks (column groups, parts). Part p has rows from M·p / parts on.
-template <class T>
-__global__ void __launch_bounds__(kColumns * kRowThreads)
+// Blocks (column groups, parts); a thread has V columns, 16 bytes where they are aligned. Part p has rows from
+// M·p / parts on.
+template <class T, int V>
+__global__ void __launch_bounds__(kLanes * kRowThreads)
     linear_pre_gradient_kernel(T* dpre,       // (M, N) or null
                                float* sums,   // (parts, N) or null
                                const T* dy,   // (M, N)
                                const T* pre,  // (M, N) or null: dpre is dy
                                int64_t M, int64_t N) {
   DYN_SMEM(smem);
-  float* const shared = reinterpret_cast<float*>(smem);  // (row threads, columns)
-  const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y);
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumns + x;
+  float* const shared = reinterpret_cast<float*>(smem);  // (row threads, V, lanes)
+  const int x = static_cast<int>(threadIdx.x) * V, y = static_cast<int>(threadIdx.y);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * (kLanes * V) + x;
   const int64_t first = M * blockIdx.y / gridDim.y, end = M * (blockIdx.y + 1) / gridDim.y;
-  float sum = 0;
+  float sum[V] = {};
   if (column < N)
     for (int64_t r = first + y; r < end; r += kRowThreads) {
-      float g = static_cast<float>(dy[r * N + column]);
+      float g[V];
+      load_values(g, dy + r * N + column);
       if (pre) {
-        const T rounded =
-            static_cast<T>(g * gelu_gradient(static_cast<float>(pre[r * N + column])));
-        dpre[r * N + column] = rounded;
-        g = static_cast<float>(rounded);
+        float before[V];
+        load_values(before, pre + r * N + column);
+#pragma unroll
+        for (int i = 0; i < V; ++i) g[i] = static_cast<float>(static_cast<T>(g[i] * gelu_gradient(before[i])));
+        store_values(dpre + r * N + column, g);
       }
-      sum += g;
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[i] += g[i];
     }
   if (!sums) return;
-  shared[y * kColumns + x] = sum;
+#pragma unroll
+  for (int i = 0; i < V; ++i) shared[(y * V + i) * kLanes + static_cast<int>(threadIdx.x)] = sum[i];
   __syncthreads();
   if (y != 0 || column >= N) return;
-  float total = 0;
 #pragma unroll
-  for (int i = 0; i < kRowThreads; ++i) total += shared[i * kColumns + x];
-  sums[blockIdx.y * N + column] = total;
+  for (int i = 0; i < V; ++i) {
+    float total = 0;
+#pragma unroll
+    for (int r = 0; r < kRowThreads; ++r) total += shared[(r * V + i) * kLanes + static_cast<int>(threadIdx.x)];
+    sums[blockIdx.y * N + column + i] = total;
+  }
 }
 
 __global__ void __launch_bounds__(256)
@@ -86,11 +94,12 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
     Scratch<T> dpre(s, p ? M * N : 0);
     Scratch<float> sums(s, db ? parts * N : 0);
     if (p || db)
-      launch(linear_pre_gradient_kernel<T>,
-             dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)),
-                  static_cast<unsigned>(parts)),
-             dim3(kColumns, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(),
-             sums.data(), g, p, M, N);
+      dispatch_packs<T>(N % Pack<T>::size == 0 && aligned_16(g, p), [&](auto V) {
+        constexpr int kColumns = kLanes * V.value;
+        launch(linear_pre_gradient_kernel<T, V.value>,
+               dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)), static_cast<unsigned>(parts)),
+               dim3(kLanes, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(), sums.data(), g, p, M, N);
+      });
     if (db)
       launch(linear_bias_gradient_kernel, static_cast<unsigned>(ceil_div<int64_t>(N, 256)), 256, 0,
              s, db, sums.data(), N, parts);
