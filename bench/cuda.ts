@@ -13,6 +13,7 @@ import { initialize } from '../lib/ops/init.js';
 import { attention } from '../lib/ops/attention.js';
 import { adamwStep, sumOfSquares } from '../lib/ops/adamw.js';
 import { cast } from '../lib/ops/elementwise.js';
+import { linearCrossEntropy } from '../lib/ops/linear_cross_entropy.js';
 import { layerNorm } from '../lib/ops/layer_norm.js';
 import { patchEmbed } from '../lib/ops/patch_embed.js';
 import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
@@ -71,6 +72,12 @@ function ours(c: Case, device: DeviceName): Ours {
       const images = keep(empty([B, S, S, 3], 'u8', device).zero()), dy = keep(random([B, N, D], 'bf16', device, 1));
       const run = (): Tensor => patchEmbed(images, p.get('weight'), p.get('bias'), p.get('position'), { patch: P, dtype: 'bf16' });
       return { forward: () => noGrad(run), both: () => backward([[run(), dy]]), flops: 12 * B * N * P * P * D, dispose };
+    }
+    case 'linear_cross_entropy': {
+      const [R, V, D] = [n('R'), n('V'), n('D')], p = params({ weight: [V, D], bias: [V] }, 'bf16');
+      const h = requireGrad(keep(random([R, D], 'bf16', device, 0))), targets = keep(tensor(new Int32Array(R).map((_, i) => i * 7919 % V), [R], device));
+      const loss = (): Tensor => linearCrossEntropy(h, p.get('weight'), p.get('bias'), targets);
+      return { forward: () => noGrad(loss), both: () => backward(loss()), flops: 6 * R * V * D, dispose };
     }
     case 'layer_norm': {
       const [R, C] = [n('R'), n('C')], p = params({ weight: [C], bias: [C] }, 'f32');
@@ -149,10 +156,11 @@ function cases(small: boolean): Case[] {
   const model = (name: string, B: number): Case => ({ what: 'step', B, config: modelConfig(name) });
   if (small) {
     return [{ what: 'attention', B: 2, H: 2, N: 16, D: 8 }, { what: 'sigmoid_loss', B: 24, D: 16, chunk: 8 }, { what: 'patch_embed', B: 2, S: 16, P: 8, D: 16 },
-      { what: 'layer_norm', R: 8, C: 64 }, { what: 'adamw', N: 1000 }, model('test', 4)];
+      { what: 'linear_cross_entropy', R: 12, V: 40, D: 16, chunk: 5 }, { what: 'layer_norm', R: 8, C: 64 }, { what: 'adamw', N: 1000 }, model('test', 4)];
   }
   return [{ what: 'attention', B: 256, H: 12, N: 256, D: 64 }, { what: 'attention', B: 64, H: 16, N: 1024, D: 72 }, { what: 'attention', B: 64, H: 12, N: 1024, D: 64 },
-    { what: 'sigmoid_loss', B: 32768, D: 768 }, { what: 'patch_embed', B: 256, S: 256, P: 16, D: 768 }, { what: 'layer_norm', R: 65536, C: 768 },
+    { what: 'sigmoid_loss', B: 32768, D: 768 }, { what: 'patch_embed', B: 256, S: 256, P: 16, D: 768 }, { what: 'linear_cross_entropy', R: 8192, V: 256000, D: 768 },
+    { what: 'layer_norm', R: 65536, C: 768 },
     { what: 'adamw', N: 370_000_000 }, model('B/16', 512), model('So400m/16', 128)];
 }
 

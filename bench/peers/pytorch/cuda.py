@@ -75,6 +75,32 @@ def sigmoid_loss(c, device):
             "chunked compiled": lambda: chunked(compiler())}
 
 
+def linear_cross_entropy(c, device):
+    h, weight, bias = (torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True)
+                       for s in ((c["R"], c["D"]), (c["V"], c["D"]), (c["V"],)))
+    targets = torch.arange(c["R"], device=device) * 7919 % c["V"]
+
+    def rows(a, b):
+        return F.cross_entropy(F.linear(a, weight, bias).float(), b, reduction="sum") / c["R"]
+
+    def compiled_whole():
+        one = compiler()(rows)
+        return lambda: one(h, targets), None
+
+    def chunked(compiled):
+        import torch.utils.checkpoint
+        one = compiled(rows)
+
+        def run():
+            step = min(c["R"], c.get("chunk", 1024))
+            return sum(torch.utils.checkpoint.checkpoint(one, h[i:i + step], targets[i:i + step], use_reentrant=False)
+                       for i in range(0, c["R"], step))
+        return run, None
+
+    return {"eager": lambda: (lambda: rows(h, targets), None), "compiled": lambda: compiled_whole(),
+            "chunked compiled": lambda: chunked(compiler())}
+
+
 def patch_embed(c, device):
     images = torch.randint(256, (c["B"], c["S"], c["S"], 3), device=device, dtype=torch.uint8)
     p, n = c["P"], (c["S"] // c["P"]) ** 2
@@ -144,6 +170,7 @@ def compiler():
 
 
 KINDS = {"attention": attention, "sigmoid_loss": sigmoid_loss, "patch_embed": patch_embed, "layer_norm": layer_norm,
+         "linear_cross_entropy": linear_cross_entropy,
          "adamw": adamw, "step": train_step}
 WITHOUT_BACKWARD = ("adamw", "step")  # one call is the whole
 
