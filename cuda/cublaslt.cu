@@ -31,7 +31,8 @@ constexpr int kCompute32 = 68;  // float products; no TF32
 constexpr int kNotTransposed = 0, kTransposed = 1;
 constexpr int kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBias = 8, kDescAux = 11,
               kDescAuxStride = 12, kDescBiasType = 26;
-constexpr int kEpilogueNone = 1, kEpilogueBias = 4, kEpilogueGelu = 160, kEpilogueGeluBias = 164;
+constexpr int kEpilogueNone = 1, kEpilogueBias = 4, kEpilogueGelu = 160, kEpilogueGeluBias = 164,
+              kEpilogueGeluGradient = 192;  // with the input of GELU or its gradient in `aux`
 constexpr int kPreferenceWorkspace = 1, kPreferenceAlignmentA = 5;  // B, C and D follow
 constexpr uint64_t kWorkspace = 32 << 20;  // what NVIDIA recommends for Hopper
 
@@ -50,6 +51,8 @@ int64_t alignment_of(const void* p) {
   const auto address = reinterpret_cast<uintptr_t>(p);
   return address ? static_cast<int64_t>(std::min<uintptr_t>(address & (~address + 1), 16)) : 0;
 }
+
+const void* aux_of(const GemmDesc& d) { return d.pre ? d.pre : d.through_gelu; }
 
 void must(int status, const char* call) {
   if (status != kSuccess)
@@ -198,14 +201,16 @@ void CublasLt::make_plan(Plan& plan, const GemmDesc& d) {
   };
   set(kDescTransA, d.b.transposed ? kTransposed : kNotTransposed);
   set(kDescTransB, d.a.transposed ? kTransposed : kNotTransposed);
-  set(kDescEpilogue, d.pre ? (d.bias ? kEpilogueGeluBias : kEpilogueGelu)
-                           : (d.bias ? kEpilogueBias : kEpilogueNone));
+  set(kDescEpilogue, d.pre            ? (d.bias ? kEpilogueGeluBias : kEpilogueGelu)
+                     : d.through_gelu ? kEpilogueGeluGradient
+                     : d.bias         ? kEpilogueBias
+                                      : kEpilogueNone);
   if (d.bias) {
     set(kDescBias, d.bias);
     set(kDescBiasType, kReal32);
   }
-  if (d.pre) {
-    set(kDescAux, d.pre);
+  if (const void* const aux = aux_of(d)) {
+    set(kDescAux, aux);
     set(kDescAuxStride, d.c_stride);
   }
 
@@ -248,11 +253,11 @@ bool CublasLt::multiply(Stream& s, const GemmDesc& d) {
                    static_cast<int64_t>(d.c_dtype), d.a.transposed, d.b.transposed, d.a.stride,
                    d.b.stride, d.c_stride, d.accumulate, alignment_of(d.a.data),
                    alignment_of(d.b.data), alignment_of(d.c), alignment_of(d.bias),
-                   alignment_of(d.pre)};
+                   alignment_of(d.pre), alignment_of(d.through_gelu)};
   Plan& plan = plan_of(key, d);
   if (!plan.possible) return false;
   if (d.bias) must(api_->MatmulDescSetAttribute(plan.desc, kDescBias, &d.bias, sizeof d.bias), "bias");
-  if (d.pre) must(api_->MatmulDescSetAttribute(plan.desc, kDescAux, &d.pre, sizeof d.pre), "aux");
+  if (const void* const aux = aux_of(d)) must(api_->MatmulDescSetAttribute(plan.desc, kDescAux, &aux, sizeof aux), "aux");
   const Scratch<char> workspace(s, static_cast<int64_t>(plan.workspace));
   const float alpha = 1, beta = d.accumulate ? 1 : 0;
   must(api_->Matmul(handles_[current_device()], plan.desc, &alpha, d.b.data, plan.a, d.a.data, plan.b,

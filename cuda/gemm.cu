@@ -34,6 +34,9 @@ template <class A, class B> void multiply(Stream& s, const GemmDesc& d, const A&
   if (d.pre) {
     if constexpr (A::kDepthInLine && B::kDepthInLine)
       launch_gemm(s, a, b, d.M, d.N, d.K, GeluEpilogue<T>(d.c, d.pre, d.bias, d.N, d.c_stride), whole);
+  } else if (d.through_gelu) {
+    if constexpr (A::kDepthInLine && !B::kDepthInLine)
+      launch_gemm(s, a, b, d.M, d.N, d.K, GeluGradientEpilogue<T>(d.c, d.through_gelu, d.N, d.c_stride), whole);
   } else if (d.c_dtype == DType::f32) {
     float* const c = static_cast<float*>(d.c);
     if (!d.bias) launch_gemm_to_float(s, a, b, d.M, d.N, d.K, c, d.c_stride, d.accumulate);
@@ -74,6 +77,24 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// c *= GELU'(pre): what a library left to do of a gradient. V columns a thread.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    through_gelu_kernel(T* c,          // (M, N)
+                        const T* pre,  // (M, N)
+                        int64_t M, int N, int64_t stride) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, row = N / V;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * row; i += step) {
+    const int64_t at = i / row * stride + i % row * V;
+    float v[V], before[V];
+    load_values(v, c + at);
+    load_values(before, pre + at);
+#pragma unroll
+    for (int k = 0; k < V; ++k) v[k] *= gelu_gradient(before[k]);
+    store_values(c + at, v);
+  }
+}
+
 // The values of a diagonal matrix that tell the two forms of GELU apart (they differ by up to 5e-4).
 constexpr int kProbe = 64;
 __device__ __forceinline__ float probe_value(int i) { return static_cast<float>(i - kProbe / 2) / 8; }
@@ -84,9 +105,10 @@ __global__ void __launch_bounds__(kProbe) fill_probe_kernel(float* a, float* ide
     identity[row * kProbe + i] = i == row ? 1.0f : 0.0f;
   }
 }
-__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c) {
+__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c, bool gradient) {
   const int i = static_cast<int>(threadIdx.x);
-  if (!(fabsf(c[i * kProbe + i] - gelu(probe_value(i))) < 1e-4f)) atomicAdd(wrong, 1);
+  const float want = gradient ? gelu_gradient(probe_value(i)) : gelu(probe_value(i));
+  if (!(fabsf(c[i * kProbe + i] - want) < 1e-4f)) atomicAdd(wrong, 1);
 }
 
 int read_back(Stream& s, const int* device) {
@@ -103,8 +125,8 @@ int read_back(Stream& s, const int* device) {
 }
 __global__ void clear_kernel(int* value) { *value = 0; }
 
-// Which GELU the library has is not written anywhere, so it is asked once.
-bool has_tanh_gelu(Stream& s, CublasLt& library) {
+// Which GELU the library has, and which gradient of it, is not written anywhere, so it is asked once.
+bool has_tanh_gelu(Stream& s, CublasLt& library, bool gradient) {
   constexpr int64_t size = kProbe * kProbe;
   const Scratch<float> a(s, size), identity(s, size), c(s, size), pre(s, size);
   const Scratch<int> wrong(s, 1);
@@ -112,9 +134,15 @@ bool has_tanh_gelu(Stream& s, CublasLt& library) {
   launch(fill_probe_kernel, 1, kProbe, 0, s, a.data(), identity.data());
   GemmDesc d{kProbe, kProbe, kProbe, DType::f32, {a.data(), kProbe}, {identity.data(), kProbe, true},
              c.data(), DType::f32, kProbe};
-  d.pre = pre.data();
+  if (gradient) {  // identity · identity ∘ GELU'(a)
+    d.a.data = identity.data();
+    d.b.transposed = false;
+    d.through_gelu = a.data();
+  } else {
+    d.pre = pre.data();
+  }
   if (!library.multiply(s, d)) return false;
-  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()));
+  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()), gradient);
   return read_back(s, wrong.data()) == 0;
 }
 
@@ -145,19 +173,34 @@ bool multiply_by_library(Stream& s, const GemmDesc& d) {
   CublasLt* const library = choice().library;
   if (!library || d.K == 0) return false;
   const auto gelu_fits = [&] {
-    static const bool tanh_form = has_tanh_gelu(s, *library);
+    static const bool tanh_form = has_tanh_gelu(s, *library, false);
     return tanh_form;
   };
-  if ((!d.pre || gelu_fits()) && library->multiply(s, d)) return true;
-  if ((!d.bias && !d.pre) || d.accumulate) return false;
+  const auto gradient_fits = [&] {
+    static const bool tanh_form = has_tanh_gelu(s, *library, true);
+    return tanh_form;
+  };
+  if ((!d.pre || gelu_fits()) && (!d.through_gelu || gradient_fits()) && library->multiply(s, d)) return true;
+  if ((!d.bias && !d.pre && !d.through_gelu) || d.accumulate) return false;
   GemmDesc plain = d;  // the library's product, and bias and GELU in a pass of our own
   plain.bias = nullptr;
   plain.pre = nullptr;
+  plain.through_gelu = nullptr;
   if (d.pre) plain.c = d.pre;
   if (!library->multiply(s, plain)) return false;
   const int64_t blocks = std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
   dispatch_element(d.c_dtype, [&](auto t) {
     using T = decltype(t);
+    if (d.through_gelu) {
+      T* const c = static_cast<T*>(d.c);
+      const T* const pre = static_cast<const T*>(d.through_gelu);
+      constexpr int64_t kPack = Pack<T>::size;
+      dispatch_packs<T>(d.N % kPack == 0 && d.c_stride % kPack == 0 && aligned_16(c, pre), [&](auto V) {
+        launch(through_gelu_kernel<T, V.value>, static_cast<unsigned>(blocks), kThreads, 0, s, c, pre, d.M,
+               static_cast<int>(d.N), d.c_stride);
+      });
+      return;
+    }
     launch(finish_product_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, s,
            static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N), d.c_stride);
   });
@@ -183,6 +226,9 @@ void gemm(Stream& s, const GemmDesc& d) {
     throw std::invalid_argument("gemm: a result is f32, or of the operands' type and not added to");
   if (d.pre && (d.c_dtype != d.dtype || d.accumulate || d.a.transposed || !d.b.transposed))
     throw std::invalid_argument("gemm: GELU is for x·Wᵀ as both lie in memory, in their type");
+  if (d.through_gelu &&
+      (d.c_dtype != d.dtype || d.accumulate || d.pre || d.bias || d.a.transposed || d.b.transposed))
+    throw std::invalid_argument("gemm: the gradient of GELU is for dy·W as both lie in memory, in their type, alone");
   check_extent(d.M, d.N, d.K);
   if (multiply_by_library(s, d)) return;
   if (d.dtype == DType::f32) multiply_as<FloatOperand>(s, d);

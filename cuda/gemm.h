@@ -24,6 +24,8 @@ struct GemmDesc {
   const float* bias = nullptr;  // (N)
   void* pre = nullptr;  // (M, N) of C's type and stride: pre = A·B + bias, C = GELU(pre), tanh form;
                         // only for A as it is and B transposed
+  const void* through_gelu = nullptr;  // (M, N) of C's type and stride: C = A·B ∘ GELU'(it), tanh form; only for A and B
+                                       // as they are, alone
 };
 
 // Sums in a fixed order: the same product twice gives the same bits on the same device.

@@ -114,6 +114,29 @@ template <class C> struct GeluEpilogue : Epilogue {
   }
 };
 
+// c = product ∘ GELU'(pre).
+template <class C> struct GeluGradientEpilogue : Epilogue {
+  C* c;          // (M, N)
+  const C* pre;  // (M, N)
+  int N;
+  int64_t stride;
+  bool aligned;
+
+  GeluGradientEpilogue(void* c_, const void* pre_, int64_t N_, int64_t stride_)
+      : c(static_cast<C*>(c_)), pre(static_cast<const C*>(pre_)), N(static_cast<int>(N_)), stride(stride_),
+        aligned(aligned_16(c, pre) && stride_ % 8 == 0) {}
+
+  template <int kWidth>
+  __device__ __forceinline__ void operator()(int row, int column, const float (&product)[kWidth]) {
+    const int64_t at = row * stride + column;
+    float v[kWidth];
+    load_columns(v, pre + at, N - column, aligned);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) v[i] = product[i] * gelu_gradient(v[i]);
+    store_columns(c + at, v, N - column, aligned);
+  }
+};
+
 // ---- shapes -------------------------------------------------------------------------------------
 
 // What the grid should fill. A constant, so that splits, and with them the last bits of results,

@@ -1,6 +1,7 @@
 // Fully connected layer (native/ops/linear.h). The products are gemm()'s, with bias and GELU in the
 // forward epilogue. Backward needs dpre = dy·GELU'(pre) in two products, so it is made once, in one
-// pass over memory that also sums the columns for dbias.
+// pass over memory that also sums the columns for dbias; where the layer before this one ended in GELU, the
+// epilogue of dx goes through that, which spares the pass.
 #include "../native/ops/linear.h"
 #include <algorithm>
 #include "activation.cuh"
@@ -83,7 +84,7 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
 }
 
 void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre,
-                     Tensor x, Tensor weight, int64_t M, int64_t N, int64_t K) {
+                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K) {
   if (M == 0 || N == 0) return;
   dispatch_element(dy.dtype, [&](auto t) {
     using T = decltype(t);
@@ -104,9 +105,11 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
       launch(linear_bias_gradient_kernel, static_cast<unsigned>(ceil_div<int64_t>(N, 256)), 256, 0,
              s, db, sums.data(), N, parts);
     if (p) g = dpre.data();
-    if (dx)
-      gemm(s, {M, K, N, dy.dtype, {g, N}, {weight.as<const T>(N * K), K}, dx.as<T>(M * K),
-               dy.dtype, K});
+    if (dx) {
+      GemmDesc d{M, K, N, dy.dtype, {g, N}, {weight.as<const T>(N * K), K}, dx.as<T>(M * K), dy.dtype, K};
+      d.through_gelu = x_pre.as_or_null<const T>(M * K);
+      gemm(s, d);
+    }
     if (dweight)
       gemm(s, {N, K, M, dy.dtype, {g, N, true}, {x.as<const T>(M * K), K},
                dweight.as<float>(N * K), DType::f32, K, true});

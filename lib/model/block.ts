@@ -5,6 +5,7 @@
 import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
+import { mlp as mlpOp } from '../ops/mlp.js';
 import { selectToken } from '../ops/select_token.js';
 import { checkpoint, isRecording } from '../tape.js';
 import { scope, type Tensor } from '../tensor.js';
@@ -36,8 +37,8 @@ function norm(p: ParamStore, name: string, h: Tensor, d: Tensor | null, eps: num
 
 /** fc2(gelu(fc1(x))) with the parameters under `${name}.mlp`. x (…, D) → (…, D). */
 export function mlp(p: ParamStore, name: string, x: Tensor): Tensor {
-  const hidden = linear(x, p.get(`${name}.mlp.fc1.weight`), p.get(`${name}.mlp.fc1.bias`), { gelu: true });
-  return linear(hidden, p.get(`${name}.mlp.fc2.weight`), p.get(`${name}.mlp.fc2.bias`));
+  const layer = (fc: string) => ({ weight: p.get(`${name}.mlp.${fc}.weight`), bias: p.get(`${name}.mlp.${fc}.bias`) });
+  return mlpOp(x, layer('fc1'), layer('fc2'));
 }
 
 /** Frees at once what `fn` makes and does not return, unless backward will read it. */

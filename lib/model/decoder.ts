@@ -8,6 +8,7 @@ import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { embedding } from '../ops/embedding.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
+import { mlp } from '../ops/mlp.js';
 import { checkpoint, reshape, type Param } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ModelConfig } from './config.js';
@@ -34,8 +35,12 @@ export class DecoderLayer {
   #bias(names: string[]): Param | null {
     return this.config.bias ? this.params.fused(names.map((n) => `${this.name}.${n}.bias`)) : null;
   }
-  #linear(x: Tensor, names: string[], gelu = false): Tensor {
-    return linear(x, this.params.fused(names.map((n) => `${this.name}.${n}.weight`)), this.#bias(names), { gelu });
+  #layer(names: string[]): { weight: Param; bias: Param | null } {
+    return { weight: this.params.fused(names.map((n) => `${this.name}.${n}.weight`)), bias: this.#bias(names) };
+  }
+  #linear(x: Tensor, names: string[]): Tensor {
+    const { weight, bias } = this.#layer(names);
+    return linear(x, weight, bias);
   }
   /** LayerNorm `i` (1 to 3) of h + d. */
   norm(i: number, h: Tensor, d: Tensor | null): { sum: Tensor; y: Tensor } {
@@ -51,7 +56,7 @@ export class DecoderLayer {
   /** Image tokens (B, N, Dv) or (T, Dv) → keys and values of 2W columns */
   crossKv(image: Tensor): Tensor { return this.#linear(image, ['cross_attn.k_proj', 'cross_attn.v_proj']); }
   crossOut(x: Tensor): Tensor { return this.#linear(x, ['cross_attn.out_proj']); }
-  mlp(x: Tensor): Tensor { return this.#linear(this.#linear(x, ['mlp.fc1'], true), ['mlp.fc2']); }
+  mlp(x: Tensor): Tensor { return mlp(x, this.#layer(['mlp.fc1']), this.#layer(['mlp.fc2'])); }
 }
 
 /** The blocks of a model with a decoder. */

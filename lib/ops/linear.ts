@@ -5,8 +5,8 @@ import { empty, type Tensor } from '../tensor.js';
 
 const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
   K: number]>('linear_forward');
-const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, weight: Handle,
-  M: number, N: number, K: number]>('linear_backward');
+const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, xPre: Handle,
+  weight: Handle, M: number, N: number, K: number]>('linear_backward');
 
 /**
  * Fully connected layer `y = x·Wᵀ + b`, optionally through GELU in its tanh form (SigLIP 2 uses no other).
@@ -34,7 +34,7 @@ export function linear(x: Tensor, weight: Tensor, bias: Tensor | null, options: 
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, x.device) : null;
       back(dx?.handle ?? 0, gradHandle(weight), bias ? gradHandle(bias) : 0, dy!.handle, pre?.handle ?? 0, x.handle,
-        w.handle, M, N, K);
+        0, w.handle, M, N, K);
       return [dx];
     },
   });

@@ -8,8 +8,8 @@ const normalizeBack = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: nu
   eps: number]>('l2_normalize_backward');
 const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
   K: number]>('linear_forward');
-const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, weight: Handle,
-  M: number, N: number, K: number]>('linear_backward');
+const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, xPre: Handle,
+  weight: Handle, M: number, N: number, K: number]>('linear_backward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
@@ -46,7 +46,7 @@ export function weightNormLinear(x: Tensor, weight: Tensor): Tensor {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, device) : null;
       const accumulator = gradHandle(weight);
       const dunit = accumulator ? zeros([N, K], 'f32', device) : null;
-      back(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, unit.handle, M, N, K);
+      back(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K);
       if (dunit) {
         const dweight = empty([N, K], 'f32', device);
         normalizeBack(dweight.handle, dunit.handle, weight.handle, norm.handle, N, K, EPS);

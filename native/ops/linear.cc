@@ -53,6 +53,14 @@ void pre_gradient(T* dpre, float* dbias, float* partial, const T* dy, const T* p
     for (int64_t i = 0; i < N; ++i) dbias[i] += partial[b * N + i];
 }
 
+// dx *= gelu'(x_pre).
+template <class T> void through_gelu(T* dx, const T* x_pre, int64_t M, int64_t K) {
+  parallel_ranges(M, 1 + 16384 / K, [&](int64_t r0, int64_t r1) {
+    for (int64_t i = r0 * K; i < r1 * K; ++i)
+      dx[i] = static_cast<float>(dx[i]) * gelu_gradient(static_cast<float>(x_pre[i]));
+  });
+}
+
 }  // namespace
 
 void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias, int64_t M, int64_t N,
@@ -72,8 +80,8 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
   });
 }
 
-void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre, Tensor x, Tensor weight,
-                     int64_t M, int64_t N, int64_t K) {
+void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre, Tensor x, Tensor x_pre,
+                     Tensor weight, int64_t M, int64_t N, int64_t K) {
   dispatch_float(dy.dtype, [&](auto t) {
     using T = decltype(t);
     const T* g = dy.as<const T>(M * N);
@@ -85,6 +93,7 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
     if (dx)
       matmul(s, M, K, N, 1.0f, {g, dy.dtype, N}, {weight.as<const T>(N * K), dy.dtype, K}, 0.0f, dx.as<T>(M * K),
              dy.dtype, K);
+    if (dx && x_pre && !s.is_dry()) through_gelu<T>(dx.as<T>(M * K), x_pre.as<const T>(M * K), M, K);
     if (dweight)
       matmul(s, N, K, M, 1.0f, {g, dy.dtype, N, true}, {x.as<const T>(M * K), dy.dtype, K}, 1.0f,
              dweight.as<float>(N * K), DType::f32, K);

@@ -13,11 +13,12 @@ KERNEL(linear_forward,
        int64_t M, int64_t N, int64_t K)
 
 KERNEL(linear_backward,
-       Tensor dx,       // (M, K) set, or absent
+       Tensor dx,       // (M, K) set, or absent; with x_pre it is the gradient of that
        Tensor dweight,  // (N, K) += , or absent
        Tensor dbias,    // (N) += , or absent
        Tensor dy,       // (M, N)
        Tensor pre,      // (M, N) as saved; absent without GELU
        Tensor x,        // (M, K)
+       Tensor x_pre,    // (M, K) such that x = GELU(x_pre), or absent
        Tensor weight,   // (N, K)
        int64_t M, int64_t N, int64_t K)

@@ -89,14 +89,50 @@ TEST(cublaslt_fuses_gelu_of_the_tanh_form) {
   CHECK(stub().last_epilogue == 160);
 }
 
+// dx = dy·W ∘ GELU'(pre), by the library, by its product and a pass of ours, and by us alone.
+template <class T> void run_through_gelu(int64_t M, int64_t N, int64_t K, int64_t pad) {
+  test::HostStream stream;
+  Random random(static_cast<unsigned>(M + N + K));
+  const int64_t ldc = N + pad;
+  const auto a = random.buffer<T>(M * K), b = random.buffer<T>(K * N), c = random.buffer<T>(M * ldc), pre = random.buffer<T>(M * ldc);
+  std::vector<double> want;
+  for (int64_t i = 0; i < M * ldc; ++i) {
+    want.push_back(c.at(i));
+    if (i % ldc >= N) continue;
+    double sum = 0;
+    for (int64_t k = 0; k < K; ++k) sum += a.at(i / ldc * K + k) * b.at(k * N + i % ldc);
+    want.back() = sum * (gelu_of(pre.at(i) + 1e-5) - gelu_of(pre.at(i) - 1e-5)) / 2e-5;
+  }
+  GemmDesc d{M, N, K, siglip2::dtype_of<T>, {a.data(), K}, {b.data(), N}, c.data(), siglip2::dtype_of<T>, ldc};
+  d.through_gelu = pre.data();
+  gemm(stream, d);
+  CHECK_CLOSE(c, want, 2 * test::tolerance<T>, "through GELU");
+}
+TEST(cublaslt_fuses_the_gradient_of_gelu) {
+  run_through_gelu<bf16>(12, 24, 16, 8);
+  CHECK(stub().last_epilogue == 192);
+  run_through_gelu<float>(5, 7, 9, 2);
+  CHECK(stub().last_epilogue == 192);
+  stub().refuse = 2;
+  run_through_gelu<bf16>(11, 24, 16, 8);
+  run_through_gelu<float>(6, 7, 9, 1);
+  CHECK(stub().last_epilogue == 1);
+  stub().refuse = 4;
+  run_through_gelu<bf16>(13, 24, 16, 0);
+  run_through_gelu<float>(13, 9, 16, 3);
+  stub().refuse = 0;
+}
+
 // The other form is noticed; then the library multiplies and a kernel of ours does the rest.
 TEST(cublaslt_other_gelu_is_not_used) {
   test::HostStream stream;
   CublasLt library({folder() + "/libcublasLt.so.13"});
-  CHECK(has_tanh_gelu(stream, library));
-  stub().erf_gelu = 1;
-  CHECK(!has_tanh_gelu(stream, library));
-  stub().erf_gelu = 0;
+  for (const bool gradient : {false, true}) {
+    CHECK(has_tanh_gelu(stream, library, gradient));
+    stub().erf_gelu = 1;
+    CHECK(!has_tanh_gelu(stream, library, gradient));
+    stub().erf_gelu = 0;
+  }
 }
 
 TEST(cublaslt_what_it_does_not_support_is_done_here) {

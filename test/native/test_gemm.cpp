@@ -235,7 +235,8 @@ TEST(gemm_refuses) {
   refused({int64_t{1} << 31, 2, 2, DType::f32, {c.data(), 2}, {c.data(), 2}, c.data(), DType::f32, 2}, "2^30");
 }
 
-template <class T> void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true) {
+template <class T>
+void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true, bool after_gelu = false) {
   const std::string what = std::string("linear ") + test::type_name<T>;
   test::HostStream stream;
   Random random(static_cast<unsigned>(M + N));
@@ -243,7 +244,7 @@ template <class T> void run_linear(int64_t M, int64_t N, int64_t K, bool gelued,
   const auto x = random.buffer<T>(M * K), w = random.buffer<T>(N * K, scale), dy = random.buffer<T>(M * N);
   const auto bias = biased ? random.buffer<float>(N) : Buffer<float>();
   const Buffer<T> y(M * N), dx(M * K);
-  const auto pre = gelued ? Buffer<T>(M * N) : Buffer<T>();
+  const auto pre = gelued ? Buffer<T>(M * N) : Buffer<T>(), x_pre = after_gelu ? random.buffer<T>(M * K) : Buffer<T>();
   const auto dw = random.buffer<float>(N * K), db = biased ? random.buffer<float>(N) : Buffer<float>();
   std::vector<double> want_y, want_dx(static_cast<size_t>(M * K)), want_dw, want_db;
   for (int64_t i = 0; i < N * K; ++i) want_dw.push_back(dw.at(i));
@@ -260,8 +261,9 @@ template <class T> void run_linear(int64_t M, int64_t N, int64_t K, bool gelued,
         want_dw[static_cast<size_t>(n * K + k)] += g * x.at(m * K + k);
       }
     }
+  for (int64_t i = 0; i < x_pre.size(); ++i) want_dx[static_cast<size_t>(i)] *= gelu_slope(x_pre.at(i));
   linear_forward(stream, y, pre, x, w, bias, M, N, K);
-  linear_backward(stream, dx, dw, db, dy, pre, x, w, M, N, K);
+  linear_backward(stream, dx, dw, db, dy, pre, x, x_pre, w, M, N, K);
   CHECK_CLOSE(y, want_y, test::tolerance<T>, what + " y");
   CHECK_CLOSE(dx, want_dx, 2 * test::tolerance<T>, what + " dx");
   CHECK_CLOSE(dw, want_dw, test::tolerance<T>, what + " dweight");
@@ -274,6 +276,8 @@ template <class T> void run_linears() {
   run_linear<T>(130, 72, 48, false);
   run_linear<T>(1, 1, 1, true, false);
   run_linear<T>(600, 8, 16, false);
+  run_linear<T>(66, 24, 40, false, true, true);
+  run_linear<T>(33, 17, 65, true, false, true);
 }
 TEST(linear_f32) { run_linears<float>(); }
 TEST(linear_bf16) { run_linears<bf16>(); }

@@ -132,7 +132,7 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* b, v
   const auto& p = *static_cast<Preference*>(preference);
   cublaslt_stub.workspace_limit = p.workspace;
   const int epilogue = static_cast<Desc*>(desc)->epilogue;
-  const bool bias = epilogue & 4, gelu = epilogue & 32;
+  const bool bias = epilogue & 4, gelu = epilogue & (32 | 64);
   *found = 0;
   if ((cublaslt_stub.refuse & 1 && bias) || (cublaslt_stub.refuse & 2 && gelu) || cublaslt_stub.refuse & 4)
     return kNotSupported;
@@ -177,6 +177,14 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
         put(e.aux, ld.type, static_cast<int64_t>(i) + static_cast<int64_t>(j) * e.aux_stride, sum);
         const double u = std::sqrt(2 / M_PI) * (sum + 0.044715 * sum * sum * sum);
         sum = 0.5 * sum * (1 + (cublaslt_stub.erf_gelu ? std::erf(sum * std::sqrt(0.5)) : std::tanh(u)));
+      }
+      if (e.epilogue & 64) {
+        const double x = element(e.aux, ld.type, static_cast<int64_t>(i) + static_cast<int64_t>(j) * e.aux_stride);
+        const auto form = [&](double v) {
+          const double u = std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v);
+          return 0.5 * v * (1 + (cublaslt_stub.erf_gelu ? std::erf(v * std::sqrt(0.5)) : std::tanh(u)));
+        };
+        sum *= (form(x + 1e-5) - form(x - 1e-5)) / 2e-5;
       }
       put(d, ld.type, at(ld, false, i, j), sum);
     }
