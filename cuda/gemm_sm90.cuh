@@ -66,11 +66,11 @@ struct HopperWork {
 };
 
 // Where a fill of the ring goes, and the parity of its barriers.
-struct Ring {
+template <int kStages> struct Ring {
   int stage = 0;
   uint32_t parity = 0;
   __device__ __forceinline__ void next() {
-    if (++stage < HopperTile::kStages) return;
+    if (++stage < kStages) return;
     stage = 0;
     parity ^= 1;
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(HopperTile::kThreads, 1)
   }
   __syncthreads();
   const int first = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-  Ring ring;
+  Ring<Tile::kStages> ring;
 
   if (group == 0) {
     give_registers<Tile::kProducerRegisters>();
