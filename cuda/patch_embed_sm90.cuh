@@ -18,7 +18,7 @@
 namespace siglip2::cuda::patches {
 
 struct PatchTile {
-  static constexpr int kM = 256, kN = 128, kDepth = 64, kStages = 7, kLead = 3;
+  static constexpr int kM = 256, kN = 128, kDepth = 64, kStages = 7, kLead = 4;
   static constexpr int kConsumers = 2, kConsumerRows = kM / kConsumers;
   static constexpr int kThreads = 128 * (1 + kConsumers), kFillers = 128;
   static constexpr int kByteBytes = kM * kDepth, kWeightBytes = kN * kDepth * 2, kStageBytes = kByteBytes + kWeightBytes;

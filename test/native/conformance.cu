@@ -188,6 +188,10 @@ void sm90_cases() {
          tensor_map_of<3>(heads.data(), {72, 3, 5}, {72, 72 * 3}, {kBoxColumns, 1, kBoxRows}, Swizzle::bytes64), 64, 1, 2,
          box.data());
   box.print("TMA box of three dimensions over the bounds, 64-byte swizzle");
+  const Array<float> terms(32, 17);
+  Array<uint32_t> sums(32);
+  launch(bf16_sums_kernel, 1, 32, 0, stream, terms.data(), sums.data());
+  sums.print("sums of bf16 pairs");
   Array<int> phases(32);
   launch(mbarrier_phases_kernel, 1, 64, kPhasesSmem, stream, 5, phases.data());
   phases.print("mbarrier phases");
