@@ -36,8 +36,8 @@ struct Resident {
 // Blocks that share 128 outputs go through tiles of patches side by side, so that bytes come from memory once.
 struct Walk {
   int column, first, apart, count;  // tiles
-  __device__ __forceinline__ explicit Walk(const PatchProduct& g) {
-    const int across = ceil_div(g.D, kOutputs), block = static_cast<int>(blockIdx.x);
+  __device__ __forceinline__ Walk(const PatchProduct& g, int block) {
+    const int across = ceil_div(g.D, kOutputs);
     column = block % across;
     first = block / across;
     apart = static_cast<int>(gridDim.x) / across;
@@ -47,7 +47,7 @@ struct Walk {
 };
 
 __device__ __forceinline__ void fill_resident(const PatchProduct& g, const TensorMap* weight, const Resident& r) {
-  const Walk walk(g);
+  const Walk walk(g, static_cast<int>(blockIdx.x));
   if (threadIdx.x == 0)
     for (int step = 0; step < g.steps; ++step) {
       mbarrier_arrive_expect(r.weight_full + step, kWeightBytes);
@@ -74,16 +74,16 @@ constexpr int kTurnBarrier = 1;  // and the next, one for each consumer
 // A consumer begins when the other has seen the last fill before its own: the parity of a barrier tells one fill of a stage
 // from the next, not from the one after.
 __device__ __forceinline__ void multiply_resident(const PatchProduct& g, const Resident& r) {
-  const Walk walk(g);
+  const int block = static_cast<int>(blockIdx.x), count = Walk(g, block).count;
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
-  for (int i = consumer; i < walk.count; i += 2) {
+  for (int i = consumer; i < count; i += 2) {
     float d[2][64];
     Fragments low, high;
     uint4 rows[4];
     const auto load = [&](int step) {  // and gives the stage back
       const auto fill = static_cast<uint32_t>(i * g.steps + step);
       mbarrier_wait(r.full + r.stage(fill), r.parity(fill));
-      if (step + 1 == g.steps && i + 1 < walk.count) barrier_arrive(kTurnBarrier + 1 - consumer, 2 * 128);
+      if (step + 1 == g.steps && i + 1 < count) barrier_arrive(kTurnBarrier + 1 - consumer, 2 * 128);
       load_bytes(rows, r.bytes + r.stage(fill) * Resident::kBytes);
       __syncwarp();
       if (threadIdx.x % 32 == 0) mbarrier_arrive(r.empty + r.stage(fill));
@@ -102,7 +102,8 @@ __device__ __forceinline__ void multiply_resident(const PatchProduct& g, const R
       wgmma_wait<1>();  // for `low`
     }
     wgmma_wait<0>();
-    store_products(g, d, walk.row0(opaque(i)), walk.column * kOutputs);
+    const Walk walk(g, opaque(block));  // again, rather than kept in registers all the while
+    store_products(g, d, walk.row0(i), walk.column * kOutputs);
   }
 }
 
@@ -148,27 +149,29 @@ struct Streamed {
   __device__ __forceinline__ unsigned char* weight(int stage) const { return bytes(stage) + kBytes; }
 };
 
-// Calls f(row, column), of the corner, for the tiles of this block.
+// Calls f(tile) for the tiles of this block; corner_of_tile() is then its corner.
 template <class F> __device__ __forceinline__ void each_tile(const PatchProduct& g, F&& f) {
-  const int down = ceil_div(g.p.lines, Streamed::kRows), across = ceil_div(g.D, kOutputs);
-  for (int tile = static_cast<int>(blockIdx.x); tile < down * across; tile += static_cast<int>(gridDim.x)) {
-    const TilePlace place = place_of_tile(tile, down, across);
-    f(place.row * Streamed::kRows, place.column * kOutputs);
-  }
+  const int tiles = ceil_div(g.p.lines, Streamed::kRows) * ceil_div(g.D, kOutputs);
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) f(tile);
+}
+__device__ __forceinline__ TilePlace corner_of_tile(const PatchProduct& g, int tile) {
+  const TilePlace place = place_of_tile(tile, ceil_div(g.p.lines, Streamed::kRows), ceil_div(g.D, kOutputs));
+  return {place.row * Streamed::kRows, place.column * kOutputs};
 }
 
 __device__ __forceinline__ void fill_streamed(const PatchProduct& g, const TensorMap* weight, const Streamed& r) {
   Ring<Streamed::kStages> ring;
   ByteCopies<Streamed::kRows> copies;
   uint64_t* unannounced = nullptr;
-  each_tile(g, [&](int row0, int column0) {
-    copies.set(g.p, row0);
+  each_tile(g, [&](int tile) {
+    const TilePlace corner = corner_of_tile(g, tile);
+    copies.set(g.p, corner.row);
     for (int step = 0; step < g.steps; ++step, ring.next()) {
       uint64_t* const full = r.full + ring.stage;
       mbarrier_wait(r.empty + ring.stage, ring.parity ^ 1);
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect(full, kWeightBytes);
-        load_operand<true, kOutputs>(r.weight(ring.stage), weight, column0, step * kDepth, full);
+        load_operand<true, kOutputs>(r.weight(ring.stage), weight, corner.column, step * kDepth, full);
       }
       copies.copy(g.p, r.bytes(ring.stage), step);
       cp_async_wait<1>();
@@ -187,7 +190,7 @@ __device__ __forceinline__ void multiply_streamed(const PatchProduct& g, const S
   // Of shorter tiles the first consumer could finish two while the second waits to begin one.
   const bool staggered = g.steps + Streamed::kLead > Streamed::kStages;
   Ring<Streamed::kStages> ring;
-  each_tile(g, [&](int row0, int column0) {
+  each_tile(g, [&](int tile) {
     float d[2][64];
     Fragments low, high;
     const auto give_back = [&](int stage) {
@@ -212,7 +215,8 @@ __device__ __forceinline__ void multiply_streamed(const PatchProduct& g, const S
     }
     wgmma_wait<0>();
     give_back(before);
-    store_products(g, d, opaque(row0) + consumer * kGroupPatches, column0);
+    const TilePlace corner = corner_of_tile(g, opaque(tile));  // again, too
+    store_products(g, d, corner.row + consumer * kGroupPatches, corner.column);
   });
 }
 
