@@ -140,6 +140,7 @@ struct Streamed {
   static_assert(kSmem <= 227 << 10);
   // A fill is announced when the next is under way, and a stage given back a step late.
   static_assert(kLead + 2 < kStages, "the first consumer could not get ahead of the second");
+  static_assert(Resident::kSteps + kLead >= kStages, "the first consumer could lead twice before the second follows once");
 
   unsigned char* memory;
   uint64_t *full, *empty;
@@ -187,8 +188,6 @@ constexpr int kLeadBarrier = 1;
 
 __device__ __forceinline__ void multiply_streamed(const PatchProduct& g, const Streamed& r) {
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
-  // Of shorter tiles the first consumer could finish two while the second waits to begin one.
-  const bool staggered = g.steps + Streamed::kLead > Streamed::kStages;
   Ring<Streamed::kStages> ring;
   each_tile(g, [&](int tile) {
     float d[2][64];
@@ -197,7 +196,7 @@ __device__ __forceinline__ void multiply_streamed(const PatchProduct& g, const S
       __syncwarp();
       if (threadIdx.x % 32 == 0) mbarrier_arrive(r.empty + stage);
     };
-    if (staggered && consumer == 1) barrier_sync(kLeadBarrier, 2 * 128);
+    if (consumer == 1) barrier_sync(kLeadBarrier, 2 * 128);
     int before = 0;  // the stage of the step before
     for (int step = 0; step < g.steps; ++step, ring.next()) {
       mbarrier_wait(r.full + ring.stage, ring.parity);
@@ -211,7 +210,7 @@ __device__ __forceinline__ void multiply_streamed(const PatchProduct& g, const S
       issue_products<1>(d, high, r.weight(ring.stage), true);
       wgmma_wait<1>();  // with `low`
       before = ring.stage;
-      if (staggered && consumer == 0 && step == Streamed::kLead - 1) barrier_arrive(kLeadBarrier, 2 * 128);
+      if (consumer == 0 && step == Streamed::kLead - 1) barrier_arrive(kLeadBarrier, 2 * 128);
     }
     wgmma_wait<0>();
     give_back(before);
@@ -245,13 +244,15 @@ static __global__ void __launch_bounds__(kPatchThreads, 1)
 
 // ---- host side ----------------------------------------------------------------------------------
 
+// Whether 128 lines of the weight fit into shared memory.
+inline bool weight_fits(const Patches& p) { return p.length <= Resident::kSteps * kDepth; }
 // Whether these kernels take the patches and have enough tiles to be worth it. `aligned`: y and positions, in packs.
 inline bool fits_sm90(const Patches& p, int64_t D, bool aligned) {
   if (!aligned || p.length == 0 || !p.in_chunks(16)) return false;
   if (ceil_div(p.lines, p.per_image) * p.image / 16 > UINT32_MAX) return false;
-  const int64_t tiles = int64_t{ceil_div(p.lines, kGroupPatches)} * ceil_div<int64_t>(D, kOutputs);
+  const int64_t across = ceil_div<int64_t>(D, kOutputs), tiles = ceil_div(p.lines, kGroupPatches) * across;
   const int multiprocessors = hopper_multiprocessors();
-  return multiprocessors > 0 && tiles >= multiprocessors;
+  return multiprocessors > 0 && tiles >= multiprocessors && (across <= multiprocessors || !weight_fits(p));
 }
 // Length of the weight's lines as the kernels want them: zeros up to a whole stage.
 inline int64_t padded_depth(const Patches& p) { return ceil_div(p.length, kDepth) * int64_t{kDepth}; }
@@ -262,7 +263,7 @@ inline void embed_sm90(Stream& s, PatchProduct g, const __nv_bfloat16* ordered) 
   g.steps = static_cast<int>(depth / kDepth);
   const TensorMap weight = tensor_map_of<true, kOutputs>(MatrixOperand<true>(ordered, g.D, depth, depth));
   const int across = ceil_div(g.D, kOutputs), multiprocessors = hopper_multiprocessors();
-  if (g.steps <= Resident::kSteps && across <= multiprocessors) {
+  if (weight_fits(g.p)) {
     const int side_by_side = std::min(multiprocessors / across, ceil_div(g.p.lines, kGroupPatches));
     launch(patch_embed_resident_kernel, static_cast<unsigned>(across * side_by_side), kPatchThreads, Resident::kSmem, s, g,
            weight);
