@@ -1,9 +1,9 @@
 // What the kernels of patch_embed_sm90.cuh share: patches' bytes on their way from memory to the operand of wgmma, and
 // products on theirs to y.
 //
-// A byte less 128 is exact in bf16 and cheaper to make than the byte. A lane takes 16 bytes of a row at a time, one load
-// from shared memory; which of them are neighbours in a fragment is free to choose as long as the weight agrees, see
-// value_at(), so bytes 0 and 2 of a word are a pair and bytes 1 and 3 the next: no byte is moved on its own.
+// A byte less 128 is exact in bf16 and cheaper to make than the byte. A lane takes 16 bytes of a row at a time, one
+// load from shared memory; which of them are neighbours in a fragment is free to choose as long as the weight agrees
+// (value_at()), so bytes 0 and 2 of a word are a pair and bytes 1 and 3 the next: no byte is moved on its own.
 #pragma once
 #include "gemm_sm90.cuh"
 #include "patches.cuh"
@@ -11,16 +11,16 @@
 
 namespace siglip2::cuda::patches {
 
-constexpr int kDepth = 64;                     // of a stage of either kernel
-constexpr int kProducers = 128, kOutputs = 128;  // threads that copy bytes; columns of a tile
-constexpr int kGroupPatches = 128;             // rows of a tile that a consumer warpgroup has
-constexpr int kWeightBytes = kOutputs * kDepth * 2;
+constexpr int kDepth = 64;                           // of a stage
+constexpr int kGroupPatches = 128, kOutputs = 128;  // rows of a consumer warpgroup, columns of a tile
+constexpr int kWeightBytes = kOutputs * kDepth * 2;  // of a stage's depth
+constexpr int kProducers = 128;                      // threads, which copy bytes
 constexpr int kPatchThreads = kProducers + 2 * 128;
 constexpr int kPatchProducerRegisters = 40, kPatchConsumerRegisters = 232;
 static_assert(kPatchProducerRegisters + 2 * kPatchConsumerRegisters <= 3 * ((64 << 10) / kPatchThreads / 8 * 8));
 
-// Which value of a patch stands at a place along the depth of the product, both from 0 on: slice s of 16 in a stage takes
-// bytes 4 s to 4 s + 3 of the 16 that each of four lanes has. Positions j and j + 1, from an even one on, share a register.
+// Which value of a patch stands at a place along the depth of the product, both from 0 on: slice s of 16 in a stage
+// takes bytes 4 s to 4 s + 3 of the 16 that each of four lanes has; places j and j + 1, j even, share a register.
 __host__ __device__ constexpr int value_at(int place) {
   const int slice = place % kDepth / 16, j = place % 16;
   return place / kDepth * kDepth + j % 8 / 2 * 16 + slice * 4 + j % 2 * 2 + j / 8;

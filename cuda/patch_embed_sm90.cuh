@@ -1,13 +1,13 @@
-// Patch embedding on Hopper (sm_90a): the product of patches and the weight by wgmma, which reads the patches' bytes from
-// registers, where they become bf16 (patch_bytes_sm90.cuh).
+// Patch embedding on Hopper (sm_90a): the product of patches and the weight by wgmma, which reads the patches' bytes
+// from registers, where they become bf16 (patch_bytes_sm90.cuh).
 //
-// Bound by the tensor cores and, as near, by what tiles read from the L2 cache. Up to 768 values (patches of 16 pixels) the
-// weight of 128 outputs stays in shared memory, 192 KiB of it, while a block walks over patches: only bytes are read. Its
-// two consumer warpgroups take tiles of 128 × 128 by turns, and one's results go to memory while the other multiplies.
+// Bound by the tensor cores and, as near, by what tiles read from the L2 cache. Up to 768 values (patches of 16 pixels)
+// 128 lines of the weight stay in shared memory, 192 KiB, while a block walks over patches: only bytes are read. Its
+// two consumer warpgroups take tiles of 128 × 128 by turns; one's results go to memory while the other multiplies.
 //
-// With more values both consumers share a tile of 256 patches × 128 outputs, and the weight comes through a ring with the
-// bytes, 32 KiB for 64 deep: bytes are half of an operand, so a tile that is long along the patches moves least. There one
-// consumer starts kLead steps behind the other for the same reason.
+// With more values both consumers share a tile of 256 patches × 128 outputs, and the weight comes through a ring with
+// the bytes, 32 KiB for 64 deep: bytes are half of an operand, so a tile that is long along the patches moves least.
+// There one consumer starts kLead steps behind the other, for the same reason.
 #pragma once
 #include "patch_bytes_sm90.cuh"
 
@@ -20,10 +20,11 @@ constexpr int kByteArrivals = kProducers / 32, kConsumerWarps = 4;  // by which 
 struct Resident {
   static constexpr int kSteps = 12, kStages = 4, kBytes = kGroupPatches * kDepth;
   static constexpr uint32_t kBehind = 2;  // a fill is announced when as many more are under way
-  static constexpr size_t kSmem = size_t{kSteps} * kWeightBytes + kStages * kBytes + (kSteps + 2 * kStages) * sizeof(uint64_t);
+  static constexpr size_t kSmem =
+      size_t{kSteps} * kWeightBytes + kStages * kBytes + (kSteps + 2 * kStages) * sizeof(uint64_t);
   static_assert(kSmem <= 227 << 10 && kBehind < kStages);
 
-  unsigned char *weight, *bytes;        // (kSteps), (kStages)
+  unsigned char *weight, *bytes;         // (kSteps), (kStages)
   uint64_t *weight_full, *full, *empty;  // likewise
   __device__ __forceinline__ explicit Resident(unsigned char* smem)
       : weight(smem), bytes(weight + kSteps * kWeightBytes),
@@ -71,8 +72,8 @@ __device__ __forceinline__ void fill_resident(const PatchProduct& g, const Tenso
 
 constexpr int kTurnBarrier = 1;  // and the next, one for each consumer
 
-// A consumer begins when the other has seen the last fill before its own: the parity of a barrier tells one fill of a stage
-// from the next, not from the one after.
+// A consumer begins when the other has seen the last fill before its own: the parity of a barrier tells one fill of a
+// stage from the next, but not from the one after.
 __device__ __forceinline__ void multiply_resident(const PatchProduct& g, const Resident& r) {
   const int block = static_cast<int>(blockIdx.x), count = Walk(g, block).count;
   const int consumer = static_cast<int>(threadIdx.x) / 128 - 1;
@@ -140,7 +141,7 @@ struct Streamed {
   static_assert(kSmem <= 227 << 10);
   // A fill is announced when the next is under way, and a stage given back a step late.
   static_assert(kLead + 2 < kStages, "the first consumer could not get ahead of the second");
-  static_assert(Resident::kSteps + kLead >= kStages, "the first consumer could lead twice before the second follows once");
+  static_assert(Resident::kSteps + kLead >= kStages, "the first consumer could lead twice while the second waits once");
 
   unsigned char* memory;
   uint64_t *full, *empty;
@@ -265,8 +266,8 @@ inline void embed_sm90(Stream& s, PatchProduct g, const __nv_bfloat16* ordered) 
   const int across = ceil_div(g.D, kOutputs), multiprocessors = hopper_multiprocessors();
   if (weight_fits(g.p)) {
     const int side_by_side = std::min(multiprocessors / across, ceil_div(g.p.lines, kGroupPatches));
-    launch(patch_embed_resident_kernel, static_cast<unsigned>(across * side_by_side), kPatchThreads, Resident::kSmem, s, g,
-           weight);
+    launch(patch_embed_resident_kernel, static_cast<unsigned>(across * side_by_side), kPatchThreads, Resident::kSmem, s,
+           g, weight);
   } else {
     const int64_t tiles = int64_t{ceil_div(g.p.lines, Streamed::kRows)} * across;
     launch(patch_embed_streamed_kernel, static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors)), kPatchThreads,
