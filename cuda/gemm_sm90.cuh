@@ -53,7 +53,7 @@ template <bool kDepthInLine, int kRows> constexpr uint32_t kBoxLines = kDepthInL
 // this one.
 template <bool kDepthInLine, int kRows>
 __device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap* map, int row0, int k0, uint64_t* full,
-                                             uint32_t blocks) {
+                                             uint32_t blocks = 0) {
   const auto load = [&](unsigned char* box, int x, int y) {
     if (blocks) tma_load_2d_for(box, map, x, y, full, blocks);
     else tma_load_2d(box, map, x, y, full);
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         const int k0 = k_first + step * Tile::kDepth;
         mbarrier_wait(empty + ring.stage, ring.parity ^ 1);  // in all blocks of the cluster
         mbarrier_arrive_expect(full + ring.stage, Tile::kStageBytes);
-        load_operand<kAInLine, Tile::kM>(stage, &a_map, corner.row, k0, full + ring.stage, 0);
+        load_operand<kAInLine, Tile::kM>(stage, &a_map, corner.row, k0, full + ring.stage);
         for (int half = rank; half < 2; half += cluster)
           load_operand<kBInLine, Tile::kN / 2>(stage + Tile::kABytes + half * (Tile::kBBytes / 2), &b_map,
                                                corner.column + half * (Tile::kN / 2), k0, full + ring.stage,

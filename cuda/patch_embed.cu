@@ -23,7 +23,7 @@ patches::Patches patches_of(Tensor images, int64_t B, int64_t H, int64_t W, int6
   p.pitch = 3 * W;
   p.strip = 3 * W * P;
   p.image = 3 * W * H;
-  p.packed = 3 * P % 8 == 0 && 3 * W % 8 == 0 && aligned_16(p.data);
+  p.packed = p.in_chunks(8);
   return p;
 }
 

@@ -5,33 +5,17 @@
 // bf16: a byte is exact in bf16, so raw bytes are the operand, and x/127.5 − 1 moves behind the product, where it costs
 // nothing and rounds nothing: y = acc/127.5 + (bias − Σ_k W) + position, dW = acc/127.5 − Σ_r dy. f32: the pixels are
 // scaled as they are fetched. The values of a patch are taken as they lie in memory, runs of contiguous bytes; the weight,
-// far smaller, is brought into that order.
+// far smaller, is brought into that order. On Hopper the forward pass of most shapes is patch_embed_sm90.cuh.
 #pragma once
 #include "column_sums.cuh"
 #include "gemm_launch.cuh"
+#include "patch_embed_sm90.cuh"
 
 namespace siglip2::cuda::patches {
 
 constexpr unsigned kThreads = 256, kWarps = kThreads / kWarp;
-constexpr float kScale = 1.0f / 127.5f;
 
 // ---- operands -----------------------------------------------------------------------------------
-
-// Where the patches lie; a line of an operand is a patch, `at` a value of it.
-struct Patches {
-  const uint8_t* data;
-  int lines, length;  // all patches, the values of one
-  // Patches of an image stand side by side, `across` in a strip; a patch is runs of `run` bytes, `pitch` apart.
-  int run, across, per_image;
-  int64_t pitch, strip, image;  // bytes from a run, a strip of patches and an image to the next
-  bool packed;  // eight values from a multiple of eight on are one aligned run of bytes
-
-  __device__ __forceinline__ const uint8_t* corner(int patch) const {
-    const int n = patch % per_image;
-    return data + patch / per_image * image + n / across * strip + n % across * static_cast<int64_t>(run);
-  }
-  __device__ __forceinline__ int64_t offset(int at) const { return at / run * pitch + at % run; }
-};
 
 template <bool kDepthInLine_> struct ByteOperand {  // for the bf16 core
   static constexpr bool kDepthInLine = kDepthInLine_;
@@ -82,24 +66,26 @@ struct Columns {
 
 // ---- forward ------------------------------------------------------------------------------------
 
-// ordered ← weight with its columns as values lie; shift ← bias, less Σ_k weight where pixels are raw. A warp a row.
+// ordered ← weight with its columns as values lie, or as value_at() has them, and zeros behind them;
+// shift ← bias − offset · Σ_k weight. A warp a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads) patch_embed_weight_kernel(T* ordered,          // (D, stride)
                                                                       float* shift,        // (D)
                                                                       const T* weight,     // (D, K)
                                                                       const float* bias,   // (D)
                                                                       Columns columns, int D, int K, int64_t stride,
-                                                                      bool raw) {
+                                                                      float offset, bool for_sm90) {
   const int d = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / kWarp);
   if (d >= D) return;
   float sum = 0;
-  for (int k = static_cast<int>(threadIdx.x % kWarp); k < K; k += static_cast<int>(kWarp)) {
-    const T w = weight[static_cast<int64_t>(d) * K + columns.of(k)];
-    ordered[d * stride + k] = w;
+  for (int at = static_cast<int>(threadIdx.x % kWarp); at < stride; at += static_cast<int>(kWarp)) {
+    const int k = for_sm90 ? value_at(at) : at;
+    const T w = k < K ? weight[static_cast<int64_t>(d) * K + columns.of(k)] : static_cast<T>(0.0f);
+    ordered[d * stride + at] = w;
     sum += static_cast<float>(w);
   }
   sum = warp_sum(sum);
-  if (threadIdx.x % kWarp == 0) shift[d] = bias[d] - (raw ? sum : 0.0f);
+  if (threadIdx.x % kWarp == 0) shift[d] = bias[d] - offset * sum;
 }
 
 // y = product · scale + shift + position.
@@ -155,11 +141,18 @@ template <class T>
 void embed_patches(Stream& s, T* y, const Patches& p, const T* weight, const float* bias, const float* position, int64_t N,
                    int64_t D, Columns columns) {
   constexpr bool raw = !std::is_same_v<T, float>;
-  const int64_t K = p.length, stride = ceil_div<int64_t>(K, 8) * 8;
+  const bool aligned = D % 8 == 0 && aligned_16(y, position);
+  const bool sm90 = raw && fits_sm90(p, D, aligned);
+  const int64_t K = p.length, stride = sm90 ? padded_depth(p) : ceil_div<int64_t>(K, 8) * 8;
+  // What of Σ W is missing in the product of bytes, or of bytes less 128.
+  const float offset = sm90 ? -0.5f * kScale : raw ? 1.0f : 0.0f;
   Scratch<T> ordered(s, D * stride);
   Scratch<float> shift(s, ceil_div<int64_t>(D, 8) * 8);
   launch(patch_embed_weight_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(D, kWarps)), kThreads, 0, s,
-         ordered.data(), shift.data(), weight, bias, columns, static_cast<int>(D), p.length, stride, raw);
+         ordered.data(), shift.data(), weight, bias, columns, static_cast<int>(D), p.length, stride, offset, sm90);
+  if constexpr (raw)
+    if (sm90)
+      return embed_sm90(s, {p, y, shift.data(), position, static_cast<int>(N), static_cast<int>(D), 0}, ordered.data());
   PatchEpilogue<T> epilogue{};
   epilogue.y = y;
   epilogue.shift = shift.data();
@@ -167,7 +160,7 @@ void embed_patches(Stream& s, T* y, const Patches& p, const T* weight, const flo
   epilogue.N = static_cast<int>(N);
   epilogue.D = static_cast<int>(D);
   epilogue.scale = raw ? kScale : 1.0f;
-  epilogue.aligned = D % 8 == 0 && aligned_16(y, position);
+  epilogue.aligned = aligned;
   const Splits whole{1, K};
   if constexpr (raw)
     launch_gemm(s, ByteOperand<true>{p}, MatrixOperand<true>(ordered.data(), D, K, stride), p.lines, D, K, epilogue,

@@ -15,7 +15,7 @@ patches::Patches packed_patches(Tensor bytes, int64_t T, int64_t K) {
   p.length = p.run = static_cast<int>(K);
   p.across = p.per_image = 1;
   p.image = K;
-  p.packed = K % 8 == 0 && aligned_16(p.data);
+  p.packed = p.in_chunks(8);
   return p;
 }
 

@@ -42,6 +42,21 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
+// Two sums of bf16.
+__device__ __forceinline__ uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+#ifdef SIGLIP2_CUDA_HOST
+  const auto upper = [](uint32_t x) { return __uint_as_float(x & 0xffff0000u); };
+  return pack_bf16(upper(a << 16) + upper(b << 16), upper(a) + upper(b));
+#elif defined(SIGLIP2_SM90)
+  uint32_t sum;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+#else
+  __trap();
+  return 0;
+#endif
+}
+
 // The same number, but what is computed from it is computed here: it is not kept in registers over
 // a loop around this.
 __device__ __forceinline__ int opaque(int x) {

@@ -193,6 +193,10 @@ void sm90_cases() {
   launch_clusters(cluster_kernel<>, 2, 4, 32, kClusterSmem, stream,
                   map_of(boxes.data(), kTmaColumns, 5 * kTmaRows, kTmaColumns, kTmaRows, 0), 5, shared.data());
   shared.print("copies for both blocks of a cluster");
+  const Array<float> terms(32, 18);
+  Array<uint32_t> sums(32);
+  launch(bf16_sums_kernel, 1, 32, 0, stream, terms.data(), sums.data());
+  sums.print("sums of bf16 pairs");
   Array<int> phases(32);
   launch(mbarrier_phases_kernel, 1, 64, kPhasesSmem, stream, 5, phases.data());
   phases.print("mbarrier phases");

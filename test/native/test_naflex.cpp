@@ -117,4 +117,18 @@ template <class T> void patch_sizes() {
 TEST(packed_patches_f32) { patch_sizes<float>(); }
 TEST(packed_patches_bf16) { patch_sizes<__nv_bfloat16>(); }
 
+// Through wgmma, several tiles to a block. Up to 768 values the weight stays in shared memory: one step along the
+// depth, fewer than there are stages, and more; the last one part of a stage.
+TEST(packed_patches_on_hopper) {
+  patches<__nv_bfloat16>(200, 48, 8, false);
+  patches<__nv_bfloat16>(300, test::small ? 336 : 624, 136, false);
+  patches<__nv_bfloat16>(520, 816, 8, false);
+  if (test::small) return;
+  patches<__nv_bfloat16>(1030, 144, 16, false);
+  patches<__nv_bfloat16>(300, 816, 136, false);
+  cuda_host::config().wgmma = false;
+  patches<__nv_bfloat16>(300, 624, 136, false);
+  cuda_host::config().wgmma = true;
+}
+
 }  // namespace

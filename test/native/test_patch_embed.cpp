@@ -60,6 +60,19 @@ TEST(patch_embed_bf16) {
   if (!test::small) run<__nv_bfloat16>(2, 16, 32, 8, 72, false);
 }
 
+// Patches whose runs are aligned go through wgmma where there are two tiles of them for two multiprocessors.
+TEST(patch_embed_on_hopper) {
+  run<__nv_bfloat16>(3, 33, 720, 16, 8, true);  // 270 patches
+  if (test::small) return;
+  run<__nv_bfloat16>(2, 163, 272, 16, 136, false);  // three tiles for each block
+  run<__nv_bfloat16>(2, 260, 288, 32, 136, true);   // 144 patches
+}
+TEST(patch_embed_before_hopper) {
+  cuda_host::config().wgmma = false;
+  run<__nv_bfloat16>(3, 33, 720, 16, 8, true);
+  cuda_host::config().wgmma = true;
+}
+
 TEST(patch_embed_rejects_images_below_one_patch) {
   test::HostStream stream;
   bool thrown = false;

@@ -221,6 +221,22 @@ TEST(rounding_to_bf16) {
   CHECK(std::isinf(out[0]) && std::isinf(out[2]) && out[1] < 0);
 }
 
+TEST(sums_of_bf16_pairs) {
+  test::HostStream stream;
+  const auto x = Random(4).buffer<float>(32);
+  const Buffer<uint32_t> out(32);
+  launch(bf16_sums_kernel, 1, 32, 0, stream, x.data(), out.data());
+  const auto rounded = [](double v) {  // to eight bits, ties to even
+    const int exponent = std::ilogb(v) - 7;
+    return std::ldexp(std::nearbyint(std::ldexp(v, -exponent)), exponent);
+  };
+  for (int i = 0; i < 32; ++i) {
+    const double low = rounded(rounded(x.at(i)) + rounded(x.at(i ^ 1)));
+    const double high = rounded(rounded(3 * x[31 - i]) + rounded(x.at(i)));
+    CHECK(__uint_as_float(out[i] << 16) == low && __uint_as_float(out[i] & 0xffff0000u) == high);
+  }
+}
+
 TEST(extremes) {
   test::HostStream stream;
   Buffer<unsigned long long> least(1);

@@ -183,6 +183,12 @@ __global__ void __launch_bounds__(32) round_kernel(const float* x, float* out) {
   out[i] = static_cast<float>(static_cast<__nv_bfloat16>(x[i]));
 }
 
+// Sums of pairs of bf16: of two different lanes' numbers, and of a number and three times another.
+__global__ void __launch_bounds__(32) bf16_sums_kernel(const float* x, uint32_t* out) {  // (32) both
+  const int i = static_cast<int>(threadIdx.x);
+  out[i] = add_bf16x2(pack_bf16(x[i], 3 * x[31 - i]), pack_bf16(x[i ^ 1], x[i]));
+}
+
 // The other atomics, by 64 threads on one word each: minimum, maximum, number of exchanges that saw another value.
 __global__ void __launch_bounds__(64) extremes_kernel(unsigned long long* least, int* most, int* taken) {
   const int i = static_cast<int>(threadIdx.x);
