@@ -141,6 +141,7 @@ template <class T>
 void embed_patches(Stream& s, T* y, const Patches& p, const T* weight, const float* bias, const float* position, int64_t N,
                    int64_t D, Columns columns) {
   constexpr bool raw = !std::is_same_v<T, float>;
+  check_extent(p.lines, D, p.length);
   const bool aligned = D % 8 == 0 && aligned_16(y, position);
   const bool sm90 = raw && fits_sm90(p, D, aligned);
   const int64_t K = p.length, stride = sm90 ? padded_depth(p) : ceil_div<int64_t>(K, 8) * 8;
