@@ -26,6 +26,7 @@ import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from
 import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
+import { lockRun } from './lock.js';
 import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { RecordedUpdate } from './recorded_update.js';
@@ -115,6 +116,8 @@ export class Trainer {
   #step = 0;
   #examples = 0;
   #seconds = 0;
+  /** Gives the run's folder back to other processes. */
+  #unlock: () => void = () => undefined;
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
@@ -143,7 +146,18 @@ export class Trainer {
    * @param input a config, as it is written or checked already
    */
   static async open(input: TrainConfigInput | TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
-    const config = checkTrainConfig(input);
+    const config = checkTrainConfig(input), unlock = await lockRun(config.out);
+    try {
+      const trainer = await Trainer.#open(config, options);
+      trainer.#unlock = unlock;
+      return trainer;
+    } catch (e) {
+      unlock();
+      throw e;
+    }
+  }
+
+  static async #open(config: TrainConfig, options: TrainerOptions): Promise<Trainer> {
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
     const dtype = chosenDtype(config.dtype, device);
@@ -262,10 +276,7 @@ export class Trainer {
         ...(alarms.length > 0 ? { alarms } : {}),
         ...(p.drawn ? { drawn: p.drawn } : {}),
       };
-      if (!Number.isFinite(metrics.loss)) {
-        throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
-          'lower learning rate (optimizer.lr) or a longer warm-up');
-      }
+      this.#checkFinite(metrics);
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
@@ -285,6 +296,19 @@ export class Trainer {
       clearTape();
       await Promise.all([log?.close(), choices?.close()]);
     }
+  }
+
+  /**
+   * Throws when the step went wrong, before its weights can become a checkpoint: they may be spoilt by the step whose
+   * loss is the last sound one.
+   */
+  #checkFinite({ step, loss, gradNorm, scale, bias }: StepMetrics): void {
+    const values = { 'loss': loss, "gradient's norm": gradNorm, 'logit scale': scale, 'logit bias': bias };
+    const [name, value] = Object.entries(values).find(([, v]) => !Number.isFinite(v)) ?? [];
+    if (name === undefined) return;
+    const again = listCheckpoints(this.config.out).length > 0 ? 'resume from the last checkpoint' : 'start again';
+    throw new Siglip2Error('ERR_DATA', `the ${name} is ${value} at step ${step}; ${again} with a lower learning rate ` +
+      '(optimizer.lr) or a longer warm-up');
   }
 
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
@@ -350,6 +374,7 @@ export class Trainer {
     this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();
+    this.#unlock();
   }
 }
 

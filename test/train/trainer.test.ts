@@ -1,6 +1,8 @@
 /** Training end to end on a small folder of images: resume to the bit, order free of workers, interruption, bad input. */
 import { spawn, spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -142,6 +144,32 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
     spawnSync('umount', ['-l', disk]);
   }
 }, 60000);
+
+test('one process at a time trains into a folder, and what a killed one left half-written goes', async () => {
+  const settings = config('shared', { total: 2 }), checkpoints = join(folder, 'shared', 'checkpoints');
+  const file = join(folder, 'shared.json');
+  writeFileSync(file, JSON.stringify(settings));
+  mkdirSync(join(checkpoints, '.step-00000001.tmp-1-0'), { recursive: true });
+  const trainer = await Trainer.open(settings);
+  try {
+    expect(readdirSync(checkpoints)).toEqual([]);
+    symlinkSync(join(folder, 'shared'), join(folder, 'alias'));
+    await expect(Trainer.open({ ...settings, out: join(folder, 'alias') })).rejects
+      .toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringContaining('another process is training into this folder') as never });
+    const { status, stderr } = spawnSync(process.execPath, [main, 'train', file], { encoding: 'utf8' });
+    expect([status, stderr]).toEqual([1, expect.stringContaining('another process is training into this folder')]);
+  } finally {
+    await trainer.close();
+  }
+  expect((await runTraining(settings)).metrics).toHaveLength(2);
+}, 120000);
+
+test('a step that spoils the weights is an error before they become a checkpoint', async () => {
+  const spoilt = config('spoilt', { total: 1, optimizer: { lr: 1e20, warmup: 0 } });
+  await expect(runTraining(spoilt)).rejects.toMatchObject({ code: 'ERR_DATA',
+    message: expect.stringContaining('the logit scale is Infinity at step 1; start again with a lower learning rate') as never });
+  expect(listCheckpoints(spoilt.out)).toEqual([]);
+}, 120000);
 
 test('the event loop stays free while training', async () => {
   const { monitorEventLoopDelay } = await import('node:perf_hooks');
