@@ -137,7 +137,8 @@ export function attention(qkv: NdArray,
     checkOptions('attention', options, 'heads', 'keyLengths', 'causal');
     const { heads, keyLengths, causal = false } = options;
     checkCount('attention: heads', heads);
-    return attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths('attention', keyLengths, qkv, options) });
+    return attentions.attention(active('qkv', qkv, options), heads,
+      { causal, ...lengths('attention', keyLengths, qkv, options) });
   });
 }
 
@@ -158,9 +159,11 @@ export function crossAttention(q: NdArray, kv: NdArray,
 }
 
 /** The option of this name as a tensor. @param keys whose second axis the lengths must not go beyond */
-function lengths(call: string, keyLengths: Int32Array | undefined, keys: NdArray, o: KernelOptions): { keyLengths?: Tensor } {
+function lengths(call: string, keyLengths: Int32Array | undefined, keys: NdArray,
+  o: KernelOptions): { keyLengths?: Tensor } {
   if (!keyLengths) return {};
-  const lengths = upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o, 'Int32Array'), N = keys.shape[1]!;
+  const lengths = upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o, 'Int32Array');
+  const N = keys.shape[1]!;
   const wrong = keyLengths.find((n) => n < 0 || n > N);
   if (wrong !== undefined) throw new ShapeError(`${call}: keyLengths must be in [0, ${N}] but one is ${wrong}`);
   return { keyLengths: lengths };
