@@ -1,7 +1,7 @@
 /** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
 import { existsSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
-import { basename } from 'node:path';
+import { readdir, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
 import { loadHfFolder } from './hf.js';
@@ -25,7 +25,13 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
     return { ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii', tokenizer: undefined };
   }
   if (existsSync(source)) {
-    if ((await stat(source)).isDirectory()) return loadHfFolder(source);
+    if ((await stat(source)).isDirectory()) {
+      const steps = (await readdir(join(source, 'checkpoints')).catch(() => [])).filter((f) => f.startsWith('step-'));
+      if (steps.length > 0)
+        throw new CheckpointError(`${source}: is the folder of a training run; give one of its checkpoints, such as ` +
+          join(source, 'checkpoints', steps.sort().at(-1)!));
+      return loadHfFolder(source);
+    }
     throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
   }
   if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);

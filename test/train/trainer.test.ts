@@ -56,6 +56,8 @@ test('a checkpoint is a Hugging Face folder that loads again', async () => {
   expect(loaded.vocab!.size).toBe(loaded.model.config.text.vocab);
   expect(loaded.tokenizer).toBe(join(dir, 'tokenizer.json'));
   loaded.model.dispose();
+  await expect(loadModel(join(folder, 'whole'))).rejects.toMatchObject({ code: 'ERR_CHECKPOINT',
+    message: expect.stringContaining(`is the folder of a training run; give one of its checkpoints, such as ${dir}`) as never });
 }, 60000);
 
 test('what cannot work is refused in one sentence', async () => {
