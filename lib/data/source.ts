@@ -11,7 +11,7 @@ import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
 import { captionsFromJson, captionsFromObject, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, fileError, readJson, type Location } from './files.js';
+import { FileReader, fileError, imageFault, NO_PATH, readJson, type Location } from './files.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
 import { fillMixture, type MixtureSpec } from './mixture.js';
 import { KeyList } from './keys.js';
@@ -332,9 +332,9 @@ class Indexer {
           draft[part] = { path: path.join(folder, `${stem}.${part}`), offset: 0, size: -1 };
         }
       }
-      const size = fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0;
-      if (size === 0) this.source.skips.add('empty image', file);
-      else this.finish(draft, file);
+      const fault = imageFault(file);
+      if (fault === undefined) this.finish(draft, file);
+      else this.source.skips.add(fault, file);
     }
   }
 
@@ -373,9 +373,9 @@ class Indexer {
     if (typeof image !== 'string' || image === '') return void skips.add('no image', example);
     if (this.keys && !this.keys.has(file, image)) return;
     const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
-    const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
-    if (size === undefined) skips.add('the image is missing', location.path);
-    else if (size === 0) skips.add('empty image', location.path);
+    const fault = imageFault(location.path);
+    if (fault === NO_PATH) skips.add(fault, example);
+    else if (fault !== undefined) skips.add(fault, location.path);
     else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${image})`);
     else this.push(image, location, captions, parsed, parsed.meta);
   }
