@@ -10,7 +10,7 @@ import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { loadModel } from '../../lib/model/files.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
-import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
+import { applySets, checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
 import { colouredImages, runTraining } from './run.js';
 
@@ -66,6 +66,11 @@ test('what cannot work is refused in one sentence', async () => {
   };
   await refused({ ...config('x'), bacth: 3 }, 'ERR_CONFIG', /unknown key "bacth" \(did you mean "batch"\?\)/);
   await refused({ ...config('x'), optimizer: { lrate: 1 } }, 'ERR_CONFIG', /optimizer\.lrate/);
+  await refused({ ...config('x'), data: { source: { type: 'folder', pth: images } } }, 'ERR_CONFIG', /unknown key "data.source.pth" \(did you mean "path"\?\)/);
+  await refused({ ...config('x'), data: { source: { type: 'mixture', sources: [{ source: { type: 'manifest', path: 'x', key: 'y' } }] } } },
+    'ERR_CONFIG', /unknown key "data.source.sources.0.source.key" \(did you mean "keys"\?\); the keys there are type, path, language, keys/);
+  await refused({ ...config('x'), total: { step: 1 } }, 'ERR_CONFIG', /total is {"step":1}: accepted are a number of steps, "500 steps"/);
+  for (const set of ['__proto__.polluted=1', 'a..b=1']) expect(() => applySets({}, [set])).toThrow('--set expects a key such as optimizer.lr');
   await refused({ ...config('x'), model: { variant: 'B/61x' } }, 'ERR_CONFIG', /no variant/);
   await refused(config('whole'), 'ERR_CHECKPOINT', /already holds a run/);
   await refused(config('nowhere'), 'ERR_CHECKPOINT', /no checkpoint/, { resume: true });
