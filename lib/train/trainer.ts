@@ -11,12 +11,10 @@ import { naflexUpdates } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
 import type { SampleSource } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
-import type { ImageTransform } from '../data/augment.js';
 import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
-import { modelConfig, type ModelOverrides } from '../model/config.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
@@ -27,11 +25,12 @@ import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput 
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
-import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
+import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
+import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
-import { OnlineSelection, superBatchSize, type Selected, type SelectionFigures } from './selection.js';
+import { OnlineSelection, type Selected, type SelectionFigures } from './selection.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
 /** One line of metrics.jsonl. */
@@ -175,9 +174,8 @@ export class Trainer {
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
       ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
-    const { variant, ...overrides } = config.model as { variant: string } & ModelOverrides;
-    const shape = modelConfig(variant, { ...overrides, ...(vocab ? { vocab: vocab.size } : {}) });
-    const extra = objectiveShapes(config.objectives, shape), made = objectiveData(config.objectives, shape);
+    const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
+    const extra = objectiveShapes(config.objectives, shape);
     const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
     let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
     let selection: OnlineSelection | null = null;
@@ -196,15 +194,7 @@ export class Trainer {
       if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
       selection = await OnlineSelection.open(config, model, source, note);
       loader = new DataLoader(source, {
-        batchSize: superBatchSize(config.batch, config.selection?.ratio ?? 0), seed: config.seed,
-        size: shape.vision.imageSize, sizes: selection?.sizes ?? [],
-        transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
-        tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
-        ...made,
-        ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
-        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
-          timeoutMs: data.timeoutMs, uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
-          signal: options.signal }),
+        ...load, sizes: selection?.sizes ?? [], ...definedOnly({ signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as LoaderState);
       const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
@@ -376,11 +366,6 @@ export class Trainer {
     this.model.dispose();
     this.#unlock();
   }
-}
-
-/** The object without the keys whose value is undefined. */
-function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
 }
 
 function chooseDevice(wish: string, note: (m: string) => void): DeviceName {
