@@ -14,7 +14,7 @@ import { openSource, type SourceSpec } from '../data/source.js';
 import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { ioError, writeFileAtomic } from '../io/files.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
@@ -245,7 +245,7 @@ export class Trainer {
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
-      i === 0 || this.config.selection?.log ? open(join(this.config.out, name), 'a') : undefined));
+      i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
@@ -270,9 +270,9 @@ export class Trainer {
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
-      await log!.appendFile(`${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
+      await log!.append({ ...line, ...Object.fromEntries(flat) });
       const { chosen, rejected } = p.chosen;
-      await choices?.appendFile(`${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
+      await choices?.append({ step: p.step, chosen, rejected });
       return metrics;
     };
     try {
@@ -366,6 +366,16 @@ export class Trainer {
     this.model.dispose();
     this.#unlock();
   }
+}
+
+/** A file of JSON lines that grows. Its promises reject with an IoError that names it. */
+async function openLog(path: string): Promise<{ append(line: object): Promise<void>; close(): Promise<void> }> {
+  const refuse = (cause: unknown): never => { throw ioError('write', path, cause); };
+  const file = await open(path, 'a').catch(refuse);
+  return {
+    append: (line) => file.appendFile(`${JSON.stringify(line)}\n`).catch(refuse),
+    close: () => file.close(),
+  };
 }
 
 function chooseDevice(wish: string, note: (m: string) => void): DeviceName {

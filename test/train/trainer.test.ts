@@ -134,7 +134,7 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
     return;
   }
   try {
-    const trainer = await Trainer.open(checkTrainConfig({ ...config('x', { total: 4 }), out: join(disk, 'run') }));
+    const trainer = await Trainer.open(checkTrainConfig({ ...config('x', { total: 40 }), out: join(disk, 'run') }));
     try {
       for await (const m of trainer.run()) if (m.step === 2) break;
       const first = await trainer.save();
@@ -144,6 +144,9 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
       await expect(trainer.save()).rejects.toMatchObject({ code: expect.stringMatching(/ERR_IO|ENOSPC/) as never });
       expect(listCheckpoints(join(disk, 'run'))).toEqual([first]);
       expect(weights(first).equals(before)).toBe(true);
+      spawnSync('dd', ['if=/dev/zero', `of=${join(disk, 'filler')}`, 'bs=4k', 'oflag=append', 'conv=notrunc']);
+      await expect((async () => { for await (const _ of trainer.run()); })()).rejects
+        .toMatchObject({ code: 'ERR_IO', message: expect.stringContaining('metrics.jsonl: the disk is full') as never });
     } finally {
       await trainer.close();
     }
