@@ -67,7 +67,7 @@ export interface SourceOptions {
   signal?: AbortSignal;
 }
 
-const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif']);
+const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif', 'tif', 'tiff']);
 
 /**
  * Indexes a collection.
@@ -113,6 +113,11 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
   const found = splits.find((s) => s.split === split);
   if (!found) throw new DataError(`${file}: has no split "${split}"; it has ${splits.map((s) => s.split).join(', ')}`);
   return found.shards.map((shard) => shard.file);
+}
+
+function lowerExtension(name: string): string {
+  const extension = path.extname(name);
+  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
 }
 
 class Indexer {
@@ -317,7 +322,8 @@ class Indexer {
     } catch (cause) {
       throw fileError(cause, 'read', folder);
     }
-    const present = new Set(names);
+    // Cameras and Windows write IMG.JPG and IMG.TXT; members of tars are taken in any case too.
+    const present = new Map(names.map((name) => [lowerExtension(name), name]));
     for (const name of names) {
       const extension = path.extname(name);
       if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
@@ -328,9 +334,8 @@ class Indexer {
       const file = path.join(folder, name);
       const draft: Draft = { key: name, image: { path: file, offset: 0, size: -1 } };
       for (const part of ['json', 'txt'] as const) {
-        if (present.has(`${stem}.${part}`)) {
-          draft[part] = { path: path.join(folder, `${stem}.${part}`), offset: 0, size: -1 };
-        }
+        const beside = present.get(`${stem}.${part}`);
+        if (beside !== undefined) draft[part] = { path: path.join(folder, beside), offset: 0, size: -1 };
       }
       const fault = imageFault(file);
       if (fault === undefined) this.finish(draft, file);

@@ -2,6 +2,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { expect, test } from '@jest/globals';
+import sharp from 'sharp';
 import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/data/captions.js';
 import { FileReader } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
@@ -121,6 +122,17 @@ test('images that are named by their bytes, and links to nothing, are counted sk
     expect([length, skips.byReason.get('the image is missing')?.count]).toEqual([1, 2]);
     const error = await errorOf(() => openSource({ type: 'folder', path: path.join(folder, 'there.png') }));
     expect(error).toMatchObject({ code: 'ERR_DATA', message: expect.stringContaining('is a file and no folder') });
+  }));
+
+test('a folder takes TIFF, and extensions in any case', () =>
+  withFolder(async (folder) => {
+    const put = (name: string, data: Buffer | string): void => fs.writeFileSync(path.join(folder, name), data);
+    put('A.PNG', await picture(1));
+    put('A.TXT', 'capitals');
+    put('b.tiff', await sharp(await picture(2)).tiff().toBuffer());
+    put('b.Json', '{"caption": "mixed"}');
+    const source = await openSource({ type: 'folder', path: folder });
+    expect(source.samples.map((s) => readCaptions(new FileReader(), s).captions[0]!.text)).toEqual(['capitals', 'mixed']);
   }));
 
 test('a compressed tar is called that', () =>
