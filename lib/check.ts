@@ -19,6 +19,14 @@ export function checkDType(op: string, name: string, x: Tensor, ...dtypes: DType
   if (!dtypes.includes(x.dtype)) throw new ShapeError(`${op}: ${name} must be ${dtypes.join(' or ')} but is ${x.dtype}`);
 }
 
+/** The length of x's last axis and the number of rows along it. Throws ShapeError unless there is one, longer than 0. */
+export function checkColumns(op: string, x: Tensor): [columns: number, rows: number] {
+  const columns = x.shape.at(-1) ?? 0;
+  if (columns === 0)
+    throw new ShapeError(`${op}: x must have values along its last axis but is [${x.shape.join(', ')}]`);
+  return [columns, x.size / columns];
+}
+
 /** Throws ShapeError with `op: what` unless the condition holds. */
 export function check(condition: boolean, op: string, what: string): asserts condition {
   if (!condition) throw new ShapeError(`${op}: ${what}`);

@@ -16,7 +16,7 @@ import {
   asList, checkStrings, checkCount, checkLoadOptions, checkOptions, checkSource, ENCODE_KEYS, ZERO_SHOT_KEYS,
   type EncodeOptions, type LoadOptions, type ZeroShotOptions,
 } from './encoder/options.js';
-import { convertRow, Embeddings, OUTPUT_TYPES, type Row } from './encoder/output.js';
+import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './encoder/output.js';
 import { promptTemplates } from './encoder/prompts.js';
 import { makeVisionInput, type Prepared, type VisionInput } from './encoder/vision_input.js';
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
@@ -107,7 +107,8 @@ export class Encoder {
    * @returns one unit row per image, in order
    * @throws DataError naming the image; the signal's reason
    */
-  async encodeImages(images: ImageInput | readonly ImageInput[], options: EncodeOptions = {}): Promise<Embeddings> {
+  async encodeImages<T extends OutputType = 'f32'>(images: ImageInput | readonly ImageInput[],
+    options: EncodeOptions<T> = {}): Promise<Embeddings<T>> {
     const list = asList(images);
     return this.#collect(this.#images(list, options, list.length), options);
   }
@@ -116,7 +117,8 @@ export class Encoder {
    * Embeddings of texts.
    * @returns one unit row per text, in order
    */
-  async encodeTexts(texts: string | readonly string[], options: EncodeOptions = {}): Promise<Embeddings> {
+  async encodeTexts<T extends OutputType = 'f32'>(texts: string | readonly string[],
+    options: EncodeOptions<T> = {}): Promise<Embeddings<T>> {
     const list = checkStrings('encodeTexts', 'texts', typeof texts === 'string' ? [texts] : texts);
     return this.#collect(this.#texts(list, options, list.length), options);
   }
@@ -125,21 +127,21 @@ export class Encoder {
    * Rows for a stream of images, in its order. At most a few batches are taken from the source ahead of what was
    * consumed. An error ends the stream; a consumer that stops early closes the source.
    */
-  async *streamImages(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
-    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+  async *streamImages<T extends OutputType = 'f32'>(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: EncodeOptions<T> = {}): AsyncGenerator<Row<T>, void, undefined> {
     checkSource('streamImages', source);
-    for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+    for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32' as T);
   }
 
   /** Rows for a stream of texts; as `streamImages`. */
-  async *streamTexts(source: Iterable<string> | AsyncIterable<string>,
-    options: EncodeOptions = {}): AsyncGenerator<Row, void, undefined> {
+  async *streamTexts<T extends OutputType = 'f32'>(source: Iterable<string> | AsyncIterable<string>,
+    options: EncodeOptions<T> = {}): AsyncGenerator<Row<T>, void, undefined> {
     checkSource('streamTexts', source);
-    for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32');
+    for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32' as T);
   }
 
   /** Every image against every text. */
-  async similarity(images: Embeddings, texts: Embeddings): Promise<Similarity> {
+  async similarity(images: Embeddings<OutputType>, texts: Embeddings<OutputType>): Promise<Similarity> {
     for (const x of [images, texts]) {
       if (!(x instanceof Embeddings))
         throw new ConfigError(`similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ` +
@@ -166,7 +168,7 @@ export class Encoder {
   }
 
   /** One unit row per label: the mean of its prompts' embeddings. */
-  async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings> {
+  async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings<'f32'>> {
     checkOptions('encodeLabels', options, ZERO_SHOT_KEYS);
     checkStrings('encodeLabels', 'labels', labels);
     const { language = 'en', templates, onProgress: _, ...rest } = options;
@@ -239,7 +241,8 @@ export class Encoder {
     };
   }
 
-  async #collect(rows: AsyncIterable<Float32Array>, options: EncodeOptions): Promise<Embeddings> {
+  async #collect<T extends OutputType>(rows: AsyncIterable<Float32Array>,
+    options: EncodeOptions<T>): Promise<Embeddings<T>> {
     const all: Float32Array[] = [];
     for await (const row of rows) all.push(row);
     return Embeddings.from(all, this.dim, options.output);

@@ -137,7 +137,8 @@ export function attention(qkv: NdArray,
     checkOptions('attention', options, 'heads', 'keyLengths', 'causal');
     const { heads, keyLengths, causal = false } = options;
     checkCount('attention: heads', heads);
-    return attentions.attention(active('qkv', qkv, options), heads, { causal, ...lengths(keyLengths, options) });
+    return attentions.attention(active('qkv', qkv, options), heads,
+      { causal, ...lengths('attention', keyLengths, qkv, options) });
   });
 }
 
@@ -153,13 +154,19 @@ export function crossAttention(q: NdArray, kv: NdArray,
     checkOptions('crossAttention', options, 'heads', 'keyLengths');
     checkCount('crossAttention: heads', options.heads);
     return attentions.crossAttention(active('q', q, options), active('kv', kv, options), options.heads,
-      lengths(options.keyLengths, options));
+      lengths('crossAttention', options.keyLengths, kv, options));
   });
 }
 
-function lengths(keyLengths: Int32Array | undefined, o: KernelOptions): { keyLengths?: Tensor } {
-  return keyLengths
-    ? { keyLengths: upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o, 'Int32Array') } : {};
+/** The option of this name as a tensor. @param keys whose second axis the lengths must not go beyond */
+function lengths(call: string, keyLengths: Int32Array | undefined, keys: NdArray,
+  o: KernelOptions): { keyLengths?: Tensor } {
+  if (!keyLengths) return {};
+  const lengths = upload('keyLengths', { data: keyLengths, shape: [keyLengths.length] }, o, 'Int32Array');
+  const N = keys.shape[1]!;
+  const wrong = keyLengths.find((n) => n < 0 || n > N);
+  if (wrong !== undefined) throw new ShapeError(`${call}: keyLengths must be in [0, ${N}] but one is ${wrong}`);
+  return { keyLengths: lengths };
 }
 
 /**

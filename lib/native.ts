@@ -5,7 +5,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { CheckpointError, ConfigError, DataError, DeviceError, IoError, ShapeError, Siglip2Error, type ErrorCode } from './errors.js';
 
@@ -92,7 +92,7 @@ function load(): Addon {
   const errors: string[] = [];
   const wanted = process.env['SIGLIP2_BINARY'];
   const attempts: [string, () => Addon][] = wanted
-    ? [[wanted, () => require(join(root, wanted)) as Addon]]
+    ? [[wanted, () => require(resolve(root, wanted)) as Addon]]
     : [['build/Release/siglip2.node', () => (require('bindings') as (o: object) => Addon)({ bindings: 'siglip2', module_root: root })]];
   for (const [name, attempt] of attempts) {
     try {

@@ -47,7 +47,7 @@ test('embeddings are those of the model on the resized pixels and the padded ids
   got.data.forEach((v, i) => expect(Math.abs(v - want[i]!)).toBeLessThan(1e-6));
   texts.data.forEach((v, i) => expect(Math.abs(v - wantTexts[i]!)).toBeLessThan(1e-6));
   expect([got.rows, got.dim, texts.rows]).toEqual([3, model.dim, WORDS.length]);
-  expect(Math.hypot(...(got.row(1) as Float32Array))).toBeCloseTo(1, 6);
+  expect(Math.hypot(...got.row(1))).toBeCloseTo(1, 6);
 });
 
 test('a path, a file URL, an http URL, a Buffer and raw pixels give the same bits', async () => {
@@ -128,12 +128,12 @@ test('products are batch-invariant at the sizes of the released models', () => {
 
 test('f16 and int8 rows, text for pgvector', async () => {
   const images = [pixels(1), pixels(2)];
-  const f32 = (await model.encodeImages(images)).data as Float32Array;
+  const f32: Float32Array = (await model.encodeImages(images)).data;
   const f16 = await model.encodeImages(images, { output: 'f16' }), int8 = await model.encodeImages(images, { output: 'int8' });
   expect([f16.data.constructor.name, int8.data.constructor.name]).toEqual(['Uint16Array', 'Int8Array']);
   f16.toFloat32().forEach((v, i) => expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(2 ** -11 * Math.abs(f32[i]!) + 2 ** -25));
   int8.toFloat32().forEach((v, i) => expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(int8.scales![i < model.dim ? 0 : 1]! * 0.501));
-  expect(Math.max(...(int8.row(0) as Int8Array).map(Math.abs))).toBe(127);
+  expect(Math.max(...int8.row(0).map(Math.abs))).toBe(127);
   expect(JSON.parse((await model.encodeImages(images)).toText(1))).toEqual([...f32.subarray(model.dim)]);
   const rows = [];
   for await (const row of model.streamImages(images, { output: 'int8' })) rows.push(row);
@@ -233,7 +233,7 @@ test('NaFlex: aspect ratios are kept, and the bits do not depend on the batch', 
   features.forEach(({ rows, columns, dim, data }, i) => expect([rows, columns, data.length]).toEqual([batch.shapes[2 * i], batch.shapes[2 * i + 1], rows * columns * dim]));
   const bad: number[] = [];
   const some = await flexible.encodeImages([images[0]!, Buffer.from('no'), images[2]!], { onBadImage: (_, i) => bad.push(i) });
-  expect([some.row(0), some.row(2), bad, (some.row(1) as Float32Array).every(Number.isNaN)]).toEqual([whole.row(0), whole.row(2), [1], true]);
+  expect([some.row(0), some.row(2), bad, some.row(1).every(Number.isNaN)]).toEqual([whole.row(0), whole.row(2), [1], true]);
   expect((await errorOf(() => load(folder, { maxPatches: 9 }))).code).toBe('ERR_CONFIG');
   expect((await errorOf(() => load(flexible.source, { processor: 'aa-f32' }))).code).toBe('ERR_CONFIG');
 });

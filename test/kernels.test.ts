@@ -81,6 +81,14 @@ test('arguments of the wrong kind reject with one sentence', async () => {
     [() => kernels.embedding(x as never, x, x), 'ERR_SHAPE', 'ids must be { data, shape }, Int32Array'],
     [() => kernels.patchEmbed({ data: new Uint8Array(12), shape: [1, 2, 2, 3] }, array(3, 4, 3, 4, 4), { patch: 4 }), 'ERR_SHAPE', 'no patch of 4'],
     [() => kernels.resizeBilinear(x, 3 as never), 'ERR_CONFIG', 'size must be [height, width]'],
+    [() => kernels.resizeBilinear(array(1, 1, 2, 2, 3), [2] as never), 'ERR_SHAPE', 'the size must be two positive integers but is 2'],
+    [() => kernels.resizeBilinear(array(1, 1, 0, 2, 3), [2, 2]), 'ERR_SHAPE', 'x must have pixels but is [1, 0, 2, 3]'],
+    [() => kernels.layerNorm(array(1, 3, 0)), 'ERR_SHAPE', 'layerNorm: x must have values along its last axis but is [3, 0]'],
+    [() => kernels.l2Normalize(array(1, 0)), 'ERR_SHAPE', 'l2Normalize: x must have values along its last axis but is [0]'],
+    [() => kernels.linear(array(1, 2, 0), array(1, 4, 0)), 'ERR_SHAPE', 'linear: x must have values along its last axis but is [2, 0]'],
+    [() => kernels.sigmoidLoss(array(1, 0, 3), array(1, 0, 3)), 'ERR_SHAPE', 'x must have rows and columns but is [0, 3]'],
+    [() => kernels.attention(qkv, { heads: 2, keyLengths: Int32Array.of(4) }), 'ERR_SHAPE', 'keyLengths must be in [0, 3] but one is 4'],
+    [() => kernels.crossAttention(array(1, 1, 2, 4), array(1, 1, 3, 8), { heads: 2, keyLengths: Int32Array.of(-1) }), 'ERR_SHAPE', 'must be in [0, 3] but one is -1'],
     [() => kernels.sigmoidLoss(x, x, { bias: '1' } as never), 'ERR_CONFIG', 'must be numbers'],
   ];
   for (const [call, code, says] of wrong) {

@@ -96,7 +96,7 @@ export const command: Command = {
     using model = await openModel('embed', values);
     const progress = new Progress('embed'), skipped: string[] = [];
     let shown = 0;
-    const options: EncodeOptions = {
+    const options: EncodeOptions<'f32'> = {
       ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
       onProgress: (done) => {
         if (done < names.length && performance.now() - shown < 1000) return;
@@ -105,8 +105,8 @@ export const command: Command = {
       },
       ...(values['skip-bad'] ? { onBadImage: (error: Error, i: number) => skipped.push(`${i}\t${names[i]}\t${error.message}`) } : {}),
     };
-    const rows = (values.texts === undefined ? model.streamImages(opened(images), options)
-      : model.streamTexts(texts, options)) as AsyncIterable<Float32Array>;
+    const rows = values.texts === undefined ? model.streamImages(opened(images), options)
+      : model.streamTexts(texts, options);
     if (format === '.npy') await writeNpy(out, names.length, model.dim, rows);
     else {
       const all: Float32Array[] = [];

@@ -64,11 +64,11 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
     },
   });
   progress.end();
-  missing.forEach(({ name }, i) => known.set(name, { stamp: stamps.get(name)!, row: made.row(i) as Float32Array }));
+  missing.forEach(({ name }, i) => known.set(name, { stamp: stamps.get(name)!, row: made.row(i) }));
   const names = images.map((i) => i.name).filter((name) => !bad.has(name));
   const rows = Embeddings.from(names.map((name) => known.get(name)!.row), model.dim);
   if (missing.length > 0)
-    await writeSafetensors(cache, [{ name: 'embeddings', dtype: 'F32', shape: [rows.rows, model.dim], data: rows.data as Float32Array }],
+    await writeSafetensors(cache, [{ name: 'embeddings', dtype: 'F32', shape: [rows.rows, model.dim], data: rows.data }],
       { files: JSON.stringify(names.map((name) => ({ name, stamp: stamps.get(name)! }))) });
   return { names, rows };
 }

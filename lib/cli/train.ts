@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util';
 import { buildEmojiDataset, type EmojiManifest } from '../data/datasets/emoji.js';
 import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
 import { checkTrainConfig, type TrainConfig } from '../train/config.js';
-import { isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
+import { checkStages, isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
 import { Trainer, type StepMetrics } from '../train/trainer.js';
 import { configArgument } from './config_argument.js';
 import type { Command } from './main.js';
@@ -41,6 +41,7 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
     console.log(JSON.stringify(Object.fromEntries(stages.map(({ name, from, config }) => [name, { from, ...config }])), null, 2));
     return 0;
   }
+  checkStages(stages);
   for (const stage of stages) {
     const progress = stageProgress(stage.config.out);
     if (progress === 'finished') {

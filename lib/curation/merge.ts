@@ -111,7 +111,7 @@ async function findLeaks({ hashes, embeddings }: Collected, options: MergeOption
   const rows: Float32Array[] = [];
   for await (const row of learner.streamImages(opened(), {
     ...(signal ? { signal } : {}), onProgress: (done) => onProgress?.('evaluation set', done, images.length),
-  })) rows.push(row as Float32Array);
+  })) rows.push(row);
   const data = new Float32Array(rows.length * embeddings.dim);
   rows.forEach((row, i) => data.set(row, i * embeddings.dim));
   await nearPairs(embeddings, { data: f32ToF16(data), dim: embeddings.dim }, { threshold, device }, (row, image, cosine) => {

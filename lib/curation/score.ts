@@ -246,7 +246,7 @@ class Scorer {
       model.encodeImages(images as RawPixels[], { ...(batchSize ? { batchSize } : {}), ...aborting }),
       model.encodeTexts(texts, aborting),
     ]);
-    return { images: x.data as Float32Array, texts: y.data as Float32Array };
+    return { images: x.data, texts: y.data };
   }
 
   /** Writes the files of a unit whose chunks are all there. */

@@ -18,11 +18,27 @@ export function fileError(cause: unknown, doing: string, file: string): Siglip2E
   if (cause instanceof Siglip2Error) return cause;
   const code = (cause as NodeJS.ErrnoException | undefined)?.code;
   if (code === 'ENOENT' || code === 'ENOTDIR') {
-    return new DataError(`cannot ${doing} ${file}: there is no such file; check the path`, {
-      cause,
-    });
+    const reason = code === 'ENOENT' ? 'there is no such file' : 'it, or a part of its path, is a file and no folder';
+    return new DataError(`cannot ${doing} ${file}: ${reason}; check the path`, { cause });
   }
   return ioError(doing, file, cause) as Siglip2Error;
+}
+
+/** Of an image that is named by its own bytes, in a parquet column say, or by base64. */
+export const NO_PATH = 'the image is no path of a file';
+
+/** Why a file can be no image, as it is called in the count of skips. Throws IoError when the disk fails. */
+export function imageFault(file: string): string | undefined {
+  if (file.includes('\0')) return NO_PATH;
+  try {
+    const found = fs.statSync(file, { throwIfNoEntry: false });
+    return found === undefined ? 'the image is missing' : found.size === 0 ? 'empty image' : undefined;
+  } catch (cause) {
+    const code = (cause as NodeJS.ErrnoException).code;
+    if (code === 'ENAMETOOLONG') return NO_PATH;
+    if (code === 'ELOOP') return 'the image is missing';
+    throw fileError(cause, 'read', file);
+  }
 }
 
 /**

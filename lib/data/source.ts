@@ -11,7 +11,7 @@ import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
 import { captionsFromJson, captionsFromObject, type ParsedCaptions } from './captions.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, fileError, readJson, type Location } from './files.js';
+import { FileReader, fileError, imageFault, NO_PATH, readJson, type Location } from './files.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
 import { fillMixture, type MixtureSpec } from './mixture.js';
 import { KeyList } from './keys.js';
@@ -67,7 +67,7 @@ export interface SourceOptions {
   signal?: AbortSignal;
 }
 
-const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif']);
+const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif', 'tif', 'tiff']);
 
 /**
  * Indexes a collection.
@@ -113,6 +113,11 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
   const found = splits.find((s) => s.split === split);
   if (!found) throw new DataError(`${file}: has no split "${split}"; it has ${splits.map((s) => s.split).join(', ')}`);
   return found.shards.map((shard) => shard.file);
+}
+
+function lowerExtension(name: string): string {
+  const extension = path.extname(name);
+  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
 }
 
 class Indexer {
@@ -317,7 +322,8 @@ class Indexer {
     } catch (cause) {
       throw fileError(cause, 'read', folder);
     }
-    const present = new Set(names);
+    // Cameras and Windows write IMG.JPG and IMG.TXT; members of tars are taken in any case too.
+    const present = new Map(names.map((name) => [lowerExtension(name), name]));
     for (const name of names) {
       const extension = path.extname(name);
       if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
@@ -328,13 +334,12 @@ class Indexer {
       const file = path.join(folder, name);
       const draft: Draft = { key: name, image: { path: file, offset: 0, size: -1 } };
       for (const part of ['json', 'txt'] as const) {
-        if (present.has(`${stem}.${part}`)) {
-          draft[part] = { path: path.join(folder, `${stem}.${part}`), offset: 0, size: -1 };
-        }
+        const beside = present.get(`${stem}.${part}`);
+        if (beside !== undefined) draft[part] = { path: path.join(folder, beside), offset: 0, size: -1 };
       }
-      const size = fs.statSync(file, { throwIfNoEntry: false })?.size ?? 0;
-      if (size === 0) this.source.skips.add('empty image', file);
-      else this.finish(draft, file);
+      const fault = imageFault(file);
+      if (fault === undefined) this.finish(draft, file);
+      else this.source.skips.add(fault, file);
     }
   }
 
@@ -373,9 +378,9 @@ class Indexer {
     if (typeof image !== 'string' || image === '') return void skips.add('no image', example);
     if (this.keys && !this.keys.has(file, image)) return;
     const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
-    const size = fs.statSync(location.path, { throwIfNoEntry: false })?.size;
-    if (size === undefined) skips.add('the image is missing', location.path);
-    else if (size === 0) skips.add('empty image', location.path);
+    const fault = imageFault(location.path);
+    if (fault === NO_PATH) skips.add(fault, example);
+    else if (fault !== undefined) skips.add(fault, location.path);
     else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${image})`);
     else this.push(image, location, captions, parsed, parsed.meta);
   }

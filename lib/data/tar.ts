@@ -88,8 +88,13 @@ function checksumFits(block: Uint8Array, stored: number): boolean {
   return stored === unsigned || stored === signed;
 }
 
+/** First bytes of gzip, zstd, xz and bzip2 files. */
+const COMPRESSED = [[0x1f, 0x8b], [0x28, 0xb5, 0x2f, 0xfd], [0xfd, 0x37, 0x7a, 0x58], [0x42, 0x5a, 0x68]];
+
 function parseHeader(block: Uint8Array, file: string, at: number): Header {
   if (!checksumFits(block, number(block, 148, 8))) {
+    if (at === 0 && COMPRESSED.some((magic) => magic.every((byte, i) => block[i] === byte)))
+      throw new DataError(`${file}: is compressed; shards are read at any place, so unpack it to a plain .tar first`);
     throw new DataError(
       `${file}: the tar header at byte ${at} has a wrong checksum; the archive is damaged`,
     );

@@ -28,9 +28,10 @@ export interface LoadOptions {
   signal?: AbortSignal;
 }
 
-export interface EncodeOptions {
+/** The type parameter follows `output`, so that the rows have the array's type. */
+export interface EncodeOptions<T extends OutputType = OutputType> {
   /** Number format of the rows. Default `f32`. */
-  output?: OutputType;
+  output?: T;
   /** Inputs per pass through the model; it decides speed and memory, never the result. Default 8 images, 32 texts. */
   batchSize?: number;
   /** Rejects with the signal's reason at once; the model stays usable. */

@@ -1,7 +1,7 @@
 /** Scores of images against texts, under the three names that tend to be mixed up. */
 import { scores } from '../eval/retrieval.js';
 import type { DeviceName } from '../tensor.js';
-import type { Embeddings } from './output.js';
+import type { Embeddings, OutputType } from './output.js';
 
 /** Every image against every text; all matrices are (images, texts), row by row. */
 export interface Similarity {
@@ -32,8 +32,8 @@ export interface LabelScore {
 const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
 
 /** @param scale t, not its logarithm */
-export async function similarity(images: Embeddings, texts: Embeddings, scale: number, bias: number,
-  device: DeviceName): Promise<Similarity> {
+export async function similarity(images: Embeddings<OutputType>, texts: Embeddings<OutputType>, scale: number,
+  bias: number, device: DeviceName): Promise<Similarity> {
   const cosine = images.rows && texts.rows
     ? await scores(images.toFloat32(), texts.toFloat32(), images.dim, device) : new Float32Array(0);
   const logits = cosine.map((c) => scale * c + bias);

@@ -1,7 +1,7 @@
 /** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
 import { existsSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
-import { basename } from 'node:path';
+import { readdir, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
 import { loadHfFolder } from './hf.js';
@@ -25,9 +25,26 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
     return { ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii', tokenizer: undefined };
   }
   if (existsSync(source)) {
-    if ((await stat(source)).isDirectory()) return loadHfFolder(source);
+    if ((await stat(source)).isDirectory()) {
+      await checkNoRun(source);
+      return loadHfFolder(source);
+    }
     throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
   }
   if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);
   return loadHfFolder(await hubFolder(source, options));
+}
+
+/** Throws CheckpointError for the folder of a training run, whose checkpoints lie deeper, saying where. */
+async function checkNoRun(folder: string): Promise<void> {
+  const names = async (path: string): Promise<string[]> => (await readdir(path).catch(() => [])).sort();
+  const newest = (await names(join(folder, 'checkpoints'))).filter((name) => name.startsWith('step-')).at(-1);
+  if (newest !== undefined)
+    throw new CheckpointError(`${folder}: is the folder of a training run; give one of its checkpoints, such as ` +
+      join(folder, 'checkpoints', newest));
+  if (existsSync(join(folder, 'config.json'))) return;
+  const stage = (await names(folder)).filter((name) => existsSync(join(folder, name, 'checkpoints'))).at(-1);
+  if (stage !== undefined)
+    throw new CheckpointError(`${folder}: is the folder of a run in stages; give one of them, such as ` +
+      join(folder, stage));
 }

@@ -269,6 +269,23 @@ export async function writeFolderAtomic(
 }
 
 /**
+ * Removes what is left in a folder of files and folders whose writing was killed, and finishes
+ * interrupted swaps. Only for a folder that nobody else writes to at the time; one that does not
+ * exist is clean.
+ * @throws IoError naming what cannot be removed
+ */
+export async function cleanFolder(folder: string): Promise<void> {
+  const names = await readdir(folder).catch(() => []);
+  for (const name of names) {
+    const path = join(folder, name), [, swapped] = /^\.(.+)\.previous$/.exec(name) ?? [];
+    if (swapped !== undefined) await recoverFolder(join(folder, swapped));
+    else if (/^\..+\.tmp-\d+-\d+$/.test(name))
+      await rm(path, { recursive: true, force: true })
+        .catch((error: unknown) => { throw ioError('remove', path, error); });
+  }
+}
+
+/**
  * Reads a whole file of at most `maxBytes` bytes (1 GiB unless told), so that a wrong path cannot
  * fill the memory.
  *

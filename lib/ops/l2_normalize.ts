@@ -1,3 +1,4 @@
+import { checkColumns } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
@@ -10,9 +11,10 @@ const back = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: 
  * @param x (…, C), f32 or bf16
  * @param eps 1e-8 as in big_vision; Hugging Face divides by the norm alone
  * @returns (…, C) of x's type; a row of zeros stays zero
+ * @throws ShapeError
  */
 export function l2Normalize(x: Tensor, eps = 1e-8): Tensor {
-  const C = x.shape.at(-1) ?? 0, R = x.size / C;
+  const [C, R] = checkColumns('l2Normalize', x);
   const y = empty(x.shape, x.dtype, x.device), norm = empty([R], 'f32', x.device);
   forward(y.handle, norm.handle, x.handle, R, C, eps);
   record({

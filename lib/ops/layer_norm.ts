@@ -1,4 +1,4 @@
-import { checkRank, checkShape } from '../check.js';
+import { checkColumns, checkRank, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { gradHandle, record } from '../tape.js';
 import { empty, zeros, type Tensor } from '../tensor.js';
@@ -33,7 +33,7 @@ export function addLayerNorm(x: Tensor, residual: Tensor, weight: Tensor, bias: 
 }
 
 function normalize(x: Tensor, residual: Tensor | null, weight: Tensor, bias: Tensor | null, eps: number) {
-  const C = x.shape.at(-1) ?? 0, R = x.size / C;
+  const [C, R] = checkColumns('layerNorm', x);
   checkRank('layerNorm', 'weight', weight, 1);
   checkShape('layerNorm', 'weight', weight, [C]);
   if (bias) checkShape('layerNorm', 'bias', bias, [C]);

@@ -1,4 +1,4 @@
-import { check, checkShape } from '../check.js';
+import { check, checkColumns, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { gradHandle, isRecording, needsGrad, Param, record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
@@ -18,7 +18,7 @@ const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Ha
  * @throws ShapeError
  */
 export function linear(x: Tensor, weight: Tensor, bias: Tensor | null, options: { gelu?: boolean } = {}): Tensor {
-  const K = x.shape.at(-1) ?? 0, M = x.size / K, N = weight.shape[0] ?? 0;
+  const [K, M] = checkColumns('linear', x), N = weight.shape[0] ?? 0;
   checkShape('linear', 'weight', weight, [N, K]);
   if (bias) checkShape('linear', 'bias', bias, [N]);
   const w = x.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;

@@ -18,8 +18,10 @@ const back = op<[dx: Handle, dy: Handle, ...Sizes]>('resize_bilinear_backward');
 export function resizeBilinear(x: Tensor, size: readonly [height: number, width: number]): Tensor {
   checkRank('resizeBilinear', 'x', x, 4);
   checkDType('resizeBilinear', 'x', x, 'u8', 'f32');
-  check(size.every((n) => Number.isInteger(n) && n > 0), 'resizeBilinear', `the size must be positive integers but is ${size.join('×')}`);
+  check(size.length === 2 && size.every((n) => Number.isInteger(n) && n > 0), 'resizeBilinear',
+    `the size must be two positive integers but is ${size.join('×')}`);
   const [B, H, W, C] = x.shape as [number, number, number, number];
+  check(H > 0 && W > 0, 'resizeBilinear', `x must have pixels but is [${x.shape.join(', ')}]`);
   const sizes: Sizes = [B, H, W, C, ...size];
   const y = empty([B, ...size, C], x.dtype, x.device);
   forward(y.handle, x.handle, ...sizes);

@@ -81,6 +81,7 @@ export function sigmoidLoss(x: Tensor, y: Tensor, logScale: Tensor, bias: Tensor
   checkRank('sigmoidLoss', 'x', x, 2);
   checkShape('sigmoidLoss', 'y', y, x.shape);
   const [B, E] = x.shape as [number, number], chunk = options.chunk ?? B;
+  check(B > 0 && E > 0, 'sigmoidLoss', `x must have rows and columns but is [${B}, ${E}]`);
   check(Number.isSafeInteger(chunk) && chunk > 0, 'sigmoidLoss', `chunk must be a positive integer but is ${chunk}`);
   const wanted = (on: boolean, like: Tensor) => on && isRecording() ? zeros(like.shape, 'f32', x.device) : null;
   const loss = zeros([1], 'f32', x.device);

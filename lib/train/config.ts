@@ -8,6 +8,7 @@ import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
 import { reasonOf } from '../io/files.js';
 import { native } from '../native.js';
+import { FORMS } from './duration.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);
@@ -16,7 +17,7 @@ const duration = z.union([
   z.number().min(0), z.string(),
   z.strictObject({ steps: z.number().min(0) }), z.strictObject({ examples: z.number().min(0) }),
   z.strictObject({ epochs: z.number().min(0) }),
-]);
+], FORMS);
 
 const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
 
@@ -243,7 +244,7 @@ export function checkTrainConfig(input: unknown): TrainConfig {
   const path = issue.path.map(String).join('.');
   if (issue.code === 'unrecognized_keys') {
     const key = issue.keys[0]!;
-    const known = keysAt(issue.path.map(String));
+    const known = keysAt(issue.path, input);
     throw new ConfigError(`config: unknown key "${path ? `${path}.` : ''}${key}"${didYouMean(key, known)}` +
       (known.length ? `; the keys there are ${known.join(', ')}` : ''));
   }
@@ -251,15 +252,30 @@ export function checkTrainConfig(input: unknown): TrainConfig {
   throw new ConfigError(`config: ${path || 'the config'} is ${JSON.stringify(value) ?? 'missing'}: ${issue.message}`);
 }
 
-/** The keys that the schema has at a path; none inside unions. */
-function keysAt(path: string[]): string[] {
-  let at: unknown = trainConfigSchema;
+/** What of a schema of any kind there may be to look into. */
+interface Schema {
+  shape?: Record<string, Schema>;
+  element?: Schema;
+  /** Of a union of objects that are told apart by their `type`. */
+  options?: readonly Schema[];
+  value?: unknown;
+  unwrap?(): Schema;
+}
+
+/** The keys that the schema has at a path of `input`. */
+function keysAt(path: readonly PropertyKey[], input: unknown): string[] {
+  let at: Schema | undefined = trainConfigSchema as unknown as Schema, value = input;
+  const open = (schema: Schema | undefined): Schema | undefined => {
+    if (schema?.options)
+      return schema.options.find(({ shape }) => shape?.['type']?.value === (value as { type?: unknown }).type);
+    return schema?.unwrap && !schema.element ? open(schema.unwrap()) : schema;
+  };
   for (const key of path) {
-    while (at && typeof (at as { unwrap?: unknown }).unwrap === 'function') at = (at as { unwrap(): unknown }).unwrap();
-    at = (at as { shape?: Record<string, unknown> } | undefined)?.shape?.[key];
+    at = open(at);
+    at = at?.element ?? at?.shape?.[String(key)];
+    value = (value as Record<PropertyKey, unknown>)[key];
   }
-  while (at && typeof (at as { unwrap?: unknown }).unwrap === 'function') at = (at as { unwrap(): unknown }).unwrap();
-  return Object.keys((at as { shape?: object } | undefined)?.shape ?? {});
+  return Object.keys(open(at)?.shape ?? {});
 }
 
 /**
@@ -296,6 +312,8 @@ export function applySets(value: unknown, sets: readonly string[]): unknown {
     const eq = set.indexOf('=');
     if (eq <= 0) throw new ConfigError(`--set expects key=value but got "${set}"`);
     const keys = set.slice(0, eq).split('.');
+    if (keys.some((key) => key === '' || key === '__proto__'))
+      throw new ConfigError(`--set expects a key such as optimizer.lr but got "${set.slice(0, eq)}"`);
     let at = result;
     for (const key of keys.slice(0, -1)) {
       if (typeof at[key] !== 'object' || at[key] === null) at[key] = {};

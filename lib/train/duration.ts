@@ -23,7 +23,8 @@ export interface DurationContext {
 const UNITS = ['steps', 'examples', 'epochs'] as const;
 type Unit = typeof UNITS[number] | '%';
 
-const FORMS = 'accepted are a number of steps, "500 steps", "64000 examples", "2 epochs", "10%", ' +
+/** The forms of a duration, for errors. */
+export const FORMS = 'accepted are a number of steps, "500 steps", "64000 examples", "2 epochs", "10%", ' +
   '{ steps: 500 }, { examples: 64000 } or { epochs: 2 }';
 
 /**

@@ -3,11 +3,13 @@
  * in a folder of its own, and begins where it says: anew, at a position of an earlier stage (`from: 'base@80%'`), or at
  * any checkpoint folder.
  */
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { CheckpointError, ConfigError } from '../errors.js';
 import { didYouMean } from '../model/config.js';
 import { listCheckpoints, marksOf, stateOf } from './checkpoint.js';
 import { checkTrainConfig, type TrainConfig, type TrainConfigInput } from './config.js';
+import { checkRun } from './preflight.js';
 
 /** Changes to any field, however deep; null removes one. */
 type Changes<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: Changes<T[K]> | null } : T;
@@ -48,6 +50,8 @@ export function readStages(value: unknown): Stage[] {
     const from: unknown = (given as Record<string, { from?: unknown } | null>)[name]?.from;
     if (from !== undefined && typeof from !== 'string')
       throw new ConfigError(`config: stages.${name}.from must be STAGE@POSITION% or a folder but is ${JSON.stringify(from)}`);
+    if (from !== undefined && names.includes(from))
+      throw new ConfigError(`config: stages.${name}.from is "${from}", a stage; say where in it, such as "${from}@100%"`);
     const [, parent, position] = POSITION.exec(from ?? '') ?? [];
     if (parent === undefined) return;
     if (!names.slice(0, i).includes(parent)) {
@@ -80,6 +84,24 @@ function merge(base: unknown, changes: unknown): Record<string, unknown> {
     else result[key] = plain(value) ? merge(result[key], value) : value as unknown;
   }
   return result;
+}
+
+/**
+ * Finds before any stage is trained what would stop one of those that are not finished.
+ * @throws ConfigError or CheckpointError naming the stage
+ */
+export function checkStages(stages: readonly Stage[]): void {
+  for (const { name, from, config } of stages) {
+    const progress = stageProgress(config.out);
+    if (progress === 'new' && from !== undefined && !POSITION.test(from) && !existsSync(from))
+      throw new CheckpointError(`stage ${name} begins at ${from}, which does not exist; give STAGE@POSITION% or the ` +
+        'folder of a checkpoint');
+    try {
+      if (progress !== 'finished') checkRun(config);
+    } catch (error) {
+      throw error instanceof ConfigError ? new ConfigError(`stage ${name}: ${error.message}`, { cause: error }) : error;
+    }
+  }
 }
 
 /** How far a stage is, by its newest checkpoint. */

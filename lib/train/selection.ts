@@ -126,7 +126,8 @@ export class OnlineSelection {
   dispose(): void { this.#reference?.dispose(); }
 }
 
-function checkSelection({ ratio, chunks, resolution, coarse }: SelectionConfig, { batch, objectives }: TrainConfig,
+/** Whether a selection fits its run. @param samples how many there are @throws ConfigError */
+export function checkSelection({ ratio, chunks, resolution, coarse }: SelectionConfig, { batch, objectives }: TrainConfig,
   model: ModelConfig, samples: number): void {
   const candidates = superBatchSize(batch, ratio);
   if (samples < candidates) {

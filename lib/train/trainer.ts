@@ -11,12 +11,10 @@ import { naflexUpdates } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
 import type { SampleSource } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
-import type { ImageTransform } from '../data/augment.js';
 import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
-import { modelConfig, type ModelOverrides } from '../model/config.js';
+import { ioError, writeFileAtomic } from '../io/files.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
@@ -26,11 +24,13 @@ import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from
 import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
 import { readInheritance, takeOver } from './inherit.js';
-import { Objectives, objectiveData, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
+import { lockRun } from './lock.js';
+import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
+import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
-import { OnlineSelection, superBatchSize, type Selected, type SelectionFigures } from './selection.js';
+import { OnlineSelection, type Selected, type SelectionFigures } from './selection.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
 /** One line of metrics.jsonl. */
@@ -115,6 +115,8 @@ export class Trainer {
   #step = 0;
   #examples = 0;
   #seconds = 0;
+  /** Gives the run's folder back to other processes. */
+  #unlock: () => void = () => undefined;
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
@@ -143,7 +145,18 @@ export class Trainer {
    * @param input a config, as it is written or checked already
    */
   static async open(input: TrainConfigInput | TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
-    const config = checkTrainConfig(input);
+    const config = checkTrainConfig(input), unlock = await lockRun(config.out);
+    try {
+      const trainer = await Trainer.#open(config, options);
+      trainer.#unlock = unlock;
+      return trainer;
+    } catch (e) {
+      unlock();
+      throw e;
+    }
+  }
+
+  static async #open(config: TrainConfig, options: TrainerOptions): Promise<Trainer> {
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
     const dtype = chosenDtype(config.dtype, device);
@@ -161,9 +174,8 @@ export class Trainer {
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
       ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
-    const { variant, ...overrides } = config.model as { variant: string } & ModelOverrides;
-    const shape = modelConfig(variant, { ...overrides, ...(vocab ? { vocab: vocab.size } : {}) });
-    const extra = objectiveShapes(config.objectives, shape), made = objectiveData(config.objectives, shape);
+    const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
+    const extra = objectiveShapes(config.objectives, shape);
     const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
     let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
     let selection: OnlineSelection | null = null;
@@ -182,15 +194,7 @@ export class Trainer {
       if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
       selection = await OnlineSelection.open(config, model, source, note);
       loader = new DataLoader(source, {
-        batchSize: superBatchSize(config.batch, config.selection?.ratio ?? 0), seed: config.seed,
-        size: shape.vision.imageSize, sizes: selection?.sizes ?? [],
-        transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
-        tokenizer: { ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }), ...(vocab ? { vocab } : {}) },
-        ...made,
-        ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: config.naflex.lengths } } : {}),
-        ...definedOnly({ workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips,
-          timeoutMs: data.timeoutMs, uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
-          signal: options.signal }),
+        ...load, sizes: selection?.sizes ?? [], ...definedOnly({ signal: options.signal }),
       });
       if (resumed) loader.restore(resumed.state.loader as LoaderState);
       const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
@@ -241,7 +245,7 @@ export class Trainer {
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
-      i === 0 || this.config.selection?.log ? open(join(this.config.out, name), 'a') : undefined));
+      i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
     let before = performance.now();
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
@@ -262,16 +266,13 @@ export class Trainer {
         ...(alarms.length > 0 ? { alarms } : {}),
         ...(p.drawn ? { drawn: p.drawn } : {}),
       };
-      if (!Number.isFinite(metrics.loss)) {
-        throw new Siglip2Error('ERR_DATA', `the loss is ${metrics.loss} at step ${p.step}; resume from the last checkpoint with a ` +
-          'lower learning rate (optimizer.lr) or a longer warm-up');
-      }
+      this.#checkFinite(metrics);
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
-      await log!.appendFile(`${JSON.stringify({ ...line, ...Object.fromEntries(flat) })}\n`);
+      await log!.append({ ...line, ...Object.fromEntries(flat) });
       const { chosen, rejected } = p.chosen;
-      await choices?.appendFile(`${JSON.stringify({ step: p.step, chosen, rejected })}\n`);
+      await choices?.append({ step: p.step, chosen, rejected });
       return metrics;
     };
     try {
@@ -285,6 +286,19 @@ export class Trainer {
       clearTape();
       await Promise.all([log?.close(), choices?.close()]);
     }
+  }
+
+  /**
+   * Throws when the step went wrong, before its weights can become a checkpoint: they may be spoilt by the step whose
+   * loss is the last sound one.
+   */
+  #checkFinite({ step, loss, gradNorm, scale, bias }: StepMetrics): void {
+    const values = { 'loss': loss, "gradient's norm": gradNorm, 'logit scale': scale, 'logit bias': bias };
+    const [name, value] = Object.entries(values).find(([, v]) => !Number.isFinite(v)) ?? [];
+    if (name === undefined) return;
+    const again = listCheckpoints(this.config.out).length > 0 ? 'resume from the last checkpoint' : 'start again';
+    throw new Siglip2Error('ERR_DATA', `the ${name} is ${value} at step ${step}; ${again} with a lower learning rate ` +
+      '(optimizer.lr) or a longer warm-up');
   }
 
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
@@ -350,12 +364,18 @@ export class Trainer {
     this.objectives.dispose();
     this.optimizer.dispose();
     this.model.dispose();
+    this.#unlock();
   }
 }
 
-/** The object without the keys whose value is undefined. */
-function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
+/** A file of JSON lines that grows. Its promises reject with an IoError that names it. */
+async function openLog(path: string): Promise<{ append(line: object): Promise<void>; close(): Promise<void> }> {
+  const refuse = (cause: unknown): never => { throw ioError('write', path, cause); };
+  const file = await open(path, 'a').catch(refuse);
+  return {
+    append: (line) => file.appendFile(`${JSON.stringify(line)}\n`).catch(refuse),
+    close: () => file.close(),
+  };
 }
 
 function chooseDevice(wish: string, note: (m: string) => void): DeviceName {

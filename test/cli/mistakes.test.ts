@@ -3,10 +3,11 @@ import { spawn, spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, expect, test } from '@jest/globals';
 import { listImages } from '../../lib/cli/images.js';
+import { packageRoot } from '../../lib/native.js';
 import { checkpointFolder } from '../../lib/train/checkpoint.js';
 import { errorOf, picture } from '../data/support.js';
 import { smallCheckpoint, temporaryFolder } from '../encoder_support.js';
@@ -68,6 +69,13 @@ test.each<[args: string[], status: number, says: string]>([
   const ran = siglip2(...args.map((a) => a === 'MODEL' ? model : a));
   expect(ran).toMatchObject({ status, stdout: '', stderr: expect.stringContaining(says) });
   expect(ran.stderr).not.toMatch(/^ +at /m);
+});
+
+test('SIGLIP2_BINARY takes an absolute path', () => {
+  const binary = resolve(packageRoot(), process.env['SIGLIP2_BINARY'] ?? 'build/Release/siglip2.node');
+  const { stdout } = spawnSync(process.execPath, [main, 'info'],
+    { encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '', SIGLIP2_BINARY: binary } });
+  expect(stdout).toMatch(/^kernels /m);
 });
 
 test('files whose names look like patterns are found by name, and patterns find every name', async () => {

@@ -1,6 +1,8 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { gzipSync } from 'node:zlib';
 import { expect, test } from '@jest/globals';
+import sharp from 'sharp';
 import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/data/captions.js';
 import { FileReader } from '../../lib/data/files.js';
 import { Random } from '../../lib/data/random.js';
@@ -103,6 +105,41 @@ test('a folder and a manifest of the same images give the same captions', () =>
     ]);
     expect(fromManifest.skips.byReason.get('the line is not valid JSON')?.count).toBe(1);
     reader.close();
+  }));
+
+test('images that are named by their bytes, and links to nothing, are counted skips', () =>
+  withFolder(async (folder) => {
+    const png = await picture(1), rows = [png.toString('latin1'), png.toString('base64').repeat(100), 'there.png'];
+    fs.writeFileSync(path.join(folder, 'there.png'), png);
+    fs.writeFileSync(path.join(folder, 'm.jsonl'), rows.map((image) => JSON.stringify({ image, caption: 'a' })).join('\n'));
+    const manifest = await openSource({ type: 'manifest', path: path.join(folder, 'm.jsonl') });
+    expect([manifest.length, manifest.skips.byReason.get('the image is no path of a file')?.examples])
+      .toEqual([1, [1, 2].map((n) => `${path.join(folder, 'm.jsonl')} line ${n}`)]);
+    for (const [to, name] of [['nowhere', 'dangling'], ['loop.png', 'loop']] as const)
+      fs.symlinkSync(to, path.join(folder, `${name}.png`));
+    fs.writeFileSync(path.join(folder, 'there.txt'), 'a');
+    const { length, skips } = await openSource({ type: 'folder', path: folder });
+    expect([length, skips.byReason.get('the image is missing')?.count]).toEqual([1, 2]);
+    const error = await errorOf(() => openSource({ type: 'folder', path: path.join(folder, 'there.png') }));
+    expect(error).toMatchObject({ code: 'ERR_DATA', message: expect.stringContaining('is a file and no folder') });
+  }));
+
+test('a folder takes TIFF, and extensions in any case', () =>
+  withFolder(async (folder) => {
+    const put = (name: string, data: Buffer | string): void => fs.writeFileSync(path.join(folder, name), data);
+    put('A.PNG', await picture(1));
+    put('A.TXT', 'capitals');
+    put('b.tiff', await sharp(await picture(2)).tiff().toBuffer());
+    put('b.Json', '{"caption": "mixed"}');
+    const source = await openSource({ type: 'folder', path: folder });
+    expect(source.samples.map((s) => readCaptions(new FileReader(), s).captions[0]!.text)).toEqual(['capitals', 'mixed']);
+  }));
+
+test('a compressed tar is called that', () =>
+  withFolder(async (folder) => {
+    const file = path.join(folder, 'a.tar.gz');
+    fs.writeFileSync(file, gzipSync(Buffer.alloc(2048, 'a.png'), { level: 0 }));
+    expect((await errorOf(() => openSource({ type: 'webdataset', tars: file }))).message).toContain('is compressed; ');
   }));
 
 test('missing files and empty collections are errors that name them', () =>

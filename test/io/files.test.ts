@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CheckpointError, IoError } from '../../lib/errors.js';
 import {
-  makeFolder, prepareToWrite, readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
+  cleanFolder, makeFolder, prepareToWrite, readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
 } from '../../lib/io/files.js';
 
 let folder: string;
@@ -157,6 +157,15 @@ test('recoverFolder undoes or finishes a swap that a crash interrupted', async (
   await recoverFolder(path);
   await recoverFolder(join(folder, 'never'));
   expect(await readdir(folder)).toEqual(['set']);
+});
+
+test('cleanFolder removes drafts of killed processes and nothing else', async () => {
+  for (const name of ['.a.tmp-1-0', '.b.tmp-1-0', '.swapped.previous', 'kept', '.hidden'])
+    await mkdir(join(folder, name, 'inner'), { recursive: true });
+  await writeFile(join(folder, '.c.json.tmp-99-12'), '');
+  await cleanFolder(folder);
+  expect((await readdir(folder)).sort()).toEqual(['.hidden', 'kept', 'swapped']);
+  await cleanFolder(join(folder, 'never'));
 });
 
 test('reading is limited and typed', async () => {

@@ -5,10 +5,11 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
 import { TarWriter } from '../../lib/data/tar_writer.js';
+import { loadModel } from '../../lib/model/files.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
 import { presets } from '../../lib/train/presets.js';
-import { readStages, stageProgress, withStart, type RecipeInput, type Stage } from '../../lib/train/recipe.js';
+import { checkStages, readStages, stageProgress, withStart, type RecipeInput, type Stage } from '../../lib/train/recipe.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-recipe-'));
@@ -126,6 +127,11 @@ test('mistakes in the stages are refused in one sentence', () => {
   refused((r) => { r.stages = {}; }, /at least one named stage/);
 });
 
+test('the folder of a recipe is no checkpoint, and the error says where they are', async () => {
+  mkdirSync(join(folder, 'staged', 'base', 'checkpoints'), { recursive: true });
+  await expect(loadModel(join(folder, 'staged'))).rejects.toThrow(`a run in stages; give one of them, such as ${join(folder, 'staged', 'base')}`);
+});
+
 test('objectives that the model cannot have are refused', async () => {
   const open = async (name: string, change: (r: RecipeInput) => void): Promise<unknown> => {
     const input = recipe(`refused-${name}`);
@@ -136,6 +142,28 @@ test('objectives that the model cannot have are refused', async () => {
   await expect(open('base', (r) => { r.model = { variant: 'test' }; })).rejects.toThrow(/objectives\.caption needs a decoder/);
   await expect(open('ssl', (r) => { r.stages['ssl']!.optimizer = {}; })).rejects.toThrow(/set optimizer\.ema/);
   await expect(open('naflex', (r) => { r.objectives = { distill: {} }; })).rejects.toThrow(/leave it out of NaFlex/);
+});
+
+test('a mistake in a later stage is found before the first is trained', () => {
+  const wrong = (stage: string, changes: object): unknown => {
+    const { stages, ...base } = recipe('early');
+    const changed = { ...stages, [stage]: { ...stages[stage], ...changes } };
+    return { ...base, stages: changed };
+  };
+  const refused: [stage: string, changes: object, says: string][] = [
+    ['ssl', { optimizer: {} }, 'stage ssl: self-distillation needs a moving average'],
+    ['resolution', { model: { vision: { heads: 7 } } }, 'stage resolution: model: vision.width 32 must be a multiple of vision.heads 7'],
+    ['naflex', { data: { transforms: [{ name: 'flip' }, { name: 'resize' }] } }, 'stage naflex: decoder: boxes do not follow the transform "flip"'],
+    ['naflex', { objectives: { distill: {} }, optimizer: { ema: 0.9 } }, 'stage naflex: objectives.distill needs a model of fixed resolution'],
+    ['acid', { selection: { ratio: 0.5, chunks: 9, reference: 'x' } }, 'stage acid: selection.chunks must be at most the batch of 6'],
+    ['acid', { optimizer: { warmup: 6 } }, 'stage acid: schedule: the warm-up must be between 0 and the 5 steps'],
+    ['acid', { optimizer: { warmup: 0, lrScale: { tokens: 2 } } }, 'stage acid: lrScale: no parameter\'s name contains "tokens"'],
+    ['acid', { from: 'ssl' }, 'stages.acid.from is "ssl", a stage; say where in it, such as "ssl@100%"'],
+    ['acid', { from: 'no/folder' }, 'stage acid begins at no/folder, which does not exist'],
+  ];
+  checkStages(readStages(recipe('early')));
+  for (const [stage, changes, says] of refused) expect(() => checkStages(readStages(wrong(stage, changes)))).toThrow(says);
+  for (const name of ['tiny-recipe', 'B/16-384', 'B/16-naflex']) checkStages(readStages(presets[name]));
 });
 
 test('the presets with stages are sound; released B models of fixed resolution end with curation', () => {

@@ -1,6 +1,8 @@
 /** Training end to end on a small folder of images: resume to the bit, order free of workers, interruption, bad input. */
 import { spawn, spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,7 +10,7 @@ import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { loadModel } from '../../lib/model/files.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
-import { checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
+import { applySets, checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';
 import { Trainer, type StepMetrics } from '../../lib/train/trainer.js';
 import { colouredImages, runTraining } from './run.js';
 
@@ -54,6 +56,8 @@ test('a checkpoint is a Hugging Face folder that loads again', async () => {
   expect(loaded.vocab!.size).toBe(loaded.model.config.text.vocab);
   expect(loaded.tokenizer).toBe(join(dir, 'tokenizer.json'));
   loaded.model.dispose();
+  await expect(loadModel(join(folder, 'whole'))).rejects.toMatchObject({ code: 'ERR_CHECKPOINT',
+    message: expect.stringContaining(`is the folder of a training run; give one of its checkpoints, such as ${dir}`) as never });
 }, 60000);
 
 test('what cannot work is refused in one sentence', async () => {
@@ -62,6 +66,11 @@ test('what cannot work is refused in one sentence', async () => {
   };
   await refused({ ...config('x'), bacth: 3 }, 'ERR_CONFIG', /unknown key "bacth" \(did you mean "batch"\?\)/);
   await refused({ ...config('x'), optimizer: { lrate: 1 } }, 'ERR_CONFIG', /optimizer\.lrate/);
+  await refused({ ...config('x'), data: { source: { type: 'folder', pth: images } } }, 'ERR_CONFIG', /unknown key "data.source.pth" \(did you mean "path"\?\)/);
+  await refused({ ...config('x'), data: { source: { type: 'mixture', sources: [{ source: { type: 'manifest', path: 'x', key: 'y' } }] } } },
+    'ERR_CONFIG', /unknown key "data.source.sources.0.source.key" \(did you mean "keys"\?\); the keys there are type, path, language, keys/);
+  await refused({ ...config('x'), total: { step: 1 } }, 'ERR_CONFIG', /total is {"step":1}: accepted are a number of steps, "500 steps"/);
+  for (const set of ['__proto__.polluted=1', 'a..b=1']) expect(() => applySets({}, [set])).toThrow('--set expects a key such as optimizer.lr');
   await refused({ ...config('x'), model: { variant: 'B/61x' } }, 'ERR_CONFIG', /no variant/);
   await refused(config('whole'), 'ERR_CHECKPOINT', /already holds a run/);
   await refused(config('nowhere'), 'ERR_CHECKPOINT', /no checkpoint/, { resume: true });
@@ -125,7 +134,7 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
     return;
   }
   try {
-    const trainer = await Trainer.open(checkTrainConfig({ ...config('x', { total: 4 }), out: join(disk, 'run') }));
+    const trainer = await Trainer.open(checkTrainConfig({ ...config('x', { total: 40 }), out: join(disk, 'run') }));
     try {
       for await (const m of trainer.run()) if (m.step === 2) break;
       const first = await trainer.save();
@@ -135,6 +144,9 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
       await expect(trainer.save()).rejects.toMatchObject({ code: expect.stringMatching(/ERR_IO|ENOSPC/) as never });
       expect(listCheckpoints(join(disk, 'run'))).toEqual([first]);
       expect(weights(first).equals(before)).toBe(true);
+      spawnSync('dd', ['if=/dev/zero', `of=${join(disk, 'filler')}`, 'bs=4k', 'oflag=append', 'conv=notrunc']);
+      await expect((async () => { for await (const _ of trainer.run()); })()).rejects
+        .toMatchObject({ code: 'ERR_IO', message: expect.stringContaining('metrics.jsonl: the disk is full') as never });
     } finally {
       await trainer.close();
     }
@@ -142,6 +154,32 @@ test('a full disk is an error that names the file; the earlier checkpoint stays'
     spawnSync('umount', ['-l', disk]);
   }
 }, 60000);
+
+test('one process at a time trains into a folder, and what a killed one left half-written goes', async () => {
+  const settings = config('shared', { total: 2 }), checkpoints = join(folder, 'shared', 'checkpoints');
+  const file = join(folder, 'shared.json');
+  writeFileSync(file, JSON.stringify(settings));
+  mkdirSync(join(checkpoints, '.step-00000001.tmp-1-0'), { recursive: true });
+  const trainer = await Trainer.open(settings);
+  try {
+    expect(readdirSync(checkpoints)).toEqual([]);
+    symlinkSync(join(folder, 'shared'), join(folder, 'alias'));
+    await expect(Trainer.open({ ...settings, out: join(folder, 'alias') })).rejects
+      .toMatchObject({ code: 'ERR_CHECKPOINT', message: expect.stringContaining('another process is training into this folder') as never });
+    const { status, stderr } = spawnSync(process.execPath, [main, 'train', file], { encoding: 'utf8' });
+    expect([status, stderr]).toEqual([1, expect.stringContaining('another process is training into this folder')]);
+  } finally {
+    await trainer.close();
+  }
+  expect((await runTraining(settings)).metrics).toHaveLength(2);
+}, 120000);
+
+test('a step that spoils the weights is an error before they become a checkpoint', async () => {
+  const spoilt = config('spoilt', { total: 1, optimizer: { lr: 1e20, warmup: 0 } });
+  await expect(runTraining(spoilt)).rejects.toMatchObject({ code: 'ERR_DATA',
+    message: expect.stringContaining('the logit scale is Infinity at step 1; start again with a lower learning rate') as never });
+  expect(listCheckpoints(spoilt.out)).toEqual([]);
+}, 120000);
 
 test('the event loop stays free while training', async () => {
   const { monitorEventLoopDelay } = await import('node:perf_hooks');

@@ -1,0 +1,69 @@
+/**
+ * What can be said against a run before its data are read and its start is there. The stages of a recipe may begin
+ * weeks after one another, and a mistake in the last should not wait for the others.
+ */
+import type { ImageTransform } from '../data/augment.js';
+import { checkLoaderOptions, type LoaderOptions } from '../data/loader_options.js';
+import type { VocabMap } from '../data/vocab.js';
+import { modelConfig, type ModelConfig, type ModelOverrides } from '../model/config.js';
+import { Siglip2Model } from '../model/siglip2.js';
+import type { TrainConfig } from './config.js';
+import { toSteps } from './duration.js';
+import { objectiveData, Objectives, objectiveShapes } from './objectives.js';
+import { AdamW } from './optimizer.js';
+import { checkSchedule } from './schedule.js';
+import { checkSelection, superBatchSize } from './selection.js';
+
+/** The shape of a config's model. Throws ConfigError. */
+export function shapeOf({ model }: TrainConfig, vocab: VocabMap | null = null): ModelConfig {
+  const { variant, ...overrides } = model as { variant: string } & ModelOverrides;
+  return modelConfig(variant, { ...overrides, ...(vocab ? { vocab: vocab.size } : {}) });
+}
+
+/** What a run's loader makes, but for further sizes of the images. Throws ConfigError when the model lacks a part. */
+export function loaderOptions(config: TrainConfig, shape: ModelConfig, vocab: VocabMap | null = null): LoaderOptions {
+  const { data, seed, selection, naflex } = config;
+  return {
+    batchSize: superBatchSize(config.batch, selection?.ratio ?? 0), seed, size: shape.vision.imageSize,
+    transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
+    tokenizer: {
+      ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }),
+      ...(vocab ? { vocab } : {}),
+    },
+    ...objectiveData(config.objectives, shape),
+    ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: naflex.lengths } } : {}),
+    ...definedOnly({
+      workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
+      uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
+    }),
+  };
+}
+
+/**
+ * Makes the model, its optimizer and objectives on a device that computes nothing and takes no memory.
+ * @throws ConfigError as `Trainer.open` would
+ */
+export function checkRun(config: TrainConfig): void {
+  const shape = shapeOf(config), { batch, total, optimizer: { warmup, schedule, ...adam } } = config;
+  checkLoaderOptions(loaderOptions(config, shape));
+  if (config.selection) checkSelection(config.selection, config, shape, Infinity);
+  // Of epochs only the data know how many steps they are.
+  if (!/epoch/.test(JSON.stringify([total, warmup]))) {
+    const steps = toSteps(total, { batch, name: 'total' });
+    const rising = toSteps(warmup, { batch, total: steps, name: 'optimizer.warmup' });
+    checkSchedule({ kind: schedule, total: steps, warmup: rising });
+  }
+  using model = new Siglip2Model(shape, { device: 'dry:cpu', dtype: 'f32', train: true,
+    extra: objectiveShapes(config.objectives, shape) });
+  const optimizer = new AdamW(model.params, adam);
+  try {
+    new Objectives(config, model, optimizer).dispose();
+  } finally {
+    optimizer.dispose();
+  }
+}
+
+/** The object without the keys whose value is undefined. */
+export function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
+}
