@@ -6,8 +6,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include "../native/device.h"
-#include "../native/tensor.h"
+#include "../native/kernel.h"
 #include "errors.h"
 #include "ptx.cuh"
 

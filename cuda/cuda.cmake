@@ -7,8 +7,8 @@
 # own files in the HOST build.
 set(SIGLIP2_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO, ON, OFF or HOST")
 set_property(CACHE SIGLIP2_CUDA PROPERTY STRINGS AUTO ON OFF HOST)
-# PTX from compute_90 for newer GPUs; PTX of 90a would run on Hopper alone.
-set(SIGLIP2_CUDA_ARCHS "80-real;90a-real;90-virtual" CACHE STRING "CUDA architectures")
+# PTX of compute_80 for newer GPUs: what is not Hopper's own (90a) is the same PTX, to the letter, as that of compute_90.
+set(SIGLIP2_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures")
 set(SIGLIP2_CUDA_DIR "${CMAKE_CURRENT_LIST_DIR}")
 include("${SIGLIP2_CUDA_DIR}/nvcc_flags.cmake")
 

@@ -1,8 +1,7 @@
 // Matrix products of the CUDA device: cuBLASLt where it is installed, else kernels of our own.
 #pragma once
 #include <string>
-#include "../native/device.h"
-#include "../native/tensor.h"
+#include "../native/kernel.h"
 
 namespace siglip2::cuda {
 

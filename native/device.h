@@ -7,44 +7,9 @@
 #include <memory>
 #include <string>
 #include <vector>
-#include "fault.h"
+#include "kernel.h"
 
 namespace siglip2 {
-
-// Where a kernel runs, and its temporary memory. Only valid inside a task.
-class Stream {
- public:
-  virtual ~Stream() = default;
-  virtual void* native() { return nullptr; }           // cudaStream_t on CUDA
-  virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
-  virtual void scratch_release(void* p, size_t bytes) = 0;
-  virtual Faults* faults() { return nullptr; }         // where kernels that cannot throw leave bad values; CUDA only
-
-  // In a dry run (dry.cc) no address may be followed: a kernel takes its workspace and returns. `cuda`: it stands in for
-  // the CUDA kernel of its op.
-  enum class Dry { no, cpu, cuda };
-  virtual Dry dry() const { return Dry::no; }
-  bool is_dry() const { return dry() != Dry::no; }
-};
-
-// Kernel workspace as a local variable; given back in stream order.
-template <class T> class Scratch {
- public:
-  Scratch(Stream& s, int64_t count)
-      : stream_(s), bytes_(static_cast<size_t>(count) * sizeof(T)),
-        data_(static_cast<T*>(count ? s.scratch_allocate(bytes_) : nullptr)) {}
-  ~Scratch() {
-    if (data_) stream_.scratch_release(data_, bytes_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* data() const { return data_; }
-
- private:
-  Stream& stream_;
-  size_t bytes_;
-  T* data_;
-};
 
 using Task = std::function<void(Stream&)>;
 using Done = std::function<void(const std::string& error)>;  // empty: all work so far succeeded

@@ -9,15 +9,9 @@
 // OP_SIZED(name) is OP for a CPU kernel that knows a dry run: where s.dry() says so, it takes its workspace and returns.
 // The others are not called then, and their workspace counts as nothing.
 #pragma once
-#include <tuple>
+#include <functional>
 #include <vector>
-#include "device.h"
-#include "tensor.h"
-
-#define KERNEL(name, ...)                                                             \
-  namespace siglip2::cpu::avx2 { void name(Stream& s, __VA_ARGS__); }                 \
-  namespace siglip2::cpu::avx512 { void name(Stream& s, __VA_ARGS__); }               \
-  namespace siglip2::cuda { __attribute__((weak)) void name(Stream& s, __VA_ARGS__); }
+#include "kernel.h"
 
 namespace siglip2 {
 

@@ -1,8 +1,7 @@
 // Matrix products of the CPU device: oneDNN, versions 2 and 3.
 #pragma once
 #include <string>
-#include "../device.h"
-#include "../tensor.h"
+#include "../kernel.h"
 
 namespace siglip2 {
 

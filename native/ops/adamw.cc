@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

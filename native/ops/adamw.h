@@ -5,7 +5,7 @@
 //   θ ← θ − lr·lr_scale·(m/(1−β1^t)) / (sqrt(v/(1−β2^t)) + eps) − decay·wd·θ ;  ema ← ema + (1−ema_decay)(θ − ema)
 // where per segment lr_scale multiplies the learning rate and wd is 0 or 1; `decay` is schedule(t)·weight_decay.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(sum_of_squares,
        Tensor result,  // (1) f32, set; summed in a fixed order

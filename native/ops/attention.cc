@@ -7,6 +7,7 @@
 #include <vector>
 #include "../cpu/attention_head.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

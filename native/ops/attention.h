@@ -17,7 +17,7 @@
 // q, k, v, o and their gradients share one float type; everything in between is f32. The gradients are set, not added
 // to, and only inside the H·D columns that belong to them; they may not overlap the inputs.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(attention_forward,
        Tensor o,            // (Tq, H·D)

@@ -2,6 +2,7 @@
 #include "copy_rows.h"
 #include <algorithm>
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

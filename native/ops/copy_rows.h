@@ -1,7 +1,7 @@
 // Rows of one tensor to given places in another: y[to[i]] = x[from[i]] for i in [0, n). The caches of the decoder are
 // extended and re-ordered by it. No two `to` may be equal; x and y share one float type and may not overlap.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(copy_rows_forward,
        Tensor y,     // (Y, C) set in the rows `to`, others unchanged

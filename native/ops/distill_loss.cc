@@ -5,6 +5,7 @@
 #include <cmath>
 #include "../cpu/math.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

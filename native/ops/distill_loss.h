@@ -5,7 +5,7 @@
 // Student row r is matched with teacher row r mod T, so that the views of a batch, one view of all images after the
 // other, share their teacher rows without a copy. The teacher gets no gradient.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(distill_loss_forward_backward,
        Tensor loss,      // (1) f32 +=

@@ -1,6 +1,7 @@
 // Element by element (elementwise.h). Bound by memory.
 #include "elementwise.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -1,6 +1,6 @@
 // Element by element: sums, and scaled copies between types. N elements each.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(add_forward,
        Tensor y,  // (N) a + b; may be a or b itself

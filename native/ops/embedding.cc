@@ -3,6 +3,7 @@
 #include "embedding.h"
 #include <algorithm>
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -1,7 +1,7 @@
 // Rows of a token table plus learned positions: y[r] = table[ids[r]] + position[r mod L].
 // The gradient of the table adds the rows of equal ids in their order, so it is the same for any number of threads.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(embedding_forward,
        Tensor y,         // (R, D) f32 or bf16

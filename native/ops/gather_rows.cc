@@ -1,6 +1,7 @@
 // CPU row gathering (gather_rows.h). Copies; bound by memory.
 #include "gather_rows.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -1,7 +1,7 @@
 // Chosen rows of a matrix: y[m] = x[index[m]], the tokens at masked positions say. The indices ascend without repeats,
 // so in backward every row of dx has at most one source: it is set once, zero where nothing was chosen.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(gather_rows_forward,
        Tensor y,      // (M, D)

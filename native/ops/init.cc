@@ -2,6 +2,7 @@
 #include "init.h"
 #include <algorithm>
 #include "../cpu/threads.h"
+#include "../op.h"
 #include "../philox.h"
 
 namespace siglip2::cpu::ISA {

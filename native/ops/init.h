@@ -3,7 +3,7 @@
 // kind: 0 constant a; 1 normal with standard deviation a; 2 the same truncated at ±2 standard deviations (of the normal
 // before truncation; a is that one's); 3 uniform in [−a, a).
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(init_random,
        Tensor y,  // (N) f32

@@ -1,6 +1,7 @@
 // CPU row normalisation (l2_normalize.h). Bound by memory: a row is read into cache once.
 #include "l2_normalize.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

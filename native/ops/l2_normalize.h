@@ -1,7 +1,7 @@
 // Rows of unit length: y = x / (‖x‖ + eps), as big_vision's two towers do with eps = 1e-8.
 //   dx = (dy − x·(x·dy) / (‖x‖·(‖x‖ + eps))) / (‖x‖ + eps)
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(l2_normalize_forward,
        Tensor y,     // (R, C)

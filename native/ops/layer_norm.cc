@@ -3,6 +3,7 @@
 #include "layer_norm.h"
 #include "../cpu/row_sums.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

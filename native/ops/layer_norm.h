@@ -3,7 +3,7 @@
 // Backward returns dx = d(h) + dsum, which is also the gradient of the residual, and adds to dweight, dbias.
 // x, residual, sum, y, dy, dsum, dx share one float type; mean, rstd, weight, bias and their gradients are f32.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(layer_norm_forward,
        Tensor y,         // (R, C)

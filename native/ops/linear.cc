@@ -4,6 +4,7 @@
 #include "../cpu/math.h"
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 #include "row_gemm.h"
 
 namespace siglip2::cpu::ISA {

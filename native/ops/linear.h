@@ -2,7 +2,7 @@
 // The matrix product is the device library's; bias, GELU and their gradients are one pass over its result.
 // x, y, pre, dy, dx and weight share one float type; bias and the gradients dweight, dbias are f32.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(linear_forward,
        Tensor y,       // (M, N)

@@ -8,7 +8,7 @@
 // into equal groups in their order, R / groups each. A denominator of 0 stands for Σ weight_r over the rows that count.
 // h, dh and weight share one float type; everything else that is not an index is f32.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(linear_cross_entropy_forward_backward,
        Tensor loss,     // (groups) +=

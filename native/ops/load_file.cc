@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <memory>
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -2,7 +2,7 @@
 // in parallel, without a copy on the host, so loading a checkpoint needs no memory beyond the parameters themselves.
 // CPU only; other devices are loaded through host memory (lib/model/params.ts).
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(load_file,
        Tensor y,         // (N) f32 or bf16

@@ -2,6 +2,7 @@
 // the positions get, in order, so it is the same for any number of threads.
 #include "mask_tokens.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -3,7 +3,7 @@
 //   y[b, n] = mask[b, n] ? token + position[n] : x[b, n]      x comes with its position added
 // Backward: dx is dy outside the mask and zero inside; the masked dy are added to token and position, samples in order.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(mask_tokens_forward,
        Tensor y,         // (B, N, D)

@@ -3,7 +3,7 @@
 // without the (B, B) matrix of them. Both add weight · (what is described) to scores, so that learner (weight 1) minus
 // reference (weight −1) is two calls on one accumulator.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 // scores_i += weight · loss_ii
 KERNEL(pair_scores_diagonal,

@@ -8,6 +8,7 @@
 #include <bit>
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

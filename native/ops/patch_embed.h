@@ -4,7 +4,7 @@
 // weight is (D, 3·P·P) with columns in the order channel, row, column (Hugging Face convolution) or, when flat, row,
 // column, channel (NaFlex). y, dy and weight share one float type; bias, position and all gradients are f32.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(patch_embed_forward,
        Tensor y,         // (B, N, D), N = floor(H/P)·floor(W/P), row-major

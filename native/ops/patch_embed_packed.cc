@@ -4,6 +4,7 @@
 #include <algorithm>
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -3,7 +3,7 @@
 // The K = P·P·3 bytes of a patch are in the order row, column, channel, as are the columns of the weight. y, dy and
 // weight share one float type; bias, position and the gradients are f32. dposition is dy.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(patch_embed_packed_forward,
        Tensor y,         // (T, D)

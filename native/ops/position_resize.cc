@@ -9,6 +9,7 @@
 #include <vector>
 #include "../cpu/resize.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

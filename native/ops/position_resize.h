@@ -4,7 +4,7 @@
 // where the weights of an axis of n outputs are w[i, a] ∝ max(0, 1 − |a + ½ − (i + ½)·s| / max(1, s)), s = G/n, with
 // rows that sum to 1. Backward is the transpose. Everything is f32; n has no limit.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(position_resize_forward,
        Tensor y,         // (T, D)

@@ -2,6 +2,7 @@
 #include "resize_bilinear.h"
 #include "../cpu/resize.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

@@ -2,7 +2,7 @@
 // uint8: bit-identical to PIL's BILINEAR. f32: the same weights without rounding, for position embeddings
 // (torch's interpolate with antialias). Backward is the transpose, for f32.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(resize_bilinear_forward,
        Tensor y,  // (B, OH, OW, C)

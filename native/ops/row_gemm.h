@@ -3,7 +3,7 @@
 // of threads. Not an op; compiled once per instruction set like the ops, and row_gemm() takes the best of them.
 #pragma once
 #include <cstdint>
-#include "../device.h"
+#include "../kernel.h"
 
 namespace siglip2 {
 

@@ -1,6 +1,7 @@
 // One token of every sequence (select_token.h). Copies; bound by memory.
 #include "select_token.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

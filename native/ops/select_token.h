@@ -1,6 +1,6 @@
 // One token of every sequence: y[b] = x[b, index]. Backward is zero everywhere else.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(select_token_forward,
        Tensor y,  // (B, C)

@@ -10,6 +10,7 @@
 #include "../cpu/math.h"
 #include "../cpu/matmul.h"
 #include "../cpu/threads.h"
+#include "../op.h"
 
 namespace siglip2::cpu::ISA {
 

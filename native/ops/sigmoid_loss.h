@@ -4,7 +4,7 @@
 // G = weight·(σ(l) − [i==j]) and consumed. The call covers a block of rows and columns of the global pair matrix, so
 // the same kernel serves chunks and the steps of a ring: every output accumulates (+=).
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(sigmoid_loss_forward_backward,
        Tensor loss,        // (1) f32 +=

@@ -4,7 +4,7 @@
 // over the rows whose target is not −1; s is the label smoothing. A denominator of 0 stands for Σ weight_r over those
 // rows: the mean. With an explicit one the calls over chunks of rows add up to the call over all.
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(softmax_cross_entropy_forward_backward,
        Tensor loss,     // (1) f32 +=

@@ -4,7 +4,7 @@
 //   c ← m·c + (1 − m)·mean
 //   statistics with p_r = softmax((t_r − c)/τ), p̄ = 1/R·Σ_r p_r:  1/R·Σ_r H(p_r),  H(p̄),  max_k p̄_k   (H in nats)
 #pragma once
-#include "../op.h"
+#include "../kernel.h"
 
 KERNEL(teacher_mean,
        Tensor mean,     // (K) f32 set

@@ -9,6 +9,7 @@
 #include "../../cuda/attention_sm90.cu"
 #include "../../cuda/attention_sm90_backward.cu"
 #include "../../cuda/attention_sm90_whole.cu"
+#include <numeric>
 #include "check.h"
 
 namespace {
@@ -54,6 +55,19 @@ template <class T> struct Inputs {
   Rows q_rows, k_rows, v_rows;
 };
 
+// The H·D columns of `rows`, dense. `alone`: nobody else writes to the tensor, so everything else must still be NaN.
+template <class T>
+std::vector<double> columns_of(const Buffer<T>& t, const Rows& rows, int64_t count, int64_t C, bool alone) {
+  std::vector<double> x;
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t c = 0; c < C; ++c) x.push_back(t.at(rows.offset + r * rows.row + c));
+  for (int64_t i = 0; alone && i < t.size(); ++i) {
+    const int64_t c = i % rows.row - rows.offset;
+    if (c < 0 || c >= C) CHECK(std::isnan(t.at(i)));
+  }
+  return x;
+}
+
 template <class T> double rounded(double x, bool round) {
   return round ? static_cast<double>(static_cast<float>(static_cast<T>(static_cast<float>(x)))) : x;
 }
@@ -62,9 +76,10 @@ template <class T> double rounded(double x, bool round) {
 // between the rows are NaN in what the kernels write, so only those inside are returned: (rows, H·D).
 template <class T>
 Results reference(const Case& c, const Inputs<T>& in, int64_t q_total, int64_t k_total, int64_t Tq, bool round) {
-  const int H = c.H, D = c.D;
-  const int64_t C = static_cast<int64_t>(H) * D;
+  const int64_t H = c.H, D = c.D, C = H * D;
   const double scale = 1 / std::sqrt(static_cast<double>(D));
+  const auto qs = columns_of(in.q, in.q_rows, q_total, C, false), ks = columns_of(in.k, in.k_rows, k_total, C, false);
+  const auto vs = columns_of(in.v, in.v_rows, k_total, C, false), d_os = columns_of(in.d_o, {0, C}, Tq, C, false);
   Results r;
   r.o.assign(static_cast<size_t>(Tq * C), 0);
   r.lse.assign(static_cast<size_t>(Tq * H), 0);
@@ -72,45 +87,41 @@ Results reference(const Case& c, const Inputs<T>& in, int64_t q_total, int64_t k
   r.dk.assign(static_cast<size_t>(k_total * C), 0);
   r.dv = r.dk;
   const auto f = [&](double x) { return rounded<T>(x, round); };
+  const auto at = [](int64_t i) { return static_cast<size_t>(i); };
   int64_t q0 = 0, k0 = 0;
   for (int b = 0; b < c.B; ++b) {
     const auto sb = static_cast<size_t>(b);
     const int nq = c.q_packed.empty() ? c.Nq : c.q_packed[sb], nk = c.k_packed.empty() ? c.Nk : c.k_packed[sb];
     const int keys = c.key_lengths.empty() ? nk : c.key_lengths[sb];
     const int64_t qr = c.shared ? 0 : q0;
-    for (int h = 0; h < H; ++h)
-      for (int i = 0; i < nq; ++i) {
-        const int n = c.causal ? std::min(keys, i + 1) : keys;
-        std::vector<double> p(static_cast<size_t>(n));
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t i = 0; i < nq; ++i) {
+        const auto n = c.causal ? std::min<int64_t>(keys, i + 1) : keys;
+        std::vector<double> p(at(n));
         double most = -INFINITY, sum = 0, delta = 0;
-        for (int j = 0; j < n; ++j) {
-          double dot = 0;
-          for (int d = 0; d < D; ++d)
-            dot += in.q.at(in.q_rows.at(qr + i, h, D, d)) * in.k.at(in.k_rows.at(k0 + j, h, D, d));
-          p[static_cast<size_t>(j)] = f(scale * dot);
-          most = std::max(most, p[static_cast<size_t>(j)]);
+        const double *q = &qs[at((qr + i) * C + h * D)], *d_o = &d_os[at((q0 + i) * C + h * D)];
+        const double *k = ks.data() + k0 * C + h * D, *v = vs.data() + k0 * C + h * D;
+        double *o = &r.o[at((q0 + i) * C + h * D)], *dq = &r.dq[at((qr + i) * C + h * D)];
+        double *dk = r.dk.data() + k0 * C + h * D, *dv = r.dv.data() + k0 * C + h * D;
+        for (int64_t j = 0; j < n; ++j) {
+          p[at(j)] = f(scale * std::inner_product(q, q + D, k + j * C, 0.0));
+          most = std::max(most, p[at(j)]);
         }
         for (double& x : p) sum += x = std::exp(x - most);
         for (double& x : p) x = f(x / sum);
-        r.lse[static_cast<size_t>(q0 * H + h * nq + i)] = n ? most + std::log(sum) : -INFINITY;
-        const auto at = [&](int d) { return static_cast<size_t>((q0 + i) * C + h * D + d); };
+        r.lse[at(q0 * H + h * nq + i)] = n ? most + std::log(sum) : -INFINITY;
         for (int d = 0; d < D; ++d) {
-          double o = 0;
-          for (int j = 0; j < n; ++j) o += p[static_cast<size_t>(j)] * in.v.at(in.v_rows.at(k0 + j, h, D, d));
-          r.o[at(d)] = f(o);
-          delta += f(o) * in.d_o.at(static_cast<int64_t>(at(d)));
+          for (int64_t j = 0; j < n; ++j) o[d] += p[at(j)] * v[j * C + d];
+          o[d] = f(o[d]);
+          delta += o[d] * d_o[d];
         }
-        for (int j = 0; j < n; ++j) {
-          double dp = 0;
-          for (int d = 0; d < D; ++d)
-            dp += in.d_o.at(static_cast<int64_t>(at(d))) * in.v.at(in.v_rows.at(k0 + j, h, D, d));
-          const double pj = p[static_cast<size_t>(j)], ds = f(pj * (f(dp) - delta));
+        for (int64_t j = 0; j < n; ++j) {
+          const double dp = std::inner_product(d_o, d_o + D, v + j * C, 0.0);
+          const double pj = p[at(j)], ds = f(pj * (f(dp) - delta));
           for (int d = 0; d < D; ++d) {
-            const auto q_at = static_cast<size_t>((qr + i) * C + h * D + d);
-            const auto k_at = static_cast<size_t>((k0 + j) * C + h * D + d);
-            r.dq[q_at] += scale * ds * in.k.at(in.k_rows.at(k0 + j, h, D, d));
-            r.dk[k_at] += scale * ds * in.q.at(in.q_rows.at(qr + i, h, D, d));
-            r.dv[k_at] += pj * in.d_o.at(static_cast<int64_t>(at(d)));
+            dq[d] += scale * ds * k[j * C + d];
+            dk[j * C + d] += scale * ds * q[d];
+            dv[j * C + d] += pj * d_o[d];
           }
         }
       }
@@ -130,19 +141,6 @@ double nmse(const std::vector<double>& got, const std::vector<double>& want) {
     norm += want[i] * want[i];
   }
   return norm > 0 ? error / norm : error;
-}
-
-// The H·D columns of `rows` that belong to the kernel; everything else must still be NaN.
-template <class T>
-std::vector<double> columns_of(const Buffer<T>& t, const Rows& rows, int64_t count, int64_t C, bool alone) {
-  std::vector<double> x;
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t c = 0; c < C; ++c) x.push_back(t.at(rows.offset + r * rows.row + c));
-  for (int64_t i = 0; alone && i < t.size(); ++i) {
-    const int64_t c = i % rows.row - rows.offset;
-    if (c < 0 || c >= C) CHECK(std::isnan(t.at(i)));
-  }
-  return x;
 }
 
 template <class T> std::string name_of(const Case& c) {
