@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything a fresh machine needs: system packages, npm packages, the addon, the compiled TypeScript.
+# Everything a fresh machine needs: system packages, npm packages, the addon, the compiled TypeScript. In an installed
+# package, where npm has done the rest, the addon alone.
 # Quick when there is nothing to do. `--quiet` prints only what is missing or goes wrong. `--here` builds for this machine:
 # CUDA kernels, which take longer than everything else, only where there is a GPU (or they were built before).
 set -euo pipefail
@@ -13,6 +14,8 @@ for option in "$@"; do
   esac
 done
 note() { [ -n "$quiet" ] || echo "setup: $*"; }
+is_checkout() { [ -f package-lock.json ]; }
+export PATH="$PWD/node_modules/.bin:$PWD/../.bin:$PATH"
 
 node -e 'const [a,b]=process.versions.node.split(".").map(Number); if (a<20||(a===20&&b<19)) { console.error("setup: Node 20.19 or later is needed, this is "+process.versions.node); process.exit(1) }'
 
@@ -41,7 +44,7 @@ fi
 
 # --- npm packages: exactly the lock file's, no lifecycle scripts
 stamp=node_modules/.siglip2-lock
-if ! cmp -s package-lock.json "$stamp" 2>/dev/null; then
+if is_checkout && ! cmp -s package-lock.json "$stamp" 2>/dev/null; then
   note "npm packages"
   # `install`, not `ci`: the lock file names no registry, and npm 11's `ci` then misses other platforms' optional packages.
   npm install --no-save --ignore-scripts --no-audit --no-fund --loglevel=error
@@ -65,13 +68,15 @@ log=$(mktemp)
 if [ -f build/CMakeCache.txt ] && ! grep -q "^SIGLIP2_CUDA:[A-Z]*=$cuda\$" build/CMakeCache.txt; then
   cmake -DSIGLIP2_CUDA=$cuda build >"$log" 2>&1 || { tail -20 "$log" >&2; exit 1; }
 fi
-if ! npx cmake-js compile --CDSIGLIP2_CUDA=$cuda >"$log" 2>&1; then
+if ! cmake-js compile --CDSIGLIP2_CUDA=$cuda >"$log" 2>&1; then
   grep -vE "^(info|npm warn)" "$log" | tail -40 >&2
   echo "setup: the addon did not build; the lines above say why" >&2
   exit 1
 fi
 
 # --- TypeScript
-note "TypeScript"
-npx tsc
+if is_checkout; then
+  note "TypeScript"
+  tsc
+fi
 note "ready"

@@ -7,7 +7,7 @@
 # own files in the HOST build.
 set(SIGLIP2_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO, ON, OFF or HOST")
 set_property(CACHE SIGLIP2_CUDA PROPERTY STRINGS AUTO ON OFF HOST)
-# PTX of compute_80 for newer GPUs: what is not Hopper's own (90a) is the same PTX, to the letter, as that of compute_90.
+# PTX of compute_80 for newer GPUs: what is not Hopper's own (90a) uses nothing that came after Ampere.
 set(SIGLIP2_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures")
 set(SIGLIP2_CUDA_DIR "${CMAKE_CURRENT_LIST_DIR}")
 include("${SIGLIP2_CUDA_DIR}/nvcc_flags.cmake")

@@ -1,4 +1,4 @@
-import { check, checkShape } from '../check.js';
+import { check, checkColumns, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { gradHandle, isRecording, needsGrad, Param, record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
@@ -20,7 +20,7 @@ const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Ha
  */
 export function mlp(x: Tensor, fc1: { weight: Tensor; bias: Tensor | null }, fc2: { weight: Tensor; bias: Tensor | null }): Tensor {
   if (!isRecording()) return linear(linear(x, fc1.weight, fc1.bias, { gelu: true }), fc2.weight, fc2.bias);
-  const D = x.shape.at(-1) ?? 0, M = x.size / D, H = fc1.weight.shape[0] ?? 0, E = fc2.weight.shape[0] ?? 0;
+  const [D, M] = checkColumns('mlp', x), H = fc1.weight.shape[0] ?? 0, E = fc2.weight.shape[0] ?? 0;
   const operand = (name: string, { weight, bias }: typeof fc1, shape: [number, number]): Tensor => {
     checkShape('mlp', `${name}.weight`, weight, shape);
     if (bias) checkShape('mlp', `${name}.bias`, bias, [shape[0]]);
