@@ -1,4 +1,5 @@
 // The host runtime's device keeps the contract of native/device.h.
+#include "../../native/device.h"
 #include "../../cuda/errors.h"
 #include "../../cuda/flavour.h"
 #include "check.h"
