@@ -3,10 +3,27 @@ import { op, type Handle } from '../native.js';
 import { gradHandle, isRecording, needsGrad, Param, record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
 
-const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
+/** The kernels of fully connected layers, for ops that are made of them (native/ops/linear.h). */
+export const linearForward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
   K: number]>('linear_forward');
-const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, xPre: Handle,
+export const linearBackward = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, xPre: Handle,
   weight: Handle, M: number, N: number, K: number]>('linear_backward');
+
+/** A fully connected layer's parameters: weight (N, K) f32, bias (N) f32 or null. */
+export interface LinearLayer { weight: Tensor; bias: Tensor | null }
+
+/**
+ * The weight in x's type, after a check of the layer's shapes: of bf16 activations the bf16 copy.
+ * @param name of the layer in errors, with a dot behind it, or empty
+ * @throws ShapeError
+ */
+export function weightFor(op: string, name: string, x: Tensor, { weight, bias }: LinearLayer, N: number, K: number): Tensor {
+  checkShape(op, `${name}weight`, weight, [N, K]);
+  if (bias) checkShape(op, `${name}bias`, bias, [N]);
+  const w = x.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;
+  check(w.dtype === x.dtype, op, `${name}weight is ${w.dtype} but x is ${x.dtype}`);
+  return w;
+}
 
 /**
  * Fully connected layer `y = x·Wᵀ + b`, optionally through GELU in its tanh form (SigLIP 2 uses no other).
@@ -19,21 +36,18 @@ const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Ha
  */
 export function linear(x: Tensor, weight: Tensor, bias: Tensor | null, options: { gelu?: boolean } = {}): Tensor {
   const [K, M] = checkColumns('linear', x), N = weight.shape[0] ?? 0;
-  checkShape('linear', 'weight', weight, [N, K]);
-  if (bias) checkShape('linear', 'bias', bias, [N]);
-  const w = x.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;
-  check(w.dtype === x.dtype, 'linear', `weight is ${w.dtype} but x is ${x.dtype}`);
+  const w = weightFor('linear', '', x, { weight, bias }, N, K);
   const shape = [...x.shape.slice(0, -1), N];
   const y = empty(shape, x.dtype, x.device);
   // Without a backward the CPU needs no second tensor of the widest size that there is.
   const inPlace = x.device.endsWith('cpu') && !isRecording();
   const pre = !options.gelu ? null : inPlace ? y : empty(shape, x.dtype, x.device);
-  forward(y.handle, pre?.handle ?? 0, x.handle, w.handle, bias?.handle ?? 0, M, N, K);
+  linearForward(y.handle, pre?.handle ?? 0, x.handle, w.handle, bias?.handle ?? 0, M, N, K);
   record({
     inputs: [x], outputs: [y], saved: pre ? [pre] : [], params: [weight, bias],
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, x.device) : null;
-      back(dx?.handle ?? 0, gradHandle(weight), bias ? gradHandle(bias) : 0, dy!.handle, pre?.handle ?? 0, x.handle,
+      linearBackward(dx?.handle ?? 0, gradHandle(weight), bias ? gradHandle(bias) : 0, dy!.handle, pre?.handle ?? 0, x.handle,
         0, w.handle, M, N, K);
       return [dx];
     },

@@ -2,14 +2,11 @@ import { check, checkShape } from '../check.js';
 import { op, type Handle } from '../native.js';
 import { gradHandle, needsGrad, record } from '../tape.js';
 import { empty, zeros, type Tensor } from '../tensor.js';
+import { linearBackward, linearForward } from './linear.js';
 
 const normalize = op<[y: Handle, norm: Handle, x: Handle, R: number, C: number, eps: number]>('l2_normalize_forward');
 const normalizeBack = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: number,
   eps: number]>('l2_normalize_backward');
-const forward = op<[y: Handle, pre: Handle, x: Handle, weight: Handle, bias: Handle, M: number, N: number,
-  K: number]>('linear_forward');
-const back = op<[dx: Handle, dweight: Handle, dbias: Handle, dy: Handle, pre: Handle, x: Handle, xPre: Handle,
-  weight: Handle, M: number, N: number, K: number]>('linear_backward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
@@ -39,14 +36,14 @@ export function weightNormLinear(x: Tensor, weight: Tensor): Tensor {
     wide.dispose();
   }
   const y = empty([...x.shape.slice(0, -1), N], x.dtype, device);
-  forward(y.handle, 0, x.handle, unit.handle, 0, M, N, K);
+  linearForward(y.handle, 0, x.handle, unit.handle, 0, M, N, K);
   record({
     inputs: [x], outputs: [y], saved: [unit, norm], params: [weight],
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, device) : null;
       const accumulator = gradHandle(weight);
       const dunit = accumulator ? zeros([N, K], 'f32', device) : null;
-      back(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K);
+      linearBackward(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K);
       if (dunit) {
         const dweight = empty([N, K], 'f32', device);
         normalizeBack(dweight.handle, dunit.handle, weight.handle, norm.handle, N, K, EPS);
