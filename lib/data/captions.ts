@@ -4,6 +4,7 @@
  */
 import { ConfigError } from '../errors.js';
 import type { Random } from './random.js';
+import { decodeText, parseJson } from './text.js';
 
 /**
  * One caption. The first caption of a language is its primary one (in the emoji dataset: the short
@@ -28,13 +29,11 @@ function isObject(value: unknown): value is Record<string, unknown> {
 /** Adds the strings of a JSON value (a string or a list of them) that are not blank. */
 function collect(value: unknown, lang: string, out: Caption[]): void {
   for (const item of Array.isArray(value) ? value : [value]) {
-    if (typeof item === 'string' && item.trim() !== '') out.push({ lang, text: item.trim() });
-    else if (isObject(item) && typeof item['text'] === 'string' && item['text'].trim() !== '') {
-      out.push({
-        lang: typeof item['lang'] === 'string' ? item['lang'] : lang,
-        text: item['text'].trim(),
-      });
-    }
+    const said: unknown = isObject(item) ? item['text'] : item;
+    if (typeof said !== 'string') continue;
+    // Half of a surrogate pair is what a cut emoji leaves in JSON; as UTF-8 it would be a replacement character.
+    const text = said.replace(/\p{Cs}/gu, '').trim();
+    if (text !== '') out.push({ lang: isObject(item) && typeof item['lang'] === 'string' ? item['lang'] : lang, text });
   }
 }
 
@@ -42,10 +41,11 @@ function collect(value: unknown, lang: string, out: Caption[]): void {
  * The captions in a parsed JSON object: `{captions: {en: ["a", "b"], de: "c"}}`, `{captions: ["a",
  * {lang: "de", text: "b"}]}`, `{caption: "a"}` or `{text: "a"}`, the last three in the language of
  * `lang`/`language`, else in `language`. All other keys are `meta`.
+ * @param key the captions' key where it is another one
  */
-export function captionsFromObject(object: unknown, language: string): ParsedCaptions {
+export function captionsFromObject(object: unknown, language: string, key?: string): ParsedCaptions {
   if (!isObject(object)) return { captions: [], meta: {} };
-  const { captions, caption, text, ...meta } = object;
+  const { captions, caption, text, ...meta } = key === undefined ? object : { ...object, captions: object[key], caption: null, text: null };
   const own =
     typeof meta['lang'] === 'string'
       ? meta['lang']
@@ -62,17 +62,14 @@ export function captionsFromObject(object: unknown, language: string): ParsedCap
   return { captions: out, meta };
 }
 
-/** Leaves out a byte order mark, which JSON.parse would trip over. */
-const utf8 = new TextDecoder();
-
-/** Parses a .json (or a line of .jsonl). Throws SyntaxError when it is not JSON. */
-export function captionsFromJson(data: Uint8Array, language: string): ParsedCaptions {
-  return captionsFromObject(JSON.parse(utf8.decode(data)), language);
+/** Parses a .json (or a line of .jsonl). Throws SyntaxError when it is not JSON, NotText when it is not even text. */
+export function captionsFromJson(data: Uint8Array, language: string, key?: string): ParsedCaptions {
+  return captionsFromObject(parseJson(decodeText(data)), language, key);
 }
 
-/** Parses a .txt: the whole text is one caption. */
+/** Parses a .txt: the whole text is one caption. Throws NotText. */
 export function captionsFromText(data: Uint8Array, language: string): ParsedCaptions {
-  const text = Buffer.from(data.buffer, data.byteOffset, data.length).toString('utf8').trim();
+  const text = decodeText(data).trim();
   return { captions: text === '' ? [] : [{ lang: language, text }], meta: {} };
 }
 

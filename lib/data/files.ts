@@ -1,6 +1,7 @@
 /** File access shared by the data pipeline: typed errors that name the file, exact reads. */
 import * as fs from 'node:fs';
 import { DataError, Siglip2Error } from '../errors.js';
+import { unpackPage, type InPage } from '../io/codecs.js';
 import { ioError } from '../io/files.js';
 
 /** A byte range of a file; `size` -1 means the whole file. */
@@ -8,6 +9,8 @@ export interface Location {
   path: string;
   offset: number;
   size: number;
+  /** Of a value in a compressed page of a Parquet table, whose byte range this is: where in it. */
+  within?: InPage;
 }
 
 /**
@@ -70,6 +73,8 @@ export function readExactly(fd: number, offset: number, size: number, file: stri
 /** Keeps a bounded number of files open for positional reads. */
 export class FileReader {
   private readonly open = new Map<string, number>();
+  /** The page that was unpacked last. */
+  private page: { path: string; offset: number; bytes: Uint8Array } | undefined;
 
   /** @param limit files kept open at a time */
   constructor(private readonly limit = 64) {}
@@ -83,12 +88,17 @@ export class FileReader {
         throw fileError(cause, 'read', location.path);
       }
     }
-    return readExactly(
-      this.descriptor(location.path),
-      location.offset,
-      location.size,
-      location.path,
-    );
+    const { path, offset, size, within } = location;
+    if (!within) return readExactly(this.descriptor(path), offset, size, path);
+    if (this.page?.path !== path || this.page.offset !== offset) {
+      const packed = readExactly(this.descriptor(path), offset, size, path);
+      try {
+        this.page = { path, offset, bytes: unpackPage(packed, within) };
+      } catch (cause) {
+        throw new DataError(`${path}: the page at byte ${offset} is damaged or has changed: ${(cause as Error).message}`, { cause });
+      }
+    }
+    return Buffer.from(this.page.bytes.subarray(within.start, within.start + within.length));
   }
 
   /** Closes all files. */
@@ -137,3 +147,21 @@ export function readJson(file: string): unknown {
     throw new DataError(`${file}: not valid JSON: ${(cause as Error).message}`, { cause });
   }
 }
+
+/** Extensions of files that are read as images, and of images that are not. */
+const READABLE = /(?:^|\.)(jpe?g|jpe|jfif|png|webp|avif|gif|tiff?|svg)$/i;
+const UNREADABLE = new RegExp('(?:^|\\.)(hei[cf]|hif|jxl|jp2|j2k|jpx|jpf|bmp|dib|psd|ico|cur|p[bgpn]m|tga|exr|hdr|qoi|dng|cr[23]|nef|' +
+  'arw|orf|raf|rw2|eps|emf|wmf)$', 'i');
+
+/** Whether a file's name is that of an image that can be read. */
+export function readableImage(name: string): boolean {
+  return READABLE.test(name);
+}
+
+/** The extension of an image that cannot be read; undefined for anything else. */
+export function unreadableImage(name: string): string | undefined {
+  return UNREADABLE.exec(name)?.[1]?.toLowerCase();
+}
+
+/** What an image of such an extension is called in the count of skips. */
+export const unreadReason = (extension: string): string => `.${extension} images are not read; convert them to JPEG or PNG`;

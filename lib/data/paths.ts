@@ -21,6 +21,8 @@ export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offse
   try {
     for await (const chunk of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
       let data = rest.length > 0 ? Buffer.concat([rest, chunk as Buffer]) : (chunk as Buffer);
+      if (first && /^(\xff\xfe|\xfe\xff)/.test(data.toString('latin1', 0, 2)))
+        throw new DataError(`${file}: is UTF-16 text; convert it: \`iconv -f UTF-16 -t UTF-8 ${file}\``);
       if (first && data.subarray(0, BOM.length).equals(BOM)) data = data.subarray(offset = BOM.length);
       first = false;
       for (let end = data.indexOf(0x0a); end >= 0; end = data.indexOf(0x0a)) {

@@ -4,13 +4,16 @@ import { captionsFromJson, captionsFromText, type ParsedCaptions } from './capti
 import type { EmojiClass } from './datasets/emoji.js';
 import type { FileReader, Location } from './files.js';
 import type { Mixture } from './mixture.js';
-import { SkipCounter } from './skips.js';
+import { SkipCounter, type Tolerance } from './skips.js';
+import { NotText } from './text.js';
 
 /** Where a sample's captions are, and how they are written. */
 export interface CaptionLocation extends Location {
   format: 'json' | 'txt';
-  /** The JSON itself, where it has no byte range of its own: in parquet manifests. */
+  /** The JSON itself, where it has no byte range of its own: in tables. */
   inline?: string;
+  /** The key in the JSON that has the captions, where it is not one of the usual ones. */
+  as?: string;
 }
 
 /** One sample of a collection. */
@@ -49,9 +52,10 @@ export class SampleSource {
   /** @param name the collection in error messages, usually its path */
   constructor(
     readonly name: string,
-    maxSkips?: number,
+    maxSkips?: Tolerance,
+    note?: (message: string) => void,
   ) {
-    this.skips = new SkipCounter(maxSkips);
+    this.skips = new SkipCounter(maxSkips, note);
   }
 
   /** Number of usable samples. */
@@ -75,8 +79,14 @@ export class SampleSource {
   }
 }
 
+/** Captions that cannot be read. */
+export class CaptionError extends DataError {
+  /** @param reason as it is called in the count of skips */
+  constructor(readonly reason: string, message: string, options?: ErrorOptions) { super(message, options); }
+}
+
 /**
- * A sample's captions and metadata, read from disk. Throws DataError or IoError naming the file.
+ * A sample's captions and metadata, read from disk. Throws CaptionError, DataError or IoError naming the file.
  */
 export function readCaptions(
   reader: FileReader,
@@ -84,15 +94,11 @@ export function readCaptions(
 ): ParsedCaptions {
   const { captions, language } = sample;
   const data = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
-  if (captions.format === 'txt') return captionsFromText(data, language);
   try {
-    return captionsFromJson(data, language);
+    return captions.format === 'txt' ? captionsFromText(data, language) : captionsFromJson(data, language, captions.as);
   } catch (cause) {
-    throw new DataError(
-      `${captions.path}: the captions of ${sample.key} are not valid JSON: ` +
-        (cause as Error).message,
-      { cause },
-    );
+    const reason = `captions are not ${cause instanceof NotText ? 'UTF-8' : 'valid JSON'}`;
+    throw new CaptionError(reason, `${captions.path}: the ${reason.replace('are', `of ${sample.key} are`)}: ${(cause as Error).message}`, { cause });
   }
 }
 

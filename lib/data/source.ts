@@ -9,22 +9,29 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import { captionsFromJson, captionsFromObject, type ParsedCaptions } from './captions.js';
+import type { ParsedCaptions } from './captions.js';
+import { contentsOf } from './contents.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, fileError, imageFault, NO_PATH, readJson, type Location } from './files.js';
-import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
-import { fillMixture, type MixtureSpec } from './mixture.js';
+import { FileReader, imageFault, NO_PATH, readableImage, readJson, unreadableImage, unreadReason, type Location } from './files.js';
+import { checkHeap } from './heap.js';
 import { KeyList } from './keys.js';
-import { parquetManifest } from './parquet_manifest.js';
-import { expandPaths, lines } from './paths.js';
-import { describeSample, readCaptions, SampleSource, type CaptionLocation, type Sample } from './sample.js';
-import { indexTar, memberKey, type TarEntry } from './tar.js';
+import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
+import { manifestFiles, manifestRows, type ManifestRow } from './manifest.js';
+import { groupMembers, suffixOf, type Draft, type Member, type MemberNames } from './members.js';
+import { fillMixture, type MixtureSpec } from './mixture.js';
+import { expandPaths } from './paths.js';
+import { CaptionError, describeSample, readCaptions, SampleSource, type CaptionLocation, type Sample } from './sample.js';
+import type { Tolerance } from './skips.js';
+import { indexTar } from './tar.js';
+import { walk } from './walk.js';
 
 interface SourceChoice {
   /** Language of captions that do not say theirs. Default "en". */
   language?: string;
   /** A key list (`KeyList`): only the samples it names are used. */
   keys?: string;
+  /** Which files, columns or keys are image and caption, where they are not the usual ones. */
+  members?: MemberNames;
 }
 
 /** What to open; plain JSON, so that it can stand in a config. */
@@ -40,10 +47,10 @@ export type SingleSourceSpec =
   /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
   | ({ type: 'folder'; path: string } & SourceChoice)
   /**
-   * A .jsonl of `{image, caption | captions, ...}`, or a .parquet with such columns; image paths are relative to the
-   * manifest.
+   * A .jsonl of `{image, caption | captions, ...}`, or a .parquet, .csv or .tsv with such columns; image paths are relative to
+   * the manifest. `file_name` stands for `image` too, and a .parquet may hold the images. Patterns and folders of parts as for tars.
    */
-  | ({ type: 'manifest'; path: string } & SourceChoice)
+  | ({ type: 'manifest'; path: string | string[] } & SourceChoice)
   /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
   | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] }
   /** One split, train by default, of what `buildScenes` makes. */
@@ -52,29 +59,30 @@ export type SingleSourceSpec =
 /** Options of `openSource`. */
 export interface SourceOptions {
   /**
-   * Most samples that may be skipped before it is an error; default 1 % of the samples or 100, the
-   * larger.
+   * Most samples that may be skipped before it is an error, as a number or as a share such as "2%"; default 1 % of the
+   * samples or 100, the larger. A tar that lost its end lost an unknown number of samples with it, so it is an error unless this
+   * is given.
    */
-  maxSkips?: number;
-  /**
-   * Counts as skips what is an error otherwise: a damaged tar gives the samples before the damage, an unreadable manifest
-   * none; any number of skips and an empty collection are fine. For whoever counts over many collections. Default false.
-   */
+  maxSkips?: Tolerance;
+  /** Any number of skips and an empty collection are fine, for whoever counts over many collections. Default false. */
   tolerant?: boolean;
+  /** Is told of the first skip of each kind when it happens, and what to know of memory. */
+  note?: (message: string) => void;
   /** Instead of the spec's key list. */
   keys?: KeyList;
   /** Ends indexing early with the signal's reason. */
   signal?: AbortSignal;
 }
 
-const kImages = new Set(['png', 'jpg', 'jpeg', 'webp', 'avif', 'gif', 'tif', 'tiff']);
+/** Bytes of JavaScript's heap that an indexed sample takes, and how often it is asked whether they will do. */
+const kSampleBytes = 450, kHeapEvery = 1 << 16;
 
 /**
  * Indexes a collection.
  *
  * @returns its samples; those without a caption, or with an empty image, are counted in `skips`
- * @throws DataError when a file is missing or a tar is damaged, nothing usable is found, or more
- *   samples are skipped than `maxSkips`; IoError when a file cannot be read; ConfigError for an
+ * @throws DataError when a file is missing or is not what it is named as, nothing usable is found, or more
+ *   samples are skipped than `maxSkips`, those lost with a damaged tar among them; IoError when a file cannot be read; ConfigError for an
  *   unknown `type`
  */
 export async function openSource(
@@ -82,7 +90,7 @@ export async function openSource(
   options: SourceOptions = {},
 ): Promise<SampleSource> {
   if (spec.type === 'mixture') {
-    const whole = new SampleSource('mixture', options.maxSkips);
+    const whole = new SampleSource('mixture', options.maxSkips, options.note);
     await fillMixture(whole, spec, (source) => openSource(source, options));
     return whole;
   }
@@ -92,15 +100,6 @@ export async function openSource(
   } finally {
     indexer.reader.close();
   }
-}
-
-/** The files of one sample, while they are being collected. */
-interface Draft {
-  key: string;
-  image?: Location;
-  mask?: Location;
-  json?: Location;
-  txt?: Location;
 }
 
 /** File names of a split's shards. Throws DataError when the folder is no scenes dataset or lacks the split. */
@@ -115,11 +114,6 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
   return found.shards.map((shard) => shard.file);
 }
 
-function lowerExtension(name: string): string {
-  const extension = path.extname(name);
-  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
-}
-
 class Indexer {
   readonly reader = new FileReader();
   private source!: SampleSource;
@@ -127,7 +121,12 @@ class Indexer {
   private readonly lists = new Map<string, readonly string[]>();
   private language = 'en';
   private keys: KeyList | undefined;
+  private members: MemberNames | undefined;
   private seen = 0;
+  /** Files of the collection, and those that are indexed. */
+  private files = 1;
+  private done = 0;
+  private warned = false;
 
   constructor(private readonly options: SourceOptions) {}
 
@@ -137,22 +136,19 @@ class Indexer {
       case 'webdataset': {
         const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
         await this.start(tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`, spec);
-        for (const tar of tars) await this.tar(tar);
+        await this.each(tars, (tar) => this.tar(tar));
         break;
       }
       case 'folder':
         await this.start(spec.path, spec);
         await this.folder(spec.path);
         break;
-      case 'manifest':
-        await this.start(spec.path, spec);
-        try {
-          await (spec.path.endsWith('.parquet') ? this.parquet(spec.path) : this.manifest(spec.path));
-        } catch (error) {
-          if (!this.options.tolerant || !(error instanceof DataError)) throw error;
-          this.source.skips.add('the manifest cannot be read', error.message);
-        }
+      case 'manifest': {
+        const files = await manifestFiles(spec.path);
+        await this.start(files.length === 1 ? files[0] as string : `${files.length} manifests`, spec);
+        await this.each(files, (file) => this.manifest(file));
         break;
+      }
       case 'emoji': {
         const manifest = readManifest(spec.path);
         const studios = manifest.studios.filter((studio) =>
@@ -189,18 +185,20 @@ class Indexer {
     }
     const { source } = this;
     if (this.options.tolerant) return source;
-    source.skips.check(source.length + source.skips.total, source.name);
+    if (source.length > 0) source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
-      const why = source.skips.total > 0 ? `: ${source.skips.summary()}`
-        : this.keys ? `: none of the ${this.keys.size} keys in ${this.keys.path} is there` : '';
-      throw new DataError(`${source.name}: no image with a caption was found${why}`);
+      const there = this.keys && source.skips.total === 0 ? `none of the ${this.keys.size} keys in ${this.keys.path} is there`
+        : await contentsOf(spec);
+      const why = [source.skips.total > 0 ? source.skips.summary() : '', there].filter((part) => part !== '');
+      throw new DataError(`${source.name}: no image with a caption was found${why.map((part, i) => `${i === 0 ? ': ' : '; '}${part}`).join('')}`);
     }
     return source;
   }
 
-  private async start(name: string, { language, keys }: SourceChoice = {}): Promise<void> {
-    this.source = new SampleSource(name, this.options.maxSkips);
+  private async start(name: string, { language, keys, members }: SourceChoice = {}): Promise<void> {
+    this.source = new SampleSource(name, this.options.maxSkips, this.options.note);
     this.language = language ?? 'en';
+    this.members = members;
     this.keys = this.options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
   }
 
@@ -212,38 +210,31 @@ class Indexer {
     }
   }
 
+  private async each(files: readonly string[], index: (file: string) => Promise<void>): Promise<void> {
+    this.files = files.length;
+    for (const file of files) {
+      await index(file);
+      this.done++;
+    }
+  }
+
   private async tar(file: string): Promise<void> {
     this.options.signal?.throwIfAborted();
-    const drafts = new Map<string, Draft>();
-    const onDamage = (error: DataError): void => void this.source.skips.add('the tar is damaged', error.message);
-    for (const entry of await indexTar(file, this.options.tolerant ? onDamage : undefined))
-      this.member(file, entry, drafts);
+    const { skips } = this.source;
+    let damage: { error: DataError; lost: readonly string[] | undefined } | undefined;
+    const entries = await indexTar(file, (error, lost) => { damage = { error, lost }; });
+    const group = (some: typeof entries, told: boolean): Map<string, Draft> => groupMembers(file, some, this.members,
+      (reason, name) => { if (told) skips.add(reason, `${file}:${name}`); }, (key) => !this.keys || this.keys.has(file, key));
+    const drafts = group(entries, true);
+    if (damage) {
+      const { error, lost } = damage;
+      const gone = lost && [...group(lost.map((name) => ({ name, offset: 0, size: 0 })), false).keys()].filter((key) => !drafts.has(key));
+      skips.add('the tar is damaged', error.message, gone ? { samples: Math.max(1, gone.length) } : { uncounted: true });
+    }
     for (const draft of drafts.values()) {
       await this.breathe();
       this.finish(draft, file);
     }
-  }
-
-  private member(file: string, entry: TarEntry, drafts: Map<string, Draft>): void {
-    const key = memberKey(entry.name);
-    if (key === undefined) return;
-    const extension = entry.name.slice(entry.name.lastIndexOf('.') + 1).toLowerCase();
-    const part = entry.name.endsWith('.mask.png')
-      ? 'mask'
-      : kImages.has(extension)
-      ? 'image'
-      : extension === 'json' || extension === 'txt'
-        ? extension
-        : undefined;
-    if (part === undefined) return;
-    if (this.keys && !this.keys.has(file, key)) return;
-    let draft = drafts.get(key);
-    if (draft === undefined) drafts.set(key, (draft = { key }));
-    if (draft[part] !== undefined) {
-      this.source.skips.add('a second member of the same kind', `${file}:${entry.name}`);
-      return;
-    }
-    draft[part] = { path: file, offset: entry.offset, size: entry.size };
   }
 
   /** Makes a sample of what was collected, or counts why not. */
@@ -251,31 +242,31 @@ class Indexer {
     const { key, image, json, txt } = draft;
     const { source, reader, language } = this;
     const example = image !== undefined && image.size < 0 ? image.path : `${file}:${key}`;
-    if (image === undefined) return void source.skips.add('no image', example);
+    if (image === undefined) return void source.skips.add(draft.unread === undefined ? 'no image' : unreadReason(draft.unread), example);
+    if (image.fault !== undefined) return void source.skips.add(`the image is ${image.fault}`, example);
     if (image.size === 0) return void source.skips.add('empty image', example);
-    let parsed: ParsedCaptions | undefined;
-    let location: CaptionLocation | undefined;
-    let meta: Record<string, unknown> = {};
-    if (json !== undefined) {
-      location = { ...json, format: 'json' };
-      try {
-        parsed = readCaptions(reader, { key, captions: location, language });
-        meta = parsed.meta;
-      } catch (error) {
-        if (!(error instanceof DataError)) throw error;
-        return void source.skips.add('captions are not valid JSON', example);
+    // img2dataset writes both: captions in the .txt, and a .json that may or may not repeat them.
+    const candidates = [[json, 'json'], [txt, 'txt']] as const;
+    let parsed: ParsedCaptions | undefined, location: CaptionLocation | undefined, meta: Record<string, unknown> = {};
+    let fault: string | undefined;
+    for (const [member, format] of [0, 1].flatMap((rank) => candidates.filter(([one]) => one?.rank === rank))) {
+      const beside = member!.rank > 0 && this.members?.caption !== undefined;
+      if (member!.fault !== undefined) fault ??= `the captions are ${member!.fault}`;
+      else if (parsed === undefined || beside) {
+        const at: CaptionLocation = { ...placeOf(member!), format };
+        try {
+          const found = readCaptions(reader, { key, captions: at, language });
+          if (format === 'json') ({ meta } = found);
+          if (found.captions.length > 0 && !beside) [parsed, location] = [found, at];
+        } catch (error) {
+          if (!(error instanceof CaptionError)) throw error;
+          if (!beside) fault ??= error.reason;
+        }
       }
     }
-    // img2dataset writes both: captions in the .txt, and a .json that may or may not repeat them.
-    if ((parsed === undefined || parsed.captions.length === 0) && txt !== undefined) {
-      location = { ...txt, format: 'txt' };
-      parsed = readCaptions(reader, { key, captions: location, language });
-    }
-    if (location === undefined || parsed === undefined || parsed.captions.length === 0) {
-      return void source.skips.add('no caption', example);
-    }
-    const sample = this.push(key, image, location, parsed, meta);
-    if (sample !== undefined && draft.mask !== undefined) sample.mask = draft.mask;
+    if (location === undefined || parsed === undefined) return void source.skips.add(fault ?? 'no caption', example);
+    const sample = this.push(key, placeOf(image), location, parsed, meta);
+    if (sample !== undefined && draft.mask !== undefined && draft.mask.fault === undefined) sample.mask = placeOf(draft.mask);
   }
 
   private push(
@@ -286,6 +277,7 @@ class Indexer {
     meta: Record<string, unknown>,
   ): Sample | undefined {
     const { source } = this;
+    if (source.length % kHeapEvery === kHeapEvery - 1) this.checkHeap();
     const language = this.detector ? this.identify(parsed) : this.language;
     if (language === undefined) {
       source.skips.add('captions in no language', describeSample({ key, image }));
@@ -315,73 +307,81 @@ class Indexer {
     return found ?? (silent.length < captions.length ? UNDETERMINED : undefined);
   }
 
+  /** Says once, and early, when the collection will not fit. */
+  private checkHeap(): void {
+    const share = this.done === 0 ? undefined : this.done / this.files;
+    const warning = checkHeap(this.source.name, this.source.length, kSampleBytes, share);
+    if (warning !== undefined && !this.warned) this.options.note?.(warning);
+    this.warned ||= warning !== undefined;
+  }
+
   private async folder(folder: string): Promise<void> {
-    let names: string[];
-    try {
-      names = (await fs.promises.readdir(folder, { recursive: true })).sort();
-    } catch (cause) {
-      throw fileError(cause, 'read', folder);
-    }
+    const { names, unnamed } = await walk(folder), { skips } = this.source, { members } = this;
+    for (const name of unnamed) skips.add('the name is not UTF-8', path.join(folder, name));
     // Cameras and Windows write IMG.JPG and IMG.TXT; members of tars are taken in any case too.
     const present = new Map(names.map((name) => [lowerExtension(name), name]));
+    const named = members?.image?.replace(/^\./, '').toLowerCase(), caption = members?.caption?.replace(/^\./, '').toLowerCase();
     for (const name of names) {
-      const extension = path.extname(name);
-      if (!kImages.has(extension.slice(1).toLowerCase()) || path.basename(name).startsWith('.'))
-        continue;
+      const suffix = suffixOf(name.replaceAll(path.sep, '/')), unread = unreadableImage(name);
+      if (named === undefined ? !readableImage(name) && unread === undefined : suffix !== named) continue;
       if (this.keys && !this.keys.has(folder, name)) continue;
       await this.breathe();
-      const stem = name.slice(0, -extension.length);
-      const file = path.join(folder, name);
-      const draft: Draft = { key: name, image: { path: file, offset: 0, size: -1 } };
-      for (const part of ['json', 'txt'] as const) {
-        const beside = present.get(`${stem}.${part}`);
-        if (beside !== undefined) draft[part] = { path: path.join(folder, beside), offset: 0, size: -1 };
+      // A sample's image is named by itself here, so its stem ends at the last dot; not where a member was named.
+      const stem = named === undefined ? name.slice(0, -path.extname(name).length) : name.slice(0, -suffix.length - 1);
+      const file = path.join(folder, name), whole = { offset: 0, size: -1, rank: 0 };
+      const draft: Draft = { key: name, image: { path: file, name, ...whole } };
+      for (const ending of caption === undefined ? ['json', 'txt'] : [caption, ...(caption.endsWith('json') ? [] : ['json'])]) {
+        const beside = present.get(`${stem}.${ending}`), part = ending.endsWith('json') ? 'json' : 'txt';
+        if (beside !== undefined) draft[part] = { path: path.join(folder, beside), name: beside, ...whole, rank: ending === (caption ?? ending) ? 0 : 1 };
+      }
+      if (draft.json === undefined && draft.txt === undefined && isMemberOfOther(stem, present)) continue;
+      if (unread !== undefined && named === undefined) {
+        if (!kReadable.some((extension) => present.has(`${stem}.${extension}`))) skips.add(unreadReason(unread), file);
+        continue;
       }
       const fault = imageFault(file);
       if (fault === undefined) this.finish(draft, file);
-      else this.source.skips.add(fault, file);
+      else skips.add(fault, file);
     }
   }
 
   private async manifest(file: string): Promise<void> {
-    let number = 0;
-    for await (const { data, offset } of lines(file)) {
-      number++;
-      if (data.length === 0) continue;
+    const onSkip = (reason: string, example: string): void => void this.source.skips.add(reason, example);
+    for await (const row of manifestRows(file, { language: this.language, members: this.members, onSkip })) {
       await this.breathe();
-      const example = `${file} line ${number}`;
-      let parsed: ParsedCaptions;
-      try {
-        parsed = captionsFromJson(data, this.language);
-      } catch {
-        this.source.skips.add('the line is not valid JSON', example);
-        continue;
-      }
-      this.row(file, example, { path: file, offset, size: data.length, format: 'json' }, parsed);
-    }
-  }
-
-  private async parquet(file: string): Promise<void> {
-    let number = 0;
-    for await (const row of parquetManifest(file)) {
-      number++;
-      await this.breathe();
-      const inline = JSON.stringify(row);
-      this.row(file, `${file} row ${number}`, { path: file, offset: 0, size: -1, format: 'json', inline },
-        captionsFromObject(row, this.language));
+      this.row(file, row);
     }
   }
 
   /** Makes a sample of a manifest's row, or counts why not. */
-  private row(file: string, example: string, captions: CaptionLocation, parsed: ParsedCaptions): void {
-    const { skips } = this.source, image = parsed.meta['image'];
-    if (typeof image !== 'string' || image === '') return void skips.add('no image', example);
-    if (this.keys && !this.keys.has(file, image)) return;
-    const location = { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 };
-    const fault = imageFault(location.path);
-    if (fault === NO_PATH) skips.add(fault, example);
+  private row(file: string, { example, image, key, captions, parsed }: ManifestRow): void {
+    const { skips } = this.source;
+    if (image === undefined || key === undefined) return void skips.add('no image', example);
+    if (this.keys && !this.keys.has(file, key)) return;
+    if (typeof image === 'string' && /^https?:/i.test(image)) return void skips.add('the image is an address, which is not fetched', example);
+    const location = typeof image === 'string' ? { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 } : image;
+    const fault = typeof image === 'string' ? imageFault(location.path) : image.size === 0 || image.within?.length === 0 ? 'empty image' : undefined;
+    if (fault === NO_PATH || typeof image !== 'string' && fault !== undefined) skips.add(fault, example);
     else if (fault !== undefined) skips.add(fault, location.path);
-    else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${image})`);
-    else this.push(image, location, captions, parsed, parsed.meta);
+    else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${key})`);
+    else this.push(key, location, captions, parsed, parsed.meta);
   }
+}
+
+/** What a sample keeps of a member. */
+function placeOf({ path: file, offset, size }: Member): Location {
+  return { path: file, offset, size };
+}
+
+function lowerExtension(name: string): string {
+  const extension = path.extname(name);
+  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
+}
+
+const kReadable = ['jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'avif', 'gif', 'tif', 'tiff'];
+
+/** Whether an image without captions, `KEY.depth.png`, is beside the `KEY.jpg` whose sample it belongs to. */
+function isMemberOfOther(stem: string, present: ReadonlyMap<string, string>): boolean {
+  const slash = stem.lastIndexOf(path.sep) + 1, dot = stem.indexOf('.', slash);
+  return dot > slash && kReadable.some((extension) => present.has(`${stem.slice(0, dot)}.${extension}`));
 }

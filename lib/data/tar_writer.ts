@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { settleDraft, trackDraft } from '../io/files.js';
 import { fileError } from './files.js';
-import { kBlock } from './tar.js';
+import { kBlock } from './tar_header.js';
 
 /**
  * A name for the temporary file of an atomic write: same folder (rename must not cross devices),

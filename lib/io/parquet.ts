@@ -2,6 +2,8 @@
 import { ByteWriter, parquetWrite, ParquetWriter } from 'hyparquet-writer';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaData } from 'hyparquet';
 import { DataError } from '../errors.js';
+import type { Location } from '../data/files.js';
+import { CODECS, unpackPage } from './codecs.js';
 import { ioError, writeFileAtomic } from './files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
@@ -85,8 +87,16 @@ export interface Table {
    * @throws DataError naming a column that the table lacks, or when the file is damaged
    */
   read(columns: readonly string[]): Promise<Columns>;
-  /** The same, a row group at a time, for tables of any size; values are as parquet has them. Throws likewise. */
-  groups(columns: readonly string[]): AsyncGenerator<Record<string, ArrayLike<unknown>>>;
+  /**
+   * The same, a row group at a time, for tables of any size; values are as parquet has them. Throws likewise.
+   * @param bytes whether byte arrays that are not said to be text stay bytes; default they are read as UTF-8
+   */
+  groups(columns: readonly string[], bytes?: boolean): AsyncGenerator<Record<string, ArrayLike<unknown>>>;
+  /**
+   * Where in the file a byte array of the group that `groups` gave last stands.
+   * @param leaf path of its column: `['image', 'bytes']`
+   */
+  place(value: Uint8Array, leaf: readonly string[]): Location;
 }
 
 /**
@@ -97,12 +107,15 @@ export async function openTable(path: string): Promise<Table> {
   const damaged = (cause: unknown): unknown => {
     const { code, syscall } = cause as NodeJS.ErrnoException;
     if (syscall !== undefined && code !== 'ENOENT') return ioError('read', path, cause);
+    if (cause instanceof DataError) return cause;
     return new DataError(code === 'ENOENT' ? `cannot read ${path}: there is no such file; check the path`
       : `${path}: is not a readable parquet file: ${(cause as Error).message}`, { cause });
   };
   let file: Awaited<ReturnType<typeof asyncBufferFromFile>>, metadata: FileMetaData;
   try {
     file = await asyncBufferFromFile(path);
+    const end = Buffer.from(await file.slice(Math.max(0, file.byteLength - 4), file.byteLength)).toString('latin1');
+    if (end === 'PARE') throw encrypted(path);
     metadata = await parquetMetadataAsync(file);
   } catch (cause) {
     throw damaged(cause);
@@ -113,41 +126,66 @@ export async function openTable(path: string): Promise<Table> {
     if (skip === 0) columns.push(metadata.schema[at]!.name);
     skip = Math.max(0, skip - 1) + (metadata.schema[at]!.num_children ?? 0);
   }
-  async function* groups(wanted: readonly string[]): AsyncGenerator<Record<string, ArrayLike<unknown>>> {
+  /** Pages that were unpacked for the group that is read: by their buffer, where they stand in the column's bytes. */
+  const pages = new Map<ArrayBufferLike, { at: number; size: number; codec: string }>();
+  let group = 0;
+  const compressors = Object.fromEntries(CODECS.map((codec) => [codec, (input: Uint8Array, unpacked: number) => {
+    let page = unpackPage(input, { codec, unpacked });
+    if (page.byteOffset !== 0 || page.buffer.byteLength !== page.length) page = page.slice();
+    pages.set(page.buffer, { at: input.byteOffset, size: input.length, codec });
+    return page;
+  }]));
+  async function* groups(wanted: readonly string[], bytes = false): AsyncGenerator<Record<string, ArrayLike<unknown>>> {
     const missing = wanted.find((column) => !columns.includes(column));
     if (missing !== undefined)
       throw new DataError(`${path}: there is no column "${missing}"; the columns are ${columns.join(', ')}`);
-    const scan = await parquetScan({ file, metadata, columns: [...wanted] })
+    if (metadata.row_groups.some((g) => g.columns.some((c) => c.crypto_metadata && wanted.includes(c.meta_data?.path_in_schema[0] ?? wanted[0]!))))
+      throw encrypted(path);
+    const scan = await parquetScan({ file, metadata, columns: [...wanted], compressors, utf8: !bytes, useOffsetIndex: false })
       .catch((cause: unknown) => { throw damaged(cause); });
     let rows = 0;
-    for (const { rowStart, rowEnd } of scan.ranges) {
-      const group: Record<string, ArrayLike<unknown>> = {};
+    for (const [index, { rowStart, rowEnd }] of scan.ranges.entries()) {
+      const values: Record<string, ArrayLike<unknown>> = {};
+      group = index;
+      pages.clear();
       try {
         for (const column of wanted) {
-          const values = await scan.readColumn({ column, rowStart, rowEnd });
-          if (values.length !== rowEnd - rowStart)
-            throw new Error(`column "${column}" has ${values.length} values for ${rowEnd - rowStart} rows`);
-          group[column] = values;
+          const read = await scan.readColumn({ column, rowStart, rowEnd });
+          if (read.length !== rowEnd - rowStart)
+            throw new Error(`column "${column}" has ${read.length} values for ${rowEnd - rowStart} rows`);
+          values[column] = read;
         }
       } catch (cause) {
         throw damaged(cause);
       }
       rows += rowEnd - rowStart;
-      yield group;
+      yield values;
     }
     if (wanted.length > 0 && rows !== Number(metadata.num_rows))
       throw damaged(new Error(`its row groups have ${rows} rows but it says ${metadata.num_rows}`));
   }
+  function place(value: Uint8Array, leaf: readonly string[]): Location {
+    const id = JSON.stringify(leaf);
+    const chunk = metadata.row_groups[group]!.columns.find((c) => JSON.stringify(c.meta_data?.path_in_schema) === id)?.meta_data;
+    if (!chunk) throw damaged(new Error(`it has no column ${leaf.join('.')}`));
+    const from = Number(chunk.dictionary_page_offset || chunk.data_page_offset), page = pages.get(value.buffer);
+    if (!page) return { path, offset: from + value.byteOffset, size: value.length };
+    return { path, offset: from + page.at, size: page.size,
+      within: { codec: page.codec, unpacked: value.buffer.byteLength, start: value.byteOffset, length: value.length } };
+  }
   return {
     rows: Number(metadata.num_rows), columns,
     metadata: new Map((metadata.key_value_metadata ?? []).map(({ key, value }) => [key, value ?? ''])),
-    groups,
+    groups, place,
     async read(wanted) {
       const out: Record<string, (string | number | null)[]> = Object.fromEntries(wanted.map((column) => [column, []]));
-      for await (const group of groups(wanted))
+      for await (const values of groups(wanted))
         for (const column of wanted)
-          for (const value of Array.from(group[column]!)) out[column]!.push(value as string | number | null);
+          for (const value of Array.from(values[column]!)) out[column]!.push(value as string | number | null);
       return out;
     },
   };
 }
+
+const encrypted = (path: string): DataError =>
+  new DataError(`${path}: is an encrypted Parquet file, which is not read; write it again without encryption`);

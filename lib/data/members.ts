@@ -1,0 +1,122 @@
+/**
+ * Which files make a sample: one rule for everything that reads collections.
+ *
+ * Files of one key, the path up to the first dot of its last part, belong together. `KEY.jpg`, `KEY.json` and `KEY.txt` are image and
+ * captions; where there is none of them, the first `KEY.more.jpg` and so on stands in. Names that begin with a dot are left out.
+ */
+import { readableImage, unreadableImage, type Location } from './files.js';
+import type { TarEntry } from './tar.js';
+
+/**
+ * Other members than `KEY.jpg` and `KEY.txt` or `KEY.json`, by what stands behind the key and its dot; of a manifest, other
+ * columns or keys.
+ */
+export interface MemberNames {
+  /** For example `depth.png`. */
+  image?: string;
+  /** For example `syn.txt` or `blip.json`; what does not end in `.json` is text. */
+  caption?: string;
+}
+
+/** What a member is to its sample. */
+type Part = 'image' | 'mask' | 'json' | 'txt';
+
+/** A chosen member. */
+export interface Member extends Location {
+  name: string;
+  /** 0 for one whose name says it, 1 for a stand-in. */
+  rank: number;
+  fault?: string;
+}
+
+/** The members of one sample, while they are being collected. */
+export interface Draft {
+  key: string;
+  image?: Member;
+  mask?: Member;
+  json?: Member;
+  txt?: Member;
+  /** Extension of an image that is of no kind that is read. */
+  unread?: string;
+  /** Members that others of their kind leave no place for. */
+  extra?: { name: string; part: Part; rank: number }[];
+}
+
+/** Whether a part of a path, in the collection, begins with a dot: what a file manager hides. */
+export function isHidden(name: string): boolean {
+  return /(?:^|[/\\])\.(?!\.?(?:[/\\]|$))/.test(name);
+}
+
+/**
+ * The sample that a member belongs to by WebDataset's rule: the path up to the first dot of its last part. undefined for
+ * hidden files and those without an extension.
+ */
+export function memberKey(name: string): string | undefined {
+  const slash = name.lastIndexOf('/') + 1, dot = name.indexOf('.', slash);
+  return dot <= slash || isHidden(name) ? undefined : name.slice(0, dot);
+}
+
+/** What follows the key and its dot, in small letters. */
+export function suffixOf(name: string): string {
+  const slash = name.lastIndexOf('/') + 1;
+  return name.slice(name.indexOf('.', slash) + 1).toLowerCase();
+}
+
+const plain = (suffix: string | undefined): string | undefined => suffix?.replace(/^\./, '').toLowerCase();
+
+/** What a member with this suffix is. */
+export function partOf(suffix: string, names: MemberNames = {}): { part: Part; rank: number } | undefined {
+  const image = plain(names.image), caption = plain(names.caption);
+  const extension = suffix.slice(suffix.lastIndexOf('.') + 1), rank = extension === suffix ? 0 : 1;
+  if (suffix === image) return { part: 'image', rank: 0 };
+  if (suffix === caption) return { part: extension === 'json' ? 'json' : 'txt', rank: 0 };
+  if (suffix === 'mask.png') return { part: 'mask', rank: 0 };
+  if (suffix.endsWith('.mask.png')) return { part: 'mask', rank: 1 };
+  if (readableImage(suffix)) return image === undefined ? { part: 'image', rank: extension === 'svg' ? 1 : rank } : undefined;
+  // Beside a caption that was named, the .json is still asked for classes and regions.
+  if (extension === 'json') return caption === undefined ? { part: 'json', rank } : rank === 0 && !caption.endsWith('json') ? { part: 'json', rank: 1 } : undefined;
+  if (extension === 'txt') return caption === undefined ? { part: 'txt', rank } : undefined;
+  return undefined;
+}
+
+/** Called for a member that is not used. */
+export type OnLeftOut = (reason: string, name: string) => void;
+
+/**
+ * The members of each sample of a tar, samples in the order of their first member.
+ * @param wanted whether a key is of interest
+ */
+export function groupMembers(file: string, entries: readonly TarEntry[], names: MemberNames | undefined, onLeftOut: OnLeftOut,
+  wanted: (key: string) => boolean = () => true): Map<string, Draft> {
+  const drafts = new Map<string, Draft>();
+  for (const { name, offset, size, fault } of entries) {
+    const key = memberKey(name);
+    if (key === undefined) continue;
+    const suffix = suffixOf(name), is = partOf(suffix, names), unread = is ? undefined : unreadableImage(suffix);
+    if (!is && unread === undefined) continue;
+    let draft = drafts.get(key);
+    if (!draft) {
+      if (!wanted(key)) continue;
+      drafts.set(key, draft = { key });
+    }
+    if (!is) {
+      draft.unread ??= unread!;
+      continue;
+    }
+    const { part, rank } = is, before = draft[part], member: Member = { path: file, offset, size, name, rank, ...(fault ? { fault } : {}) };
+    if (!before || rank < before.rank) {
+      if (before) (draft.extra ??= []).push({ name: before.name, part, rank: before.rank });
+      draft[part] = member;
+    } else if (before.name === name) {
+      // As whoever unpacks the tar gets it.
+      draft[part] = member;
+      onLeftOut('a member whose name comes again later', `${name} at byte ${before.offset}`);
+    } else (draft.extra ??= []).push({ name, part, rank });
+  }
+  for (const draft of drafts.values()) {
+    // A stand-in that is not needed is no loss, nor is a second caption file.
+    for (const { name, part, rank } of draft.extra ?? [])
+      if (draft[part]!.rank === rank) onLeftOut('a second member of the same kind', name);
+  }
+  return drafts;
+}
