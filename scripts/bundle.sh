@@ -10,6 +10,7 @@ nvcc=$(sh cuda/find_nvcc.sh) || { echo "bundle: there is no nvcc, so the CUDA ke
 npm run --silent build
 npm run --silent build:cuda-host
 mkdir -p build/conformance
+# shellcheck disable=SC2054  # the commas are nvcc's
 cuda_flags=(-std=c++20 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a)
 newer() { [ ! -e "$1" ] || [ -n "$(find cuda test/native -newer "$1" -name '*.c*' -print -quit)" ]; }
 if newer build/conformance/device; then
