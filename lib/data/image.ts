@@ -3,14 +3,15 @@
  * from PIL's by several grey levels, so the pipeline uses the package's own PIL-exact resize.
  */
 import type Sharp from 'sharp';
-import { DataError } from '../errors.js';
+import { DataError, Siglip2Error } from '../errors.js';
+import { wantError } from './exhausted.js';
 import { releaseMemory } from '../native.js';
 
 let library: Promise<typeof Sharp> | undefined;
 
 /**
  * sharp, with the first image: texts and raw pixels need not wait for it.
- * @throws DataError when it cannot be loaded
+ * @throws Siglip2Error ERR_NATIVE when it cannot be loaded
  */
 function loadSharp(): Promise<typeof Sharp> {
   library ??= import('sharp').then(({ default: sharp }) => {
@@ -22,7 +23,9 @@ function loadSharp(): Promise<typeof Sharp> {
     return sharp;
   }, (cause: unknown) => {
     const reason = (cause as Error).message.split('\n')[0];
-    throw new DataError(`images cannot be decoded (${reason}); run: npm install sharp`, { cause });
+    library = undefined;
+    // No DataError: the images are sound.
+    throw new Siglip2Error('ERR_NATIVE', `images cannot be decoded (${reason}); run: npm install sharp`, { cause });
   });
   return library;
 }
@@ -133,6 +136,8 @@ async function decode(bytes: Uint8Array, name: string, options: DecodeOptions): 
       channels: channels === 2 ? 4 : 3,
     };
   } catch (cause) {
+    const want = wantError(name, cause);
+    if (want) throw want;
     throw new DataError(
       `${name}: cannot decode the image: ${(cause as Error).message.replace(/\s+/g, ' ').trim()}` +
         (/pixel limit/.test((cause as Error).message)
