@@ -9,6 +9,12 @@ import { releaseMemory } from '../native.js';
 
 let library: Promise<typeof Sharp> | undefined;
 
+/** Names of files that are read as images. */
+export const READABLE_IMAGES = /\.(jpe?g|jpe|jfif|png|webp|avif|gif|tiff?|svg)$/i;
+/** Names of images that are not read: whoever leaves them out says so. */
+export const UNREADABLE_IMAGES =
+  /\.(hei[cf]|hif|jxl|jp2|j2k|jpx|jpf|bmp|dib|psd|ico|cur|p[bgpn]m|tga|exr|hdr|qoi|dng|cr[23]|nef|arw|orf|raf|rw2|eps|emf|wmf)$/i;
+
 /**
  * sharp, with the first image: texts and raw pixels need not wait for it.
  * @throws Siglip2Error ERR_NATIVE when it cannot be loaded
