@@ -2,12 +2,11 @@
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { FileReader } from '../data/files.js';
+import { READABLE_IMAGES } from '../data/image.js';
 import type { ImageInput } from '../data/input.js';
 import { expandPaths } from '../data/paths.js';
 import { indexTar } from '../data/tar.js';
 import { ConfigError, DataError } from '../errors.js';
-
-const IMAGE = /\.(jpe?g|png|webp|avif|gif|tiff?|svg)$/i;
 
 /** One image; its bytes are read when it is its turn. */
 export interface NamedImage {
@@ -18,7 +17,7 @@ export interface NamedImage {
 function folderImages(folder: string): string[] {
   return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
     const path = join(folder, entry.name);
-    return entry.isDirectory() ? folderImages(path) : entry.isFile() && IMAGE.test(entry.name) ? [path] : [];
+    return entry.isDirectory() ? folderImages(path) : entry.isFile() && READABLE_IMAGES.test(entry.name) ? [path] : [];
   });
 }
 
@@ -41,7 +40,7 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
       if (!info) throw new DataError(`${path}: there is no such file; check the path`);
       if (info.isDirectory()) images.push(...folderImages(path).sort().map((name) => ({ name, open: () => name })));
       else if (/\.tar$/i.test(path)) {
-        for (const { name, offset, size } of (await indexTar(path)).filter((e) => IMAGE.test(e.name))) {
+        for (const { name, offset, size } of (await indexTar(path)).filter((e) => READABLE_IMAGES.test(e.name))) {
           const full = `${path}:${name}`;
           images.push({ name: full, open: () => ({ bytes: reader.read({ path, offset, size }), name: full }) });
         }

@@ -11,15 +11,16 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
+import { isBadFile } from '../data/exhausted.js';
 import { DEFAULT_ALPHA, releaseDecoded, type RawImage } from '../data/image.js';
-import { decodeInput, type RawPixels } from '../data/input.js';
+import { useDecoded, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
 import { SkipCounter } from '../data/skips.js';
 import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import type { Encoder } from '../encoder.js';
 import { inBatches } from '../encoder/batching.js';
-import { ConfigError, DataError, IoError } from '../errors.js';
+import { ConfigError, DataError } from '../errors.js';
 import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { addChosenScores, addDiagonalScores } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
@@ -62,7 +63,7 @@ export interface ScoreSummary {
 
 /** Samples that are read, decoded and encoded together. */
 const CHUNK = 32;
-/** Samples of a chunk that are decoded at a time. */
+/** Samples of a chunk that are read at a time. */
 const LANES = 16;
 
 /** What a row says about an image and its caption. */
@@ -208,7 +209,7 @@ class Scorer {
     });
   }
 
-  /** A few at a time: a decoded photograph takes 36 MiB until it is shrunk. */
+  /** A few at a time, for what they hold until they are shrunk. */
   private async readAll(samples: readonly Sample[]): Promise<(DecodedPair | Skipped)[]> {
     const out: (DecodedPair | Skipped)[] = [];
     let next = 0;
@@ -226,15 +227,17 @@ class Scorer {
       const caption = pickCaption(captions, this.pick, sample);
       if (!caption) return { example, reason: 'the caption is in no language' };
       const bytes = this.reader.read(sample.image);
-      const image = await decodeInput({ bytes, name: example }, { alpha, signal });
-      const [learner, reference] = await Promise.all([
-        shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
-      ]);
-      if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
+      const { width, height, learner, reference } = await useDecoded({ bytes, name: example }, { alpha, signal }, async (image) => {
+        const [learner, reference] = await Promise.all([
+          shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
+        ]);
+        if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
+        return { width: image.width, height: image.height, learner, reference };
+      });
       const sha256 = createHash('sha256').update(bytes).digest('hex');
-      return { pair: { sample, caption, width: image.width, height: image.height, sha256 }, learner, reference };
+      return { pair: { sample, caption, width, height, sha256 }, learner, reference };
     } catch (error) {
-      if (!(error instanceof DataError || error instanceof IoError) || signal?.aborted) throw error;
+      if (!isBadFile(error) || signal?.aborted) throw error;
       const undecoded = error.message.includes('cannot decode');
       return { example, reason: undecoded ? 'the image cannot be decoded' : 'the file cannot be read' };
     }

@@ -4,15 +4,22 @@
  */
 import type Sharp from 'sharp';
 import type { Sharp as Pipeline } from 'sharp';
-import { DataError } from '../errors.js';
+import { DataError, Siglip2Error } from '../errors.js';
+import { wantError } from './exhausted.js';
 import { releaseMemory } from '../native.js';
 import { gifFrame, imageFormat, isCutJpeg, jpegComponents, ownOrientation, pngSamples, type GifFrame } from './image_file.js';
 
 let library: Promise<typeof Sharp> | undefined;
 
+/** Names of files that are read as images. */
+export const READABLE_IMAGES = /\.(jpe?g|jpe|jfif|png|webp|avif|gif|tiff?|svg)$/i;
+/** Names of images that are not read: whoever leaves them out says so. */
+export const UNREADABLE_IMAGES =
+  /\.(hei[cf]|hif|jxl|jp2|j2k|jpx|jpf|bmp|dib|psd|ico|cur|p[bgpn]m|tga|exr|hdr|qoi|dng|cr[23]|nef|arw|orf|raf|rw2|eps|emf|wmf)$/i;
+
 /**
  * sharp, with the first image: texts and raw pixels need not wait for it.
- * @throws DataError when it cannot be loaded
+ * @throws Siglip2Error ERR_NATIVE when it cannot be loaded
  */
 function loadSharp(): Promise<typeof Sharp> {
   library ??= import('sharp').then(({ default: sharp }) => {
@@ -24,7 +31,9 @@ function loadSharp(): Promise<typeof Sharp> {
     return sharp;
   }, (cause: unknown) => {
     const reason = (cause as Error).message.split('\n')[0];
-    throw new DataError(`images cannot be decoded (${reason}); run: npm install sharp`, { cause });
+    library = undefined;
+    // No DataError: the images are sound.
+    throw new Siglip2Error('ERR_NATIVE', `images cannot be decoded (${reason}); run: npm install sharp`, { cause });
   });
   return library;
 }
@@ -131,6 +140,8 @@ async function decode(bytes: Uint8Array, name: string, options: DecodeOptions): 
     // Around the first frame a GIF with a transparent colour is transparent, unless alpha is dropped.
     return gif && (gif.flag === undefined || alpha === 'drop') ? fillAround(decoded, gif) : decoded;
   } catch (cause) {
+    const want = wantError(name, cause);
+    if (want) throw want;
     throw new DataError(`${name}: ${whyNot(cause as Error, bytes, format, maxPixels)}`, { cause });
   }
 }
