@@ -6,6 +6,7 @@ import { defaultTokenizerPath } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import { CheckpointError, DeviceError } from '../errors.js';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
+import { writeFolderAtomic } from '../io/files.js';
 import { loadHfFolder, saveHfFolder, type TensorData } from '../io/hf.js';
 import type { Processor } from '../io/processor.js';
 import { writeSafetensors } from '../io/safetensors.js';
@@ -41,6 +42,18 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
     await writeSafetensors(join(folder, 'model_ema.safetensors'),
       [...await tensors(options.ema)].map(([name, t]) => ({ name, ...t })));
   }
+}
+
+/**
+ * Writes a model as a Hugging Face folder, which `load`, `loadModel` and other tools open. The folder is there whole or not
+ * at all; it takes the place of one of its name.
+ * @param options what texts need where it is not the default: a trimmed vocabulary, a tokenizer, `lowercase`; and the
+ *   moving average, `optimizer.ema`
+ * @throws IoError naming the file
+ */
+export function saveModel(folder: string, model: Siglip2Model, options: Partial<ModelFilesOptions> = {}): Promise<void> {
+  return writeFolderAtomic(folder, (tmp) =>
+    modelFiles(tmp, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null, ...options }));
 }
 
 /** How a checkpoint is loaded. */

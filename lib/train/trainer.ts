@@ -6,6 +6,7 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
+import { definedOnly } from '../check.js';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
 import { naflexUpdates } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
@@ -27,7 +28,7 @@ import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
 import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
-import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
+import { loaderOptions, shapeOf } from './preflight.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { OnlineSelection, type Selected, type SelectionFigures } from './selection.js';
@@ -173,7 +174,10 @@ export class Trainer {
       throw new ConfigError('init and start exclude each other; init takes the weights alone');
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
-      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
+      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(source, {
+        captions: data.captions, lowercase: data.lowercase, tokenizer: data.tokenizer, note,
+        decoder: (config.model as { decoder?: unknown }).decoder != null,
+      }) : null;
     const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
     const extra = objectiveShapes(config.objectives, shape);
     const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
