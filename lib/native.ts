@@ -82,6 +82,11 @@ export function packageRoot(): string {
   }
 }
 
+/** The package's version. */
+export function packageVersion(): string {
+  return (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version;
+}
+
 function load(): Addon {
   const root = packageRoot();
   // Both must be in the environment before the OpenMP runtime loads. Threads that wait spin for about a millisecond and
@@ -98,7 +103,9 @@ function load(): Addon {
     try {
       return attempt();
     } catch (e) {
-      errors.push(`  ${name}: ${(e as Error).message.split('\n')[0]}`);
+      // `bindings` lists a dozen places where builds of other tools would be.
+      const [first] = (e as Error).message.split('\n');
+      errors.push(`  ${name}: ${/^Could not locate the bindings file/.test(first!) ? 'there is no such file, nor one where other builds put it' : first}`);
     }
   }
   throw new DeviceError(

@@ -4,9 +4,8 @@ import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
-import type { Background } from '../data/background.js';
 import { buildEvalSets, type EvalSet } from '../data/evalset.js';
-import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
+import { renderReport, type Gallery, type ReportData } from '../eval/report.js';
 import { evaluateSuite, retrieve, type SetResult } from '../eval/zero_shot.js';
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
@@ -18,6 +17,7 @@ import type { StepMetrics } from '../train/trainer.js';
 import { isStaged } from '../train/recipe.js';
 import { deviceName } from '../tensor.js';
 import { presetCalled } from './config_argument.js';
+import { emojiSettings } from './eval.js';
 import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
@@ -27,7 +27,8 @@ const QUERIES: [language: string, codePoints: string][] = [
   ['en', '1f34e'], ['de', '1f431'], ['fr', '1f308'], ['ja', '1f41f'], ['ar', '1f338'], ['hi', '1f418'],
   ['ru', '2b50'], ['zh', '1f697'], ['ko', '1f433'], ['th', '1f34c'], ['el', '1f33b'], ['he', '1f98b'],
 ];
-const SET = 'unseen-studio-placed';
+/** The sets that the report's pictures come from. */
+const GALLERIES = ['seen-placed', 'unseen-studio-placed'];
 
 export const command: Command = {
   usage: 'quickstart [--preset quickstart] [--minutes 2] [--set key=value]… [--seed N]',
@@ -74,16 +75,12 @@ export const command: Command = {
     const loaded = await loadModel(trained.checkpoint);
     try {
       const size = loaded.model.config.vision.imageSize;
-      // Evaluation places artwork as training does, with seeds that training never uses.
-      const place = config.data.transforms.find((t) => t.name === 'place') as { scale?: [number, number]; backgrounds?: Background[] } | undefined;
-      const suite = await buildEvalSets(source.path, {
-        size, seed: config.seed, ...(place?.scale ? { scale: place.scale } : {}), ...(place?.backgrounds ? { backgrounds: place.backgrounds } : {}),
-      });
+      const suite = await buildEvalSets(source.path, { size, ...emojiSettings(config) });
       const tokenizer = await tokenizerOf(loaded);
       const progress = new Progress('evaluate');
       const sets: Record<string, SetResult> = {};
       for await (const [name, result] of evaluateSuite(loaded, suite, tokenizer, (done, total) => {
-        if (done % 12 === 0 || done === total) progress.update(done, total, { sets: Object.keys(sets).length });
+        progress.update(done, total, { sets: Object.keys(sets).length });
       })) sets[name] = result;
       progress.end();
 
@@ -92,19 +89,22 @@ export const command: Command = {
       await writeFileAtomic(join(config.out, 'eval.json'), `${JSON.stringify(summary, null, 2)}\n`);
       printSummary(sets);
 
-      const set = suite.sets.find((s) => s.name === SET)!;
-      const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
-      const queries = QUERIES.flatMap(([language, code]) => {
-        const id = ids.get(code);
-        return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
-      });
-      const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
-      const retrievals: Retrieval[] = await Promise.all(found.map(async (f) => ({
-        query: f.query, lang: f.language,
-        results: await Promise.all(f.images.map(async (i, k) => ({
-          png: await picture(set, i), correct: f.correct[k]!, label: suite.names[set.classes[i]!]!['en'] ?? '',
-        }))),
-      })));
+      const galleries: Gallery[] = [];
+      for (const name of GALLERIES) {
+        const set = suite.sets.find((s) => s.name === name)!;
+        const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
+        const queries = QUERIES.flatMap(([language, code]) => {
+          const id = ids.get(code);
+          return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
+        });
+        const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
+        galleries.push({ set: name, retrievals: await Promise.all(found.map(async (f) => ({
+          query: f.query, lang: f.language,
+          results: await Promise.all(f.images.map(async (i, k) => ({
+            png: await picture(set, i), correct: f.correct[k]!, label: suite.names[set.classes[i]!]!['en'] ?? '',
+          }))),
+        }))) });
+      }
       const data: ReportData = {
         ...summary, title: 'siglip2 quickstart', date: new Date(), seed: config.seed, device: deviceName(loaded.model.params.device), command,
         model: { name: loaded.model.config.name, parameters: loaded.model.params.segments.reduce((n, s) => n + s.size, 0), imageSize: size },
@@ -114,7 +114,7 @@ export const command: Command = {
           heldOut: manifest.studios.filter((s) => s.split === 'test').map((s) => s.name).join(', '),
         },
         curve: readCurve(join(config.out, 'metrics.jsonl')),
-        retrievals, gallery: SET,
+        galleries,
         attributions: [...manifest.studios, manifest.captionSource].map((s) =>
           ({ name: s.package, license: s.licence, author: s.attribution, url: s.licenceUrl })),
       };

@@ -94,6 +94,9 @@ export class GemmaTokenizer {
     this.cache = new Lru(cacheSize);
   }
 
+  /** Ids of captions that are longer. */
+  private readonly shortened = new WeakSet<Int32Array>();
+
   /**
    * The ids of each caption without padding, EOS last: 1 .. length of them, in the trimmed
    * vocabulary if there is one. The arrays are shared with the cache: do not write to them.
@@ -116,6 +119,11 @@ export class GemmaTokenizer {
       });
     }
     return out as Int32Array[];
+  }
+
+  /** How many of the captions are longer than `length` tokens, end mark included, and so are cut. */
+  async countCut(captions: readonly string[]): Promise<number> {
+    return (await this.idsOf(captions)).filter((ids) => this.shortened.has(ids)).length;
   }
 
   /** Ids of many captions, padded. @returns (captions.length, length) row by row */
@@ -165,7 +173,9 @@ export class GemmaTokenizer {
     const out = new Int32Array(n + 1);
     for (let i = 0; i < n; i++) out[i] = full[i] as number;
     out[n] = kEos;
-    return this.vocab === undefined ? out : this.vocab.map(out);
+    const ids = this.vocab === undefined ? out : this.vocab.map(out);
+    if (full.length > n) this.shortened.add(ids);
+    return ids;
   }
 }
 
