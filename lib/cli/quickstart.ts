@@ -13,6 +13,7 @@ import { loadModel } from '../model/files.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
+import { checkRun } from '../train/preflight.js';
 import type { StepMetrics } from '../train/trainer.js';
 import { isStaged } from '../train/recipe.js';
 import { deviceName } from '../tensor.js';
@@ -53,7 +54,8 @@ export const command: Command = {
     if (source.type !== 'emoji') throw new ConfigError('quickstart trains on the emoji data set; use `siglip2 train` for others');
     if (existsSync(config.out) && !isRun(config.out))
       throw new ConfigError(`${config.out}: is there and is no run of training; remove it or choose another out`);
-    const command = ['siglip2 quickstart', ...args].join(' ');
+    const command = ['siglip2 quickstart', ...args].join(' '), totalGiven = values.set.some((set) => set.startsWith('total='));
+    if (totalGiven) checkRun(config);  // before the artwork is made
 
     const manifest = await buildArtwork(source.path, config.data);
 
@@ -64,7 +66,7 @@ export const command: Command = {
       renameSync(config.out, old);
     }
     // As long as asked on any machine: its speed decides how many steps that is, unless the steps were given.
-    if (!values.set.some((set) => set.startsWith('total='))) {
+    if (!totalGiven) {
       const steps = await stepsIn(60 * minutes, config);
       console.error(`${minutes} minutes of training are ${steps} steps here; \`--set total=${steps}\` repeats this very run`);
       config = { ...config, total: steps };

@@ -49,8 +49,8 @@ const kMaxExpansion = 1_000_000;
 
 /**
  * The files that a pattern names: `{000..012}` counts (keeping leading zeros), `{a,b}` lists, `*` and `?` match within one
- * part of the path, and `**` as a part of it is any number of folders, none included; links to folders and names that begin
- * with a dot it passes over. Sorted by name within each wildcard.
+ * part of the path, and `**` as a part of it is any number of folders, none included, but not links to folders. Wildcards
+ * find no folder whose name begins with a dot. Sorted by name within each wildcard.
  * @throws DataError when a wildcard matches nothing
  */
 export function expandPaths(pattern: string): string[] {
@@ -79,7 +79,8 @@ function matches(folder: string, [part, ...rest]: readonly string[], first: bool
   }
   const regex = new RegExp(`^${part.replace(/[.+^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, '.*').replace(/\?/g, '.')}$`,
     's');  // a name may have line breaks
-  return entriesOf(folder, first).filter(({ name }) => regex.test(name))
+  const shown = (name: string): boolean => rest.length === 0 || !name.startsWith('.') || part.startsWith('.');
+  return entriesOf(folder, first).filter(({ name }) => regex.test(name) && shown(name))
     .flatMap((entry) => rest.length === 0 || !isFile(below(entry)) ? matches(below(entry), rest, false) : []);
 }
 
