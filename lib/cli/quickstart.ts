@@ -95,8 +95,9 @@ export const command: Command = {
       for (const name of GALLERIES) {
         const set = suite.sets.find((s) => s.name === name)!;
         const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
+        const rest = Array.from(set.candidates).filter((id) => !QUERIES.some(([, code]) => ids.get(code) === id));
         const queries = QUERIES.flatMap(([language, code]) => {
-          const id = ids.get(code);
+          const id = ids.get(code) ?? rest.shift();  // a smaller data set may lack it
           return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
         });
         const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
