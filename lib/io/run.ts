@@ -25,7 +25,8 @@ export function checkpointOf(source: string): string {
   if (typeof source !== 'string' || !statSync(source, { throwIfNoEntry: false })?.isDirectory()) return source;
   const newest = listCheckpoints(source).at(-1) ?? stagesOf(source).at(-1);
   if (newest !== undefined) return newest;
-  if (existsSync(join(source, 'metrics.jsonl')) || existsSync(join(source, STAGES_FILE)))
+  const isRun = (folder: string): boolean => ['metrics.jsonl', STAGES_FILE, 'checkpoints'].some((name) => existsSync(join(folder, name)));
+  if (isRun(source) || (!existsSync(join(source, 'config.json')) && readdirSync(source).some((name) => isRun(join(source, name)))))
     throw new CheckpointError(`${source}: is the folder of a training run that has no checkpoint yet; wait for its first one`);
   return source;
 }

@@ -127,9 +127,9 @@ test('mistakes in the stages are refused in one sentence', () => {
   refused((r) => { r.stages = {}; }, /at least one named stage/);
 });
 
-test('the folder of a recipe is no checkpoint, and the error says where they are', async () => {
+test('the folder of a recipe without a checkpoint is none, and the error says so', async () => {
   mkdirSync(join(folder, 'staged', 'base', 'checkpoints'), { recursive: true });
-  await expect(loadModel(join(folder, 'staged'))).rejects.toThrow(`a run in stages; give one of them, such as ${join(folder, 'staged', 'base')}`);
+  await expect(loadModel(join(folder, 'staged'))).rejects.toThrow(`${join(folder, 'staged')}: is the folder of a training run that has no checkpoint yet`);
 });
 
 test('objectives that the model cannot have are refused', async () => {
