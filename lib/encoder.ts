@@ -23,6 +23,7 @@ import { makeVisionInput, type Prepared, type VisionInput } from './encoder/visi
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
 import { ConfigError, DataError, DeviceError } from './errors.js';
 import { boxesOfPhrases, captionImages } from './eval/localize.js';
+import { checkpointOf } from './io/run.js';
 import { loadModel, type LoadedModel } from './model/files.js';
 import { tokenizerOf } from './model/tokenizer.js';
 import { noGrad } from './tape.js';
@@ -42,7 +43,7 @@ export interface DenseFeatures {
 
 /**
  * Loads a checkpoint. The tokenizer is loaded with the first text.
- * @param source a checkpoint's folder (ours or a released one), a big_vision .npz, or a hub id like `owner/name`
+ * @param source a checkpoint's folder (ours or a released one), a run's, which means its newest checkpoint, a big_vision .npz, or a hub id like `owner/name`
  * @throws CheckpointError, IoError, ConfigError; DeviceError when there is no such device; the signal's reason, at once
  * @example
  * using model = await load('models/siglip2-base-patch16-256');
@@ -61,6 +62,7 @@ export async function load(source: string, options: LoadOptions = {}): Promise<E
 }
 
 async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
+  source = checkpointOf(source);
   const loaded = await loadModel(source, { device, dtype, ...(options.signal ? { signal: options.signal } : {}) });
   try {
     const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);

@@ -83,6 +83,11 @@ export function packageRoot(): string {
   }
 }
 
+/** The package's version. */
+export function packageVersion(): string {
+  return (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version;
+}
+
 function load(): Addon {
   const root = packageRoot();
   process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? availableCores());  // the addon reads it once
@@ -96,7 +101,9 @@ function load(): Addon {
     try {
       return attempt();
     } catch (e) {
-      errors.push(`  ${name}: ${(e as Error).message.split('\n')[0]}`);
+      // `bindings` lists a dozen places where builds of other tools would be.
+      const [first] = (e as Error).message.split('\n');
+      errors.push(`  ${name}: ${/^Could not locate the bindings file/.test(first!) ? 'there is no such file, nor one where other builds put it' : first}`);
     }
   }
   throw new DeviceError(

@@ -39,8 +39,8 @@ template <class F> napi_value guarded(Instance& self, F&& f) {
 
 // One op: decode by the entry's signature, pick the device, enqueue. The hot path, hence raw Node-API.
 napi_value call_op(napi_env env, napi_callback_info info) {
-  napi_value argv[32];
-  size_t argc = 32;
+  napi_value argv[most_arguments];
+  size_t argc = most_arguments;
   void* data;
   napi_get_cb_info(env, info, &argc, argv, nullptr, &data);
   const auto& entry = *static_cast<const OpEntry*>(data);

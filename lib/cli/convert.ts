@@ -14,7 +14,7 @@ export function dtypeOption(text: string | undefined): ConvertOptions['dtype'] {
 
 export const command: Command = {
   usage: 'convert SOURCE TARGET [--dtype f32|f16|bf16]',
-  summary: 'a checkpoint (folder, big_vision .npz, hub id) to a Hugging Face folder, or to .npz when TARGET ends in it',
+  summary: 'a checkpoint (folder, run, big_vision .npz, hub id) to a Hugging Face folder, or to .npz when TARGET ends in it',
   async run(args) {
     const { values, positionals } = parseArgs({ args, allowPositionals: true, options: { dtype: { type: 'string' } } });
     const [source, target, ...more] = positionals;

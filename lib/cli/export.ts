@@ -2,7 +2,6 @@
 import { parseArgs } from 'node:util';
 import { ConfigError } from '../errors.js';
 import { convertCheckpoint, type ConvertOptions } from '../io/convert.js';
-import { listCheckpoints } from '../train/checkpoint.js';
 import { dtypeOption } from './convert.js';
 import type { Command } from './main.js';
 
@@ -26,7 +25,7 @@ export const command: Command = {
       format, dtype: dtypeOption(values.dtype), ...(values.opset !== undefined ? { opset: Number(values.opset) } : {}),
       ...(values['external-above'] !== undefined ? { externalAbove: megabytes * 1e6 } : {}),
     };
-    await convertCheckpoint(listCheckpoints(where).at(-1) ?? where, values.out, options);
+    await convertCheckpoint(where, values.out, options);
     console.log(`wrote ${values.out}`);
     return 0;
   },

@@ -30,7 +30,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
 };
 
 async function help(): Promise<string> {
-  const lines = ['usage: siglip2 <command> [options]', ''];
+  const lines = ['usage: siglip2 <command> [options], siglip2 --version', ''];
   for (const load of Object.values(COMMANDS)) {
     const { command } = await load();
     lines.push(`  ${command.usage}`, `      ${command.summary}`);
@@ -43,6 +43,10 @@ async function main(argv: string[]): Promise<number> {
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     console.log(await help());
     return name === undefined ? 2 : 0;
+  }
+  if (name === '--version' || name === '-V' || name === 'version') {
+    console.log((await import('../native.js')).packageVersion());
+    return 0;
   }
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!load) {

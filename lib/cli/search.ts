@@ -19,7 +19,7 @@ import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages, type NamedImage } from './images.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
-import { Progress } from './progress.js';
+import { counted, Progress } from './progress.js';
 import { renderSearchPage, type SearchResult } from './search_page.js';
 
 const filesJson = z.array(z.strictObject({ name: z.string(), stamp: z.string() }));
@@ -120,7 +120,8 @@ export const command: Command = {
         if (process.stdin.isTTY) typed.prompt();
       }
     }
-    console.error(`${names.length} images, page: ${values.out}`);
+    console.error(`${counted(names.length, 'image')}, ${results.length > 0 ? `page: ${values.out}`
+      : 'no page, for nothing was asked; give queries as arguments or one a line'}`);
     return 0;
   },
 };

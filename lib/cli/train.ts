@@ -4,6 +4,8 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { buildEmojiDataset, type EmojiManifest } from '../data/datasets/emoji.js';
 import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { STAGES_FILE } from '../io/run.js';
 import { checkTrainConfig, type TrainConfig } from '../train/config.js';
 import { checkStages, isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
 import { Trainer, type StepMetrics } from '../train/trainer.js';
@@ -42,6 +44,9 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
     return 0;
   }
   checkStages(stages);
+  const { out } = value as { out: string };
+  await makeFolder(out);
+  await writeFileAtomic(join(out, STAGES_FILE), `${JSON.stringify(stages.map(({ name }) => name))}\n`);
   for (const stage of stages) {
     const progress = stageProgress(stage.config.out);
     if (progress === 'finished') {
@@ -69,7 +74,7 @@ async function buildSource(source: Exclude<TrainConfig['data']['source'], { type
   const progress = new Progress('scenes');
   await buildScenes(source.path, {
     ...source.build as SceneOptions,
-    onProgress: (done, total) => { if (done % 200 === 0 || done === total) progress.update(done, total, {}); },
+    onProgress: (done, total) => progress.update(done, total, {}),
   });
   progress.end();
 }
@@ -113,7 +118,7 @@ export async function train(config: TrainConfig, options: { resume?: boolean } =
   };
   process.on('SIGINT', onSignal);
   process.on('SIGTERM', onSignal);
-  const progress = new Progress('train');
+  const progress = new Progress('train', process.stderr, 0);  // every step that is to be logged
   let trainer: Trainer | undefined;
   try {
     await buildData(config);
@@ -144,6 +149,10 @@ export async function train(config: TrainConfig, options: { resume?: boolean } =
     progress.end();
     if (saved !== trainer.step || checkpoint === '') checkpoint = await trainer.save();
     if (trainer.loader.skips.total > 0) console.error(`skipped samples: ${trainer.loader.skips.summary()}`);
+    const { all, cut } = trainer.loader.texts;
+    if (cut > 0)
+      console.error(`${cut} of ${all} texts (${(100 * cut / all).toPrecision(2)} %) are longer than ${trainer.model.config.text.length} tokens ` +
+        'and were cut (model.length)');
     console.error(`${stop.signal.aborted ? 'interrupted at' : 'done:'} step ${trainer.step}, ${checkpoint}`);
     return { interrupted: stop.signal.aborted, checkpoint, last, trainer: { step: trainer.step, totalSteps: trainer.totalSteps } };
   } finally {

@@ -13,6 +13,7 @@ import { ConfigError, DataError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { f32ToF16 } from '../io/half.js';
 import { writeTable, type Columns } from '../io/parquet.js';
+import { packageVersion } from '../native.js';
 import type { DeviceName } from '../tensor.js';
 import { groupDuplicates, nearPairs, type Duplicates, type HalfRows } from './duplicates.js';
 import {
@@ -179,7 +180,10 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
       at += table.rows;
     }
   }
-  await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups());
+  const { units: _, ...made } = settings, { near = 0.97 } = options;
+  await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups(), {
+    siglip2: JSON.stringify({ by: `siglip2 ${packageVersion()}`, ...made, near, leakage: options.leakage !== undefined }),
+  });
   const asLines = (list: readonly object[]): string => list.map((item) => `${JSON.stringify(item)}\n`).join('');
   await writeFileAtomic(join(folder, 'skipped.jsonl'), asLines(skipped));
   const leaks = join(folder, 'leaks.jsonl');

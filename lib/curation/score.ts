@@ -286,17 +286,28 @@ class Scorer {
   }
 }
 
+/** In what two ways of scoring differ, in words; the name of a model may change, for it may have moved. */
+function differences(before: ScoreSettings, now: ScoreSettings): string[] {
+  const model = (name: 'learner' | 'reference', option: string): string[] => {
+    const [a, b] = [before[name], now[name]], numbers = ['dim', 'scale', 'bias'] as const;
+    if (!a || !b) return a === b ? [] : [`${option} was ${a?.source ?? 'not given'} but is ${b?.source ?? 'not given'}`];
+    const wrong = numbers.filter((key) => a[key] !== b[key]);
+    return wrong.length === 0 ? [] : [`${option} was ${a.source} but is ${b.source} (${
+      wrong.map((key) => `${key} ${a[key]} and ${b[key]}`).join(', ')})`];
+  };
+  const options = (['pick', 'block', 'processor', 'dtype', 'alpha'] as const).filter((key) => before[key] !== now[key]);
+  return [...model('learner', '--model'), ...model('reference', '--reference'),
+    ...options.map((key) => `--${key} was ${before[key]} but is ${now[key]}`)];
+}
+
 /** Writes score.json, or checks that the folder's earlier scores were made in the same way and adds the new units. */
 async function claimFolder(out: string, settings: ScoreSettings): Promise<void> {
   const file = join(out, 'score.json');
   let units = settings.units;
   if (existsSync(file)) {
-    const before = readSettings(out), nameless = <T>(model: T): T => ({ ...model, source: '' });
-    const own = (s: ScoreSettings) => JSON.stringify({
-      ...s, units: null, learner: nameless(s.learner), reference: s.reference && nameless(s.reference),
-    });
-    if (own(before) !== own(settings))
-      throw new ConfigError(`${out} has scores of another model or with other options (score.json); ` +
+    const before = readSettings(out), other = differences(before, settings);
+    if (other.length > 0)
+      throw new ConfigError(`${out} has scores that were made otherwise (score.json): ${other.join('; ')}; ` +
         'choose another --out, or remove the folder');
     units = [...new Set([...before.units, ...units])];
     if (units.length === before.units.length) return;

@@ -85,6 +85,8 @@ interface Pending {
 export class DataLoader implements AsyncIterable<Batch> {
   /** Samples that could not be used, those of indexing included. */
   readonly skips: SkipCounter;
+  /** Captions of the batches so far, and those that were cut to the tokenizer's length. */
+  readonly texts = { all: 0, cut: 0 };
   private readonly sampler: Sampler;
   private readonly config: BuilderConfig;
   private readonly sites: Site[] = [];
@@ -249,6 +251,8 @@ export class DataLoader implements AsyncIterable<Batch> {
     this.pump();
     const { built, plan } = entry;
     this.account?.add(entry.current);
+    this.texts.all += built.texts.length;
+    this.texts.cut += built.cut ?? 0;
     return {
       ...built,
       ...(this.account ? { drawn: this.account.drawn } : {}),

@@ -10,6 +10,7 @@ import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
 import { captionsFromJson, captionsFromObject, type ParsedCaptions } from './captions.js';
+import { contentsOf } from './contents.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
 import { FileReader, fileError, imageFault, NO_PATH, readJson, type Location } from './files.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
@@ -192,7 +193,8 @@ class Indexer {
     source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
       const why = source.skips.total > 0 ? `: ${source.skips.summary()}`
-        : this.keys ? `: none of the ${this.keys.size} keys in ${this.keys.path} is there` : '';
+        : this.keys ? `: none of the ${this.keys.size} keys in ${this.keys.path} is there`
+          : (await contentsOf(spec)).replace(/^./s, ': $&');
       throw new DataError(`${source.name}: no image with a caption was found${why}`);
     }
     return source;

@@ -90,6 +90,8 @@ export class GemmaTokenizer {
   readonly #shape: TokenizerShape;
   readonly #cache: Lru<string, Int32Array>;
   readonly #others = new Map<number, GemmaTokenizer>();
+  /** Ids of captions that are longer. */
+  readonly #shortened = new WeakSet<Int32Array>();
 
   /** @param backend which library tokenises */
   constructor(readonly backend: TokenizerBackend, codec: Codec, shape: TokenizerShape) {
@@ -123,6 +125,11 @@ export class GemmaTokenizer {
       });
     }
     return out as Int32Array[];
+  }
+
+  /** How many of the captions are longer than `length` tokens, end mark included, and so are cut. */
+  async countCut(captions: readonly string[]): Promise<number> {
+    return (await this.idsOf(captions)).filter((ids) => this.#shortened.has(ids)).length;
   }
 
   /** Ids of many captions, padded. @returns (captions.length, length) row by row */
@@ -174,6 +181,7 @@ export class GemmaTokenizer {
       throw new DataError(`the tokenizer gives id ${most} but the model's token table has ${rows} rows; ` +
         'its tokenizer.json is of another model');
     }
+    if (full.length > n) this.#shortened.add(ids);
     return ids;
   }
 }

@@ -1,20 +1,21 @@
 /** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
 import { existsSync } from 'node:fs';
-import { readdir, stat } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { stat } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
 import { loadHfFolder } from './hf.js';
 import type { HfFolder } from './hf.js';
 import { hubFolder, isHubId } from './hub.js';
 import { defaultProcessor } from './processor.js';
+import { checkpointOf } from './run.js';
 import { missingTokenizer } from './tokenizer_file.js';
 
 /** A checkpoint whose header was read and checked; weights come from `reader`, by Hugging Face name. */
 export type Checkpoint = HfFolder;
 
 /**
- * Opens a checkpoint by path or hub id. What exists on the disk wins over a hub id of the same spelling.
+ * Opens a checkpoint by path or hub id; of a run's folder its newest one (`checkpointOf`). What exists on the disk wins over a hub id of the same spelling.
  * @throws CheckpointError naming the file and key or tensor; IoError when the disk or the network says no
  */
 export async function openCheckpoint(source: string, options: { signal?: AbortSignal | undefined } = {}): Promise<Checkpoint> {
@@ -29,26 +30,9 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
     };
   }
   if (existsSync(source)) {
-    if ((await stat(source)).isDirectory()) {
-      await checkNoRun(source);
-      return loadHfFolder(source);
-    }
+    if ((await stat(source)).isDirectory()) return loadHfFolder(checkpointOf(source));
     throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
   }
   if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);
   return loadHfFolder(await hubFolder(source, options));
-}
-
-/** Throws CheckpointError for the folder of a training run, whose checkpoints lie deeper, saying where. */
-async function checkNoRun(folder: string): Promise<void> {
-  const names = async (path: string): Promise<string[]> => (await readdir(path).catch(() => [])).sort();
-  const newest = (await names(join(folder, 'checkpoints'))).filter((name) => name.startsWith('step-')).at(-1);
-  if (newest !== undefined)
-    throw new CheckpointError(`${folder}: is the folder of a training run; give one of its checkpoints, such as ` +
-      join(folder, 'checkpoints', newest));
-  if (existsSync(join(folder, 'config.json'))) return;
-  const stage = (await names(folder)).filter((name) => existsSync(join(folder, name, 'checkpoints'))).at(-1);
-  if (stage !== undefined)
-    throw new CheckpointError(`${folder}: is the folder of a run in stages; give one of them, such as ` +
-      join(folder, stage));
 }

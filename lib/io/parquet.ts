@@ -61,7 +61,7 @@ export async function writeTable(path: string, schema: Readonly<Record<string, C
       ...(schema[name] === 'string' ? { type: 'BYTE_ARRAY' as const, converted_type: 'UTF8' as const }
         : { type: schema[name]!.startsWith('int') ? 'INT32' as const : 'FLOAT' as const }),
     }))],
-    kvMetadata: Object.entries(metadata).map(([key, value]) => ({ key, value })),
+    kvMetadata: Object.entries({ ...metadata, ...pandasTypes(schema) }).map(([key, value]) => ({ key, value })),
   });
   await writeFileAtomic(path, (async function* () {
     for await (const group of groups) {
@@ -73,6 +73,15 @@ export async function writeTable(path: string, schema: Readonly<Record<string, C
     await parquet.finish();
     yield writer.take();
   })());
+}
+
+/** What pandas needs to be told: it reads an integer column with nulls as floats otherwise. */
+function pandasTypes(schema: Readonly<Record<string, ColumnType>>): Record<string, string> {
+  const columns = Object.keys(schema).filter((name) => schema[name] === 'int?').map((name) => ({
+    name, field_name: name, pandas_type: 'int32', numpy_type: 'Int32', metadata: null,
+  }));
+  return columns.length === 0 ? {}
+    : { pandas: JSON.stringify({ index_columns: [], column_indexes: [], columns, pandas_version: '1.0.0' }) };
 }
 
 /** An open table. */

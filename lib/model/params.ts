@@ -5,6 +5,7 @@
  * A bf16 model that is not trained has no f32 masters of its matrices: `values` then holds the vectors and positions
  * alone, and `copy` holds the matrices.
  */
+import { check } from '../check.js';
 import { CheckpointError } from '../errors.js';
 import { native, op, type Handle } from '../native.js';
 import { bf16ToF32 } from '../io/half.js';
@@ -162,8 +163,14 @@ export class ParamStore {
   }
   zeroGrad(): void { this.grads?.zero(); }
 
-  /** Every parameter's values, by Hugging Face name; those of another arena of the same layout, moments say, if given. */
+  /**
+   * Every parameter's values on the host, by Hugging Face name.
+   * @param source another arena of the same layout, such as `grads`, or an optimizer's `m`, `v` or `ema`
+   * @throws ShapeError when it is none
+   */
   async read(source: Tensor = this.values): Promise<Map<string, { shape: readonly number[]; data: Float32Array }>> {
+    check(source?.size === this.size && source.dtype === 'f32', 'params.read', `the source must be an f32 arena of ${this.size} ` +
+      'values, such as params.grads of a model made with train: true');
     const all = await source.read() as Float32Array;
     const half = this.segments.some((s) => s.half) ? await this.copy!.read() as Uint16Array : null;
     return new Map(this.segments.map((s) => [s.name, {

@@ -3,12 +3,15 @@
  * files) plus what exact continuation needs (training_state.*). It is written aside and renamed, so a crash leaves the
  * previous one; the newest is the one with the highest step.
  */
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { writeFileAtomic, writeFolderAtomic } from '../io/files.js';
+import { listCheckpoints } from '../io/run.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import type { AdamW } from './optimizer.js';
+
+export { listCheckpoints };
 
 /** Everything beside tensors that a run continues from. */
 export interface TrainState {
@@ -32,13 +35,6 @@ export interface TrainState {
 /** Folder of the checkpoint at a step. */
 export function checkpointFolder(out: string, step: number): string {
   return join(out, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
-}
-
-/** Checkpoint folders of a run, oldest first. */
-export function listCheckpoints(out: string): string[] {
-  const dir = join(out, 'checkpoints');
-  if (!existsSync(dir)) return [];
-  return readdirSync(dir).filter((f) => /^step-\d{8}$/.test(f)).sort().map((f) => join(dir, f));
 }
 
 /**

@@ -9,6 +9,7 @@ import { didYouMean } from '../model/config.js';
 import { reasonOf } from '../io/files.js';
 import { native } from '../native.js';
 import { FORMS } from './duration.js';
+import { ADAMW_DEFAULTS } from './optimizer.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);
@@ -190,16 +191,16 @@ export const trainConfigSchema = z.strictObject({
   /** Positions on the schedule whose checkpoints are always kept, for other runs to start from. */
   keepAt: z.array(percent).default([]),
   optimizer: z.strictObject({
-    lr: positive.default(1e-3),
-    weightDecay: z.number().min(0).default(1e-4),
-    beta1: z.number().min(0).max(1).default(0.9),
-    beta2: z.number().min(0).max(1).default(0.95),
-    eps: positive.default(1e-8),
-    clip: positive.default(1),
+    lr: positive.default(ADAMW_DEFAULTS.lr),
+    weightDecay: weight.default(ADAMW_DEFAULTS.weightDecay),
+    beta1: share.default(ADAMW_DEFAULTS.beta1),
+    beta2: share.default(ADAMW_DEFAULTS.beta2),
+    eps: positive.default(ADAMW_DEFAULTS.eps),
+    clip: positive.default(ADAMW_DEFAULTS.clip),
     warmup: duration.default('2%'),
     schedule: z.enum(['cosine', 'constant']).default('cosine'),
-    lrScale: z.record(z.string(), weight).default({}),
-    ema: z.number().min(0).max(1).nullable().default(null),
+    lrScale: z.record(z.string(), weight).default(ADAMW_DEFAULTS.lrScale),
+    ema: share.nullable().default(ADAMW_DEFAULTS.ema),
   }).prefault({}),
   /**
    * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of

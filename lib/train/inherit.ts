@@ -5,6 +5,7 @@
  */
 import { CheckpointError } from '../errors.js';
 import { loadHfFolder } from '../io/hf.js';
+import { checkpointOf } from '../io/run.js';
 import type { TensorReader } from '../io/safetensors.js';
 import { adaptTensors, type HostTensor } from '../model/adapt.js';
 import type { Siglip2Model } from '../model/siglip2.js';
@@ -28,11 +29,12 @@ export interface Inheritance {
 
 /**
  * Reads a checkpoint for a model of another stage.
+ * @param folder of the checkpoint, or of a run, which means its newest
  * @param fresh parameters whose name begins with it may be missing from the checkpoint
  * @throws CheckpointError, ConfigError when more than the resolution differs
  */
 export async function readInheritance(folder: string, model: Siglip2Model, fresh: string): Promise<Inheritance> {
-  const { state, tensors: arenas } = await loadTrainState(folder);
+  const { state, tensors: arenas } = await loadTrainState(folder = checkpointOf(folder));
   const from = await loadHfFolder(folder);
   let old: Map<string, HostTensor>;
   try {

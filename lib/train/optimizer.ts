@@ -3,6 +3,7 @@
  * global norm, Adam, × learning rate, + weight decay · θ, × schedule (SigLIP 2 §2.1; decay is not multiplied by the
  * learning rate). Nothing waits for the host: the clip factor is taken from a device scalar.
  */
+import { definedOnly } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
 import { op, type Handle } from '../native.js';
@@ -32,6 +33,11 @@ export interface AdamWOptions {
   since?: Record<string, number>;
 }
 
+/** What training uses where its config says nothing (SigLIP 2 §2.1). */
+export const ADAMW_DEFAULTS: Readonly<Omit<AdamWOptions, 'since'>> = {
+  lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null,
+};
+
 /** A run of neighbours in the arena that joined at the same step: one call of the kernel. */
 interface Group {
   since: number;
@@ -48,7 +54,12 @@ interface Group {
   copy: Tensor | null;
 }
 
+/**
+ * The optimizer of a model's parameters. Each step: `params.zeroGrad()`, `backward(…)`, `update(…)`, which clips the
+ * gradient, moves the weights and, with `ema`, their average; nothing of it waits for the device. Dispose it.
+ */
 export class AdamW {
+  readonly options: AdamWOptions;
   readonly m: Tensor;
   readonly v: Tensor;
   readonly ema: Tensor | null;
@@ -58,7 +69,14 @@ export class AdamW {
   step = 0;
   readonly #groups: Group[] = [];
 
-  constructor(readonly params: ParamStore, readonly options: AdamWOptions) {
+  /**
+   * @param params a model's, made with `train: true`
+   * @param given changes of `ADAMW_DEFAULTS`
+   * @throws ConfigError when there are no gradients, or an option cannot be
+   */
+  constructor(readonly params: ParamStore, given: Partial<AdamWOptions> = {}) {
+    const options = this.options = checkOptions({ ...ADAMW_DEFAULTS, ...definedOnly(given) });
+    if (!params.grads) throw new ConfigError('AdamW: these parameters have no gradients; make the model with train: true');
     const { device, size, segments } = params;
     const nothing = Object.keys(options.lrScale).find((part) => !segments.some((s) => s.name.includes(part)));
     if (nothing !== undefined) {
@@ -103,8 +121,11 @@ export class AdamW {
     if (this.ema) scaleCast(this.ema.handle, this.params.values.handle, this.ema.size, 1);
   }
 
-  /** One update from `params.grads`; `schedule` in [0, 1] multiplies the learning rate and the decay. */
-  update(schedule: number): void {
+  /**
+   * One update from `params.grads`, clipped to the norm `clip`; their norm before that is √`norm2`.
+   * @param schedule in [0, 1], multiplies the learning rate and the decay: `scheduleMultiplier`
+   */
+  update(schedule = 1): void {
     this.advance(schedule);
     this.apply();
   }
@@ -149,4 +170,17 @@ export class AdamW {
       for (const t of Object.values(tensors) as (Tensor | null)[]) t?.dispose();
     for (const t of [this.m, this.v, this.ema, this.norm2]) t?.dispose();
   }
+}
+
+function checkOptions(options: AdamWOptions): AdamWOptions {
+  const { lr, weightDecay, beta1, beta2, eps, clip, ema } = options;
+  const refuse = (name: string, what: string, value: number): never => {
+    throw new ConfigError(`AdamW: ${name} must be ${what} but is ${value}`);
+  };
+  for (const [name, value] of Object.entries({ lr, weightDecay }))
+    if (!(value >= 0 && Number.isFinite(value))) refuse(name, 'a number from 0 on', value);
+  for (const [name, value] of Object.entries({ eps, clip })) if (!(value > 0)) refuse(name, 'positive', value);
+  for (const [name, value] of Object.entries({ beta1, beta2, ema }))
+    if (value !== null && !(value >= 0 && value <= 1)) refuse(name, 'in [0, 1]', value);
+  return options;
 }

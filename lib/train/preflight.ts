@@ -2,6 +2,7 @@
  * What can be said against a run before its data are read and its start is there. The stages of a recipe may begin
  * weeks after one another, and a mistake in the last should not wait for the others.
  */
+import { definedOnly } from '../check.js';
 import type { ImageTransform } from '../data/augment.js';
 import { checkLoaderOptions, type LoaderOptions } from '../data/loader_options.js';
 import type { VocabMap } from '../data/vocab.js';
@@ -61,9 +62,4 @@ export function checkRun(config: TrainConfig): void {
   } finally {
     optimizer.dispose();
   }
-}
-
-/** The object without the keys whose value is undefined. */
-export function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
 }

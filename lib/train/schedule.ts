@@ -46,8 +46,8 @@ export function checkSchedule(schedule: Schedule): Schedule {
     throw new ConfigError(`schedule: the run must have at least one step but has ${total}`);
   }
   if (!(warmup >= 0 && warmup <= total)) {
-    throw new ConfigError(`schedule: the warm-up must be between 0 and the ${total} steps of the ` +
-      `run but is ${warmup}`);
+    throw new ConfigError(`optimizer.warmup: the warm-up must be between 0 and the ${total} steps of the ` +
+      `run (total) but is ${warmup}; give fewer steps, or a share such as optimizer.warmup="5%"`);
   }
   return schedule;
 }

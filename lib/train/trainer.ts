@@ -6,6 +6,7 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
+import { definedOnly } from '../check.js';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
 import { naflexUpdates, patchBudget } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
@@ -27,7 +28,8 @@ import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
 import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
-import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
+import { loaderOptions, shapeOf } from './preflight.js';
+import { Rate } from './rate.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
 import { OnlineSelection, type Selected, type SelectionFigures } from './selection.js';
@@ -61,6 +63,7 @@ export interface StepMetrics {
   bias: number;
   /** Global norm of the gradient before clipping. */
   gradNorm: number;
+  /** Over the latest ten steps, without the writing of checkpoints. */
   imagesPerSecond: number;
   /** Share of wall time spent waiting for data, in percent. */
   dataWait: number;
@@ -173,7 +176,10 @@ export class Trainer {
       throw new ConfigError('init and start exclude each other; init takes the weights alone');
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
-      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
+      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(source, {
+        captions: data.captions, lowercase: data.lowercase, tokenizer: data.tokenizer, note,
+        decoder: (config.model as { decoder?: unknown }).decoder != null,
+      }) : null;
     const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
     const extra = objectiveShapes(config.objectives, shape);
     const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
@@ -200,7 +206,10 @@ export class Trainer {
       const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
       const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped,
         recording);
-      if (resumed) await trainer.#restore(resumed.state);
+      if (resumed) {
+        await trainer.#restore(resumed.state);
+        note(`resuming after step ${trainer.step} of ${trainer.totalSteps}, from ${newest}`);
+      }
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
@@ -247,6 +256,7 @@ export class Trainer {
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
       i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
     let before = performance.now();
+    const rate = new Rate(before);
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
       const [, norm2, logScale, bias] = updates.at(-1)!;
@@ -259,7 +269,7 @@ export class Trainer {
       const m = memory(this.device);
       const metrics: StepMetrics = {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
-        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
+        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: rate.add(this.config.batch, now),
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
         ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
         ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
@@ -278,7 +288,11 @@ export class Trainer {
     try {
       while (this.#step < this.totalSteps && !signal?.aborted) {
         queue.push(this.#train(await this.#choose(await this.loader.next())));
-        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
+        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) {
+          const metrics = await finish(queue.shift()!), from = performance.now();
+          yield metrics;
+          if (queue.length === 0) rate.pause(performance.now() - from);  // nothing was in flight: a checkpoint
+        }
       }
       while (queue.length) yield await finish(queue.shift()!);
     } finally {

@@ -195,7 +195,8 @@ test('a folder of scores takes one model and one way of scoring', async () => {
   const code = async (run: () => unknown): Promise<string | undefined> => (await errorOf(run)).code;
   await score([tars[0]!], 'claimed');
   expect(await code(() => scoreUnits([tars[0]!]).then((units) => scoreCollection(units, at('claimed'), { learner: reference })))).toBe('ERR_CONFIG');
-  expect(await code(() => score([tars[0]!], 'claimed', { block: 7 }))).toBe('ERR_CONFIG');
+  expect((await errorOf(() => score([tars[0]!], 'claimed', { block: 7, pick: 'any' }))).message)
+    .toContain('claimed has scores that were made otherwise (score.json): --pick was first but is any; --block was 256 but is 7; choose');
   expect(await code(() => score([tars[0]!], 'claimed', { index: 2, count: 2 }))).toBe('ERR_CONFIG');
   expect(await code(() => scoreUnits([at('none.tar')]))).toBe('ERR_DATA');
   expect(await code(() => scoreUnits([model, `${model}/`]))).toBe('ERR_CONFIG');

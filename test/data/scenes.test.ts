@@ -122,7 +122,7 @@ test('a trimmed vocabulary has every token of the captions and the sequences', a
     out: 'none', model: { variant: 'test', decoder: {} }, batch: 7, total: { steps: 1 },
     data: { source: { type: 'webdataset', tars: join(folder, 'a', 'train-*.tar') }, captions: { pick: ['any'] }, trimVocabulary: true },
   });
-  const vocab = await trimmedVocabulary(config, train, () => undefined);
+  const vocab = await trimmedVocabulary(train, { captions: config.data.captions, decoder: true });
   const loader = new DataLoader(train, { batchSize: 14, seed: 1, size: 32, workers: 0, tokenizer: { length: 64, vocab }, decoder: { length: 64 } });
   for (let epoch = 0; epoch < 3; epoch++) {
     const { ids, sequences } = await loader.next();

@@ -222,8 +222,8 @@ test('the teacher starts as a copy and then follows the student by its momentum,
 test('the centres start at the means of the first batch, unless a checkpoint has some', async () => {
   const all = make(), { ssl } = all;
   const means = await Promise.all(scope(() => {
-    const said = ssl.teacher.forward(CONFIG, tensor(views().globalViews, [B, GLOBAL, GLOBAL, 3]),
-      tensor(maskedRows(views().masks), [B * 8]), all.model.options);
+    const said = ssl.teacher.forward(tensor(views().globalViews, [B, GLOBAL, GLOBAL, 3]),
+      tensor(maskedRows(views().masks), [B * 8]));
     return [teacherMean(said.image), teacherMean(said.patches)];
   }).map(async (t) => {
     const values = await t.read();
