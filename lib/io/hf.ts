@@ -25,18 +25,16 @@ import type { Processor } from './processor.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
 import type { Dtype, TensorEntry, TensorReader } from './safetensors.js';
 
-const ACTIVATION = 'gelu_pytorch_tanh';
-
-type TowerShape = Pick<ModelConfig['vision'], 'width' | 'depth' | 'heads' | 'mlp'>;
+type TowerShape = Pick<ModelConfig['vision'], 'width' | 'depth' | 'heads' | 'mlp' | 'gelu'>;
 
 /** config.json of a model. The pad, bos and eos ids are Gemma's, unlike the class defaults. */
 export function toHfConfig(config: ModelConfig): Record<string, unknown> {
   const { vision, text, naflex } = config;
   const family = naflex ? 'siglip2' : 'siglip';
-  const tower = ({ width, mlp, depth, heads }: TowerShape): Record<string, unknown> => ({
+  const tower = ({ width, mlp, depth, heads, gelu }: TowerShape): Record<string, unknown> => ({
     hidden_size: width, intermediate_size: mlp,
     num_hidden_layers: depth, num_attention_heads: heads,
-    hidden_act: ACTIVATION, layer_norm_eps: config.layerNormEps, attention_dropout: 0,
+    hidden_act: gelu === 'exact' ? 'gelu' : 'gelu_pytorch_tanh', layer_norm_eps: config.layerNormEps, attention_dropout: 0,
   });
   return {
     architectures: [naflex ? 'Siglip2Model' : 'SiglipModel'],
@@ -64,7 +62,7 @@ const count = z.int().min(1).max(2 ** 31 - 1);
 const tower = {
   hidden_size: count.default(768), intermediate_size: count.default(3072),
   num_hidden_layers: count.max(MOST_LAYERS).default(12), num_attention_heads: count.default(12),
-  hidden_act: z.literal(ACTIVATION).default(ACTIVATION),
+  hidden_act: z.enum(['gelu_pytorch_tanh', 'gelu']).default('gelu_pytorch_tanh'),
   layer_norm_eps: z.number().positive().default(1e-6),
 };
 const hfConfig = z.looseObject({
@@ -146,6 +144,7 @@ export function fromHfConfig(
   const shape = (t: typeof text | typeof vision): TowerShape => ({
     width: t.hidden_size, depth: t.num_hidden_layers,
     heads: t.num_attention_heads, mlp: t.intermediate_size,
+    ...(t.hidden_act === 'gelu' ? { gelu: 'exact' } : {}),
   });
   const patch = vision.patch_size;
   const config: ModelConfig = {
