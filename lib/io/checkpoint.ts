@@ -8,6 +8,7 @@ import { loadHfFolder } from './hf.js';
 import type { HfFolder } from './hf.js';
 import { hubFolder, isHubId } from './hub.js';
 import { defaultProcessor } from './processor.js';
+import { missingTokenizer } from './tokenizer_file.js';
 
 /** A checkpoint whose header was read and checked; weights come from `reader`, by Hugging Face name. */
 export type Checkpoint = HfFolder;
@@ -22,7 +23,10 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
       source === '' ? 'an empty one' : typeof source}`);
   if (source.endsWith('.npz')) {
     const { config, reader } = await openBigVision(source);
-    return { ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii', tokenizer: undefined };
+    return {
+      ...defaultProcessor(config), folder: null, config, reader, vocabulary: null, lowercase: 'ascii',
+      tokenizer: undefined, noTokenizer: missingTokenizer(source, null, config.text.vocab, false),
+    };
   }
   if (existsSync(source)) {
     if ((await stat(source)).isDirectory()) {

@@ -1,18 +1,21 @@
 /** Checkpoints from one public layout to another, tensor by tensor, without running the model. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
-import { copyFile, readFile } from 'node:fs/promises';
+import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { applyEdits, modify } from 'jsonc-parser';
 import { defaultTokenizerPath } from '../data/tokenizer.js';
 import { ConfigError } from '../errors.js';
 import { saveBigVision } from './big_vision.js';
 import { openCheckpoint } from './checkpoint.js';
 import type { Checkpoint } from './checkpoint.js';
-import { writeFileAtomic, writeFolderAtomic } from './files.js';
+import { readTextLimited, writeFileAtomic, writeFolderAtomic } from './files.js';
 import { f32ToBf16, f32ToF16 } from './half.js';
-import { preprocessorConfig, saveHfFolder, tokenizerConfig, toHfConfig } from './hf.js';
+import { preprocessorConfig, saveHfFolder, saveTokenizer } from './hf.js';
+import { hfJson, toHfConfig, withFloats } from './hf_config.js';
 import type { TensorData } from './hf.js';
 import { exportOnnx } from './onnx.js';
 import type { OnnxOptions } from './onnx.js';
+import { endsInEos, tokenizerFile } from './tokenizer_file.js';
 import { GEMMA_VOCAB } from '../model/config.js';
 
 export interface ConvertOptions extends OnnxOptions {
@@ -27,8 +30,8 @@ export interface ConvertOptions extends OnnxOptions {
 }
 
 /** Files of a model folder that are carried over as they are. */
-const VERBATIM = ['preprocessor_config.json', 'processor_config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.json',
-  'tokenizer.model', 'spiece.model'];
+const PROCESSOR_FILES = ['preprocessor_config.json', 'processor_config.json'];
+const TOKENIZER_FILES = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model', 'spiece.model'];
 
 /**
  * Converts a checkpoint (folder, .npz or hub id). A folder from a folder keeps every tensor's bytes, unless another
@@ -57,8 +60,7 @@ export async function convertCheckpoint(source: string, target: string, options:
 
 async function saveOnnx(folder: string, from: Checkpoint, options: ConvertOptions): Promise<void> {
   await exportOnnx(folder, from, options);
-  await writeJson(join(folder, 'config.json'), await configJson(from, undefined));
-  await inputFiles(folder, from);
+  await inputFiles(folder, from, undefined);
 }
 
 async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: ConvertOptions): Promise<void> {
@@ -76,32 +78,36 @@ async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: C
     tensors.set(name, { shape: shape.length === 0 ? [1] : shape, dtype: dtype === undefined ? own : ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype], data: read });
   }
   const trimmed = vocabulary ? { vocabulary, expandVocabulary: GEMMA_VOCAB } : {};
-  await saveHfFolder(folder, { config, tensors, lowercase, boxes, ...trimmed });
-  await writeJson(join(folder, 'config.json'), await configJson(from, dtype));
-  await inputFiles(folder, from);
+  await saveHfFolder(folder, { config, tensors, lowercase, boxes, inputFiles: false, ...trimmed });
+  await inputFiles(folder, from, dtype);
 }
 
-/** The files that say how to make a model's inputs: the source's, or new ones. */
-async function inputFiles(folder: string, from: Checkpoint): Promise<void> {
-  const { config, vocabulary, lowercase, resample } = from, gemma = config.text.vocab === GEMMA_VOCAB || vocabulary !== null;
-  const has = (file: string): boolean => existsSync(join(folder, file));
-  for (const file of from.folder === null ? [] : VERBATIM) {
-    if (existsSync(join(from.folder!, file))) await copyFile(join(from.folder!, file), join(folder, file));
-  }
-  if (!has('preprocessor_config.json')) await writeJson(join(folder, 'preprocessor_config.json'), { ...preprocessorConfig(config), resample });
-  if (!has('tokenizer_config.json') && gemma) await writeJson(join(folder, 'tokenizer_config.json'), tokenizerConfig(config, lowercase));
-  if (!has('tokenizer.json') && gemma) await copyFile(defaultTokenizerPath(), join(folder, 'tokenizer.json'));
+/**
+ * config.json and the files that say how to make a model's inputs: the source's with their wording, or else new ones. A
+ * tokenizer that does not end texts in EOS, or begins them with BOS, is written anew.
+ */
+async function inputFiles(folder: string, from: Checkpoint, dtype: ConvertOptions['dtype']): Promise<void> {
+  const { config, vocabulary, lowercase, tokenizer } = from;
+  const json = from.folder !== null && vocabulary === null ? withFloats(await readTextLimited(join(from.folder, 'config.json')))
+    : hfJson(toHfConfig(vocabulary ? { ...config, text: { ...config.text, vocab: GEMMA_VOCAB } } : config));
+  await writeFileAtomic(join(folder, 'config.json'), withDtype(json, dtype));
+  const keep = tokenizer !== undefined && (from.generation === 1 || await endsInEos(tokenizer));
+  const carried = from.folder === null ? [] : [...PROCESSOR_FILES, ...(keep ? TOKENIZER_FILES : [])].filter((name) => existsSync(join(from.folder!, name)));
+  for (const name of carried) await copyFile(join(from.folder!, name), join(folder, name));
+  if (!carried.some((name) => PROCESSOR_FILES.includes(name)))
+    await writeFileAtomic(join(folder, 'preprocessor_config.json'), hfJson(preprocessorConfig(config, from)));
+  if (keep || from.noTokenizer !== undefined) return;
+  await saveTokenizer(folder, config, lowercase, await tokenizerFile(tokenizer ?? defaultTokenizerPath(), lowercase));
 }
 
-/** The source's own config.json, sparse as it may be; otherwise a complete one. */
-async function configJson(from: Checkpoint, dtype: ConvertOptions['dtype']): Promise<Record<string, unknown>> {
-  const names = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
-  const json = from.folder !== null && from.vocabulary === null
-    ? JSON.parse(await readFile(join(from.folder, 'config.json'), 'utf8')) as Record<string, unknown>
-    : toHfConfig(from.vocabulary ? { ...from.config, text: { ...from.config.text, vocab: GEMMA_VOCAB } } : from.config);
-  return dtype === undefined ? json : { ...json, torch_dtype: names[dtype] };
-}
+const NAMES = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
 
-function writeJson(path: string, value: unknown): Promise<void> {
-  return writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`);
+/** A config.json that names this type of weights wherever it names one; everything else keeps its wording. */
+function withDtype(text: string, dtype: ConvertOptions['dtype']): string {
+  if (dtype === undefined) return text;
+  const named = (value: unknown, path: string[]): string[][] => typeof value !== 'object' || value === null ? []
+    : Object.entries(value).flatMap(([key, v]) => /^(torch_)?dtype$/.test(key) ? [[...path, key]] : named(v, [...path, key]));
+  const found = named(JSON.parse(text), []);
+  return [...found, ...(found.length > 0 ? [] : [['torch_dtype'], ['dtype']])].reduce((json, path) =>
+    applyEdits(json, modify(json, path, NAMES[dtype], { formattingOptions: { insertSpaces: true, tabSize: 2 } })), text);
 }

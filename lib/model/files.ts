@@ -1,14 +1,14 @@
 /** A model from every kind of checkpoint, and to a Hugging Face folder. */
-import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { BoxFormat } from '../data/regions.js';
-import { defaultTokenizerPath } from '../data/tokenizer.js';
+import { defaultTokenizerPath, type LowerMode } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import { CheckpointError, DeviceError } from '../errors.js';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
 import { loadHfFolder, saveHfFolder, type TensorData } from '../io/hf.js';
 import type { Processor } from '../io/processor.js';
 import { writeSafetensors } from '../io/safetensors.js';
+import { tokenizerFile } from '../io/tokenizer_file.js';
 import { loadFile } from '../ops/load_file.js';
 import { synchronize, type Tensor } from '../tensor.js';
 import { Siglip2Model, type ModelOptions } from './siglip2.js';
@@ -16,9 +16,11 @@ import { Siglip2Model, type ModelOptions } from './siglip2.js';
 export interface ModelFilesOptions {
   /** Of a model with a trimmed token table. */
   vocab: VocabMap | null;
-  /** Path of the tokenizer.json to put into the folder; null: the Gemma one. */
+  /** Path of the tokenizer.json that was trained with; null: the Gemma one. */
   tokenizer: string | null;
-  lowercase: 'ascii' | 'unicode' | 'none';
+  lowercase: LowerMode;
+  /** How images are resized, and into how many patches; by default as `defaultProcessor` says. */
+  processor?: Pick<Processor, 'resample' | 'maxPatches'>;
   /** How the decoder was taught to write boxes; LocCa's way by default. */
   boxes?: BoxFormat | undefined;
   /** Moving average of the weights, written beside them as model_ema.safetensors. */
@@ -34,9 +36,10 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
     [...await model.params.read(source)].map(([name, t]) => [name, { ...t, dtype: 'F32' }]));
   await saveHfFolder(folder, {
     config: model.config, tensors: await tensors(model.params.values), lowercase: options.lowercase,
-    boxes: options.boxes, ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
+    tokenizer: await tokenizerFile(options.tokenizer ?? defaultTokenizerPath(), options.lowercase), boxes: options.boxes,
+    ...(options.processor ? { processor: options.processor } : {}),
+    ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
   });
-  await copyFile(options.tokenizer ?? defaultTokenizerPath(), join(folder, 'tokenizer.json'));
   if (options.ema) {
     await writeSafetensors(join(folder, 'model_ema.safetensors'),
       [...await tensors(options.ema)].map(([name, t]) => ({ name, ...t })));
@@ -126,8 +129,10 @@ export interface LoadedModel {
   vocab: VocabMap | null;
   /** Path of the folder's tokenizer.json, if it has one. */
   tokenizer: string | undefined;
-  lowercase: 'ascii' | 'unicode' | 'none';
-  /** Filter of image resizing, and the generation of the texts. */
+  /** Why there is no tokenizer, if texts cannot do without. */
+  noTokenizer?: string | undefined;
+  lowercase: LowerMode;
+  /** How images are resized, and which generation the texts are of. */
   processor: Processor;
   /** How the decoder writes boxes; undefined: LocCa's way. */
   boxes?: BoxFormat | undefined;
@@ -151,8 +156,8 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
     }
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, lowercase: from.lowercase, boxes: from.boxes,
-      processor: { resample: from.resample, generation: from.generation },
+      tokenizer: from.tokenizer, noTokenizer: from.noTokenizer, lowercase: from.lowercase, boxes: from.boxes,
+      processor: { resample: from.resample, generation: from.generation, maxPatches: from.maxPatches },
     };
   } finally {
     await from.reader.close();

@@ -147,7 +147,7 @@ export const trainConfigSchema = z.strictObject({
     }).default({ pick: ['any'] }),
     /** Path of a tokenizer.json; default: the Gemma one. */
     tokenizer: z.string().optional(),
-    lowercase: z.enum(['ascii', 'unicode', 'none']).default('ascii'),
+    lowercase: z.enum(['ascii', 'unicode', 'none']).default('unicode'),
     /** Keep only the token ids that the data uses: for small models. */
     trimVocabulary: z.boolean().default(false),
     /** No two samples of a batch share a class. */

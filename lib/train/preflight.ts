@@ -27,7 +27,7 @@ export function loaderOptions(config: TrainConfig, shape: ModelConfig, vocab: Vo
     batchSize: superBatchSize(config.batch, selection?.ratio ?? 0), seed, size: shape.vision.imageSize,
     transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
     tokenizer: {
-      ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }),
+      ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length, rows: shape.text.vocab }),
       ...(vocab ? { vocab } : {}),
     },
     ...objectiveData(config.objectives, shape),

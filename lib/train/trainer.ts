@@ -7,7 +7,7 @@ import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
-import { naflexUpdates } from '../data/naflex_lengths.js';
+import { naflexUpdates, patchBudget } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
 import type { SampleSource } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
@@ -354,7 +354,7 @@ export class Trainer {
     const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
     return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
       modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
-        lowercase: this.config.data.lowercase, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
+        lowercase: this.config.data.lowercase, processor: { resample: 2, maxPatches: patchBudget(this.config.naflex) }, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
   }
 
   async close(): Promise<void> {

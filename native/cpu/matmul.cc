@@ -3,6 +3,7 @@
 #include <map>
 #include <tuple>
 #include "../ops/row_gemm.h"
+#include "amx_gemm.h"
 #include "threads.h"
 
 namespace siglip2 {
@@ -128,6 +129,7 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     return;
   }
   if (has_native_bf16()) {
+    if (batch_invariant && !a.transposed && beta == 0.0f && has_amx()) return amx_gemm(s, M, N, K, alpha, a, b, c, c_dtype, c_stride);
     if (dry) return;
     run_native_bf16(M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
     return;

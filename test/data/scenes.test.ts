@@ -14,7 +14,7 @@ import { Random } from '../../lib/data/random.js';
 import { formatBox, parseRegions } from '../../lib/data/regions.js';
 import { describeSample, readCaptions, type SampleSource } from '../../lib/data/sample.js';
 import { openSource } from '../../lib/data/source.js';
-import { loadTokenizer, lowerAscii } from '../../lib/data/tokenizer.js';
+import { loadTokenizer, lowerCase } from '../../lib/data/tokenizer.js';
 import { liveCount } from '../../lib/tensor.js';
 import { checkTrainConfig } from '../../lib/train/config.js';
 import { trimmedVocabulary } from '../../lib/train/vocabulary.js';
@@ -106,10 +106,10 @@ test('a loader makes the decoder\'s sequences, the same with and without a worke
     const [aref, gcap, cap] = batch.sequences!;
     for (let i = 0; i < batch.size; i++) {
       const regions = parseRegions(readCaptions(reader, train.at(batch.samples[i]!)).meta, '');
-      const said = regions.map(({ phrase, box }) => [`aref: ${lowerAscii(phrase)} : ${formatBox(box)}`, `gcap: ${formatBox(box)} : ${lowerAscii(phrase)}`]);
+      const said = regions.map(({ phrase, box }) => [`aref: ${lowerCase(phrase, 'unicode')} : ${formatBox(box)}`, `gcap: ${formatBox(box)} : ${lowerCase(phrase, 'unicode')}`]);
       expect(said.map((s) => s[0])).toContain(await tokenizer.decode(aref![i]!.ids));
       expect(said.map((s) => s[1])).toContain(await tokenizer.decode(gcap![i]!.ids));
-      expect(await tokenizer.decode(cap![i]!.ids)).toBe(`cap: ${lowerAscii(batch.texts[i]!)}`);
+      expect(await tokenizer.decode(cap![i]!.ids)).toBe(`cap: ${lowerCase(batch.texts[i]!, 'unicode')}`);
     }
   }
   reader.close();

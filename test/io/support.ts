@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
-import { toHfConfig } from '../../lib/io/hf.js';
+import { toHfConfig } from '../../lib/io/hf_config.js';
 import { openSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig, type ModelConfig } from '../../lib/model/config.js';
 
