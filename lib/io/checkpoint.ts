@@ -1,13 +1,17 @@
-/** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
+/** One door for every kind of checkpoint: a folder of Hugging Face or open_clip, a big_vision .npz, or a hub id. */
 import { existsSync } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
+import { readTextLimited } from './files.js';
+import { foreignFile, foreignFolder } from './foreign.js';
 import { loadHfFolder } from './hf.js';
 import type { HfFolder } from './hf.js';
 import { hubFolder, isHubId } from './hub.js';
+import { loadOpenClip, OPEN_CLIP_CONFIG } from './open_clip.js';
 import { defaultProcessor } from './processor.js';
+import { parseObject } from './safetensors_header.js';
 import { missingTokenizer } from './tokenizer_file.js';
 
 /** A checkpoint whose header was read and checked; weights come from `reader`, by Hugging Face name. */
@@ -31,12 +35,27 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
   if (existsSync(source)) {
     if ((await stat(source)).isDirectory()) {
       await checkNoRun(source);
-      return loadHfFolder(source);
+      return openFolder(source);
     }
-    throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
+    throw foreignFile(source) ?? new CheckpointError(`${source}: is a file of another kind; give a folder with config.json or open_clip_config.json, or a .npz file`);
   }
   if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);
-  return loadHfFolder(await hubFolder(source, options));
+  return openFolder(await hubFolder(source, options));
+}
+
+/** A folder of Hugging Face, or of open_clip where that is all it is. */
+async function openFolder(folder: string): Promise<Checkpoint> {
+  const path = join(folder, 'config.json'), names = (await readdir(folder)).sort();
+  const config = names.includes('config.json') ? parseObject(path, await readTextLimited(path)) : undefined;
+  const openClip = names.includes(OPEN_CLIP_CONFIG) && config?.['model_type'] === undefined;
+  const foreign = names.some((name) => /\.safetensors(\.index\.json)?$/.test(name)) ? undefined : foreignFolder(folder, names);
+  if (foreign) throw foreign;
+  if (openClip) return loadOpenClip(folder);
+  if (config?.['model_type'] === undefined && typeof config?.['architecture'] === 'string') {
+    throw new CheckpointError(`${path}: this folder holds an image tower of timm alone (${config['architecture']}), but images are compared with texts here, so ` +
+      'both towers are needed; give the open_clip folder (open_clip_config.json) that it was taken from');
+  }
+  return loadHfFolder(folder);
 }
 
 /** Throws CheckpointError for the folder of a training run, whose checkpoints lie deeper, saying where. */
