@@ -55,6 +55,8 @@ export async function convertCheckpoint(source: string, target: string, options:
       throw new ConfigError(`${source}: has a trimmed token table, which the ${format} layout has no place for; convert it to hf first`);
     if (format === 'npz') {
       await saveBigVision(target, from.config, from.reader);
+      if ([from.config.vision, from.config.text].some(({ gelu }) => gelu === 'exact'))
+        options.onNote?.('big_vision computes GELU in its tanh form but this model in its exact form, so embeddings by big_vision differ in about the third digit');
     } else {
       const save = { hf: saveFolder, onnx: saveOnnx, open_clip: saveForOpenClip }[format];
       await writeFolderAtomic(target, (folder) => save(folder, from, options));

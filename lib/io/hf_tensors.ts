@@ -13,8 +13,8 @@ const FLOATS: readonly Dtype[] = ['F32', 'F16', 'BF16', 'F64'];
 /** @param names of all tensors of the file @throws CheckpointError unless the tensor has a floating-point type that is read here */
 export function checkFloat(path: string, { name, dtype }: Pick<TensorInfo, 'name' | 'dtype'>, names: Iterable<string>): void {
   if (FLOATS.includes(dtype)) return;
-  throw new CheckpointError(`${path}: tensor "${name}" is ${dtype}: ` +
-    (isSmallFloat(dtype) ? smallFloat(path, names) : 'must be floating-point; is it a quantised checkpoint?'));
+  throw new CheckpointError(`${path}: tensor "${name}" ` +
+    (isSmallFloat(dtype) ? `is ${dtype}: ${smallFloat(path, names)}` : `must be floating-point but is ${dtype}`));
 }
 
 /**
