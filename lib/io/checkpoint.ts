@@ -4,14 +4,13 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
-import { readTextLimited } from './files.js';
+import { ioError } from './files.js';
 import { foreignFile, foreignFolder } from './foreign.js';
-import { loadHfFolder } from './hf.js';
+import { loadHfFolder, readJson } from './hf.js';
 import type { HfFolder } from './hf.js';
 import { hubFolder, isHubId } from './hub.js';
 import { loadOpenClip, OPEN_CLIP_CONFIG } from './open_clip.js';
 import { defaultProcessor } from './processor.js';
-import { parseObject } from './safetensors_header.js';
 import { missingTokenizer } from './tokenizer_file.js';
 
 /** A checkpoint whose header was read and checked; weights come from `reader`, by Hugging Face name. */
@@ -45,14 +44,15 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
 
 /** A folder of Hugging Face, or of open_clip where that is all it is. */
 async function openFolder(folder: string): Promise<Checkpoint> {
-  const path = join(folder, 'config.json'), names = (await readdir(folder)).sort();
-  const config = names.includes('config.json') ? parseObject(path, await readTextLimited(path)) : undefined;
-  const openClip = names.includes(OPEN_CLIP_CONFIG) && config?.['model_type'] === undefined;
+  const path = join(folder, 'config.json');
+  const names = (await readdir(folder).catch((error: unknown) => { throw ioError('read', folder, error); })).sort();
+  const config = names.includes('config.json') ? await readJson(path) as { model_type?: unknown; architecture?: unknown } | null : undefined;
+  const own = config?.model_type !== undefined && names.some((name) => /^model\.safetensors(\.index\.json)?$/.test(name));
   const foreign = names.some((name) => /\.safetensors(\.index\.json)?$/.test(name)) ? undefined : foreignFolder(folder, names);
   if (foreign) throw foreign;
-  if (openClip) return loadOpenClip(folder);
-  if (config?.['model_type'] === undefined && typeof config?.['architecture'] === 'string') {
-    throw new CheckpointError(`${path}: this folder holds an image tower of timm alone (${config['architecture']}), but images are compared with texts here, so ` +
+  if (names.includes(OPEN_CLIP_CONFIG) && !own) return loadOpenClip(folder);
+  if (config?.model_type === undefined && typeof config?.architecture === 'string') {
+    throw new CheckpointError(`${path}: this folder holds an image tower of timm alone (${config.architecture}), but images are compared with texts here, so ` +
       'both towers are needed; give the open_clip folder (open_clip_config.json) that it was taken from');
   }
   return loadHfFolder(folder);

@@ -10,14 +10,13 @@ import type { ModelConfig } from '../model/config.js';
 import { gridSide } from '../model/config.js';
 import { parameterShapes } from '../model/parameters.js';
 import type { Checkpoint } from './checkpoint.js';
-import { readTextLimited, writeFileAtomic } from './files.js';
+import { writeFileAtomic } from './files.js';
 import { decodeFloats, type FloatDtype } from './half.js';
-import type { TensorData } from './hf.js';
+import { readJson, type TensorData } from './hf.js';
 import { checkFloat } from './hf_tensors.js';
 import { fromOpenClipConfig, toOpenClipConfig } from './open_clip_config.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
 import type { FilePlace, TensorEntry, TensorInfo, TensorReader } from './safetensors.js';
-import { parseObject } from './safetensors_header.js';
 import { missingTokenizer } from './tokenizer_file.js';
 
 export const OPEN_CLIP_CONFIG = 'open_clip_config.json';
@@ -163,7 +162,7 @@ class OpenClipReader implements TensorReader {
  */
 export async function loadOpenClip(folder: string): Promise<Checkpoint> {
   const file = join(folder, OPEN_CLIP_CONFIG), weights = join(folder, WEIGHTS.find((name) => existsSync(join(folder, name))) ?? WEIGHTS[0]!);
-  const json = parseObject(file, await readTextLimited(file)), reader = await openSafetensors(weights);
+  const json = await readJson(file), reader = await openSafetensors(weights);
   try {
     const { config, processor, lowercase } = fromOpenClipConfig(json, file, reader.tensors);
     const path = join(folder, 'tokenizer.json'), tokenizer = existsSync(path) ? path : undefined;

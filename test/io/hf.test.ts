@@ -27,6 +27,7 @@ function tensorsOf(config: ModelConfig): Map<string, TensorData> {
 test.each([
   ['B/16', {}], ['B/32', {}], ['L/16', { imageSize: 512 }], ['So400m/14', { imageSize: 384 }],
   ['So400m/16', { naflex: true }], ['g-opt/16', { imageSize: 384 }], ['micro', { vocab: 777 }],
+  ['B/16', { vision: { gelu: 'exact' } }], ['test', { text: { gelu: 'exact' } }],
 ] as const)('%s %j goes to config.json and back', (name, overrides) => {
   const config = modelConfig(name, overrides);
   const json = JSON.parse(JSON.stringify(toHfConfig(config))) as Record<string, unknown>;

@@ -10,6 +10,7 @@ import { afterAll, expect, test } from '@jest/globals';
 import { packNaflex } from '../../lib/data/naflex.js';
 import { defaultTokenizerPath, loadTokenizer, type GemmaTokenizer } from '../../lib/data/tokenizer.js';
 import { load } from '../../lib/encoder.js';
+import { CheckpointError, IoError } from '../../lib/errors.js';
 import { openCheckpoint } from '../../lib/io/checkpoint.js';
 import { convertCheckpoint } from '../../lib/io/convert.js';
 import { f32ToBf16 } from '../../lib/io/half.js';
@@ -180,6 +181,23 @@ test('bf16 weights come piece by piece and as they are', async () => {
   expect(written.tensors.get(name)!.dtype).toBe('BF16');
   expect(await written.readFloat32(name)).toEqual(values);
   await written.close();
+});
+
+test('damaged folders give a sentence or a model, whatever is damaged', async () => {
+  const folder = await folderOf(models.tanh), random = lcg(1e6, 7), next = (n: number): number => Math.min(n - 1, Math.floor((random.next().value as number + 1) / 2 * n));
+  const files = ['open_clip_config.json', 'open_clip_model.safetensors'].map((name) => ({ path: join(folder, name), whole: readFileSync(join(folder, name)) }));
+  let refused = 0;
+  for (let i = 0; i < 200; i++) {
+    const { path, whole } = files[i % 2]!, bytes = Buffer.from(whole), header = i % 2 ? Math.min(bytes.length, 9000) : bytes.length;
+    for (let n = 1 + next(3); n > 0; n--) bytes[next(header)] = next(2) ? 0x30 + next(10) : next(256);
+    writeFileSync(path, next(8) === 0 ? bytes.subarray(0, next(bytes.length)) : bytes);
+    await openCheckpoint(folder).then(({ reader }) => reader.close(), (error: unknown) => {
+      expect(error instanceof CheckpointError || error instanceof IoError ? '' : error).toBe('');
+      refused++;
+    });
+    writeFileSync(path, whole);
+  }
+  expect(refused).toBeGreaterThan(50);
 });
 
 // ---- export -------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ export function gelu(x: number, form: Gelu = 'tanh'): number {
   return 0.5 * x * (form === 'exact' ? erf1(x * Math.SQRT1_2) : 1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
 }
 
-function make(M: number, N: number, K: number, form: Gelu | false, biased = true): OpCase {
+function make(M: number, N: number, K: number, form: Gelu | false, biased = true, scale = 1): OpCase {
   return {
-    name: `${M}×${K} → ${N}${form ? ` GELU ${form}` : ''}${biased ? '' : ' without bias'}`,
+    name: `${M}×${K} → ${N}${form ? ` GELU ${form}` : ''}${biased ? '' : ' without bias'}${scale === 1 ? '' : `, inputs to ±${3 * scale}`}`,
     inputs: {
-      x: input([M, K], 1), weight: param([N, K], 2, 1 / Math.sqrt(K)),
+      x: input([M, K], 1, scale), weight: param([N, K], 2, 1 / Math.sqrt(K)),
       ...(biased ? { bias: param([N], 3) } : {}),
     },
     run: (t) => ({ y: linear(t['x']!, t['weight']!, t['bias'] ?? null, { gelu: form }) }),
@@ -48,6 +48,7 @@ function make(M: number, N: number, K: number, form: Gelu | false, biased = true
 export const cases = [
   make(1, 1, 1, false), make(5, 3, 7, false), make(33, 17, 65, 'tanh'), make(64, 72, 48, 'tanh'),
   make(7, 128, 96, false, false), make(70, 64, 30, 'tanh', false), make(33, 17, 65, 'exact'), make(40, 64, 24, 'exact', false),
+  make(31, 40, 3, 'exact', true, 4),
 ].map((c) => c.name.startsWith('1×1') ? { ...c, dtypes: ['f32' as const] } : c);
 
 export const bench = () => [make(2048, 768, 768, false), make(2048, 3072, 768, 'tanh'), make(2048, 3072, 768, 'exact'), make(2048, 768, 3072, false)];
