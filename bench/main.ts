@@ -21,7 +21,7 @@ const load = what === undefined ? undefined : benches[what];
 if (!load) {
   console.error(['usage:',
     'ops [--op NAME] [--json FILE]',
-    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--enqueue] [--json FILE]',
+    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--enqueue] [--busy 2] [--json FILE]',
     'views [--size 256] [--patch 16] [--json FILE]',
     'naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]',
     'load [--model B/16] [--size 256] [--npz]',

@@ -4,9 +4,9 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { availableParallelism } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { availableCores, wantedThreads } from './cores.js';
 import { CheckpointError, ConfigError, DataError, DeviceError, IoError, ShapeError, Siglip2Error, type ErrorCode } from './errors.js';
 
 /** A tensor's number on the native side: slot and generation; 0 stands for an absent tensor. */
@@ -64,6 +64,7 @@ interface Addon {
   replay(device: number, recording: number): void;
   forget(device: number, recording: number): void;
   takeProfile(device: number): OpTiming[];
+  activeThreads(device: number, hold: number): number;
   deviceName(index: number): string;
   buildInfo(): BuildInfo;
   ops: Record<string, (...args: (number | boolean)[]) => void>;
@@ -84,10 +85,7 @@ export function packageRoot(): string {
 
 function load(): Addon {
   const root = packageRoot();
-  // Both must be in the environment before the OpenMP runtime loads. Threads that wait spin for about a millisecond and
-  // then sleep: waking them between the short kernels of a small model would cost a quarter of the step.
-  process.env['GOMP_SPINCOUNT'] ??= '1000000';
-  process.env['SIGLIP2_THREADS'] ??= String(availableParallelism());
+  process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? availableCores());  // the addon reads it once
   const require = createRequire(import.meta.url);
   const errors: string[] = [];
   const wanted = process.env['SIGLIP2_BINARY'];

@@ -270,6 +270,10 @@ Value take_profile(Instance& self, const CallbackInfo& info) {
   }
   return list;
 }
+// activeThreads(device, hold): waits for the device; see Device::active_threads
+Value active_threads(Instance& self, const CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), self.place(int_at(info, 0)).device->active_threads(int_at(info, 1)));
+}
 // deviceName(index): starts the device, or throws the sentence that says why there is none
 Value device_name(Instance& self, const CallbackInfo& info) {
   return Napi::String::New(info.Env(), self.place(int_at(info, 0)).device->name());
@@ -333,6 +337,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("replay", function<replay>);
   set("forget", function<forget>);
   set("takeProfile", function<take_profile>);
+  set("activeThreads", function<active_threads>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);
   auto ops = Napi::Object::New(env);

@@ -1,6 +1,5 @@
 /** `siglip2 quickstart`: builds the data set, trains the small model, evaluates every language, writes the report. */
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
@@ -8,6 +7,7 @@ import type { Background } from '../data/background.js';
 import { buildEvalSets, type EvalSet } from '../data/evalset.js';
 import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
 import { evaluateSuite, retrieve, type SetResult } from '../eval/zero_shot.js';
+import { availableCores, wantedThreads } from '../cores.js';
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { loadModel } from '../model/files.js';
@@ -44,7 +44,7 @@ export const command: Command = {
       throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
-    process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));
+    process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? Math.max(1, availableCores() - 1));
     const minutes = Number(values.minutes);
     if (!(minutes > 0 && minutes < 1e5)) throw new ConfigError(`--minutes must be a positive number but is "${values.minutes}"`);
     let config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));

@@ -8,6 +8,7 @@ import { scoreUnits } from '../curation/score_units.js';
 import { ConfigError } from '../errors.js';
 import type { DeviceName } from '../tensor.js';
 import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
+import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages } from './images.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
@@ -56,7 +57,7 @@ export const command: Command = {
       args, allowPositionals: true, options: {
         ...MODEL_OPTIONS, reference: { type: 'string' }, out: { type: 'string' }, index: { type: 'string', default: '0' },
         count: { type: 'string', default: '1' }, pick: { type: 'string', default: 'first' }, language: { type: 'string' },
-        'max-skips': { type: 'string' }, block: { type: 'string', default: '256' }, alpha: { type: 'string', default: 'drop' },
+        'max-skips': { type: 'string' }, block: { type: 'string', default: '256' }, alpha: { type: 'string', default: DEFAULT_ALPHA },
         merge: { type: 'string' }, near: { type: 'string', default: '0.97' },
         leakage: { type: 'string', multiple: true }, partial: { type: 'boolean', default: false },
       },

@@ -15,6 +15,7 @@ import { ConfigError, Siglip2Error } from '../errors.js';
 import { topK } from '../eval/retrieval.js';
 import { prepareToWrite, writeFileAtomic } from '../io/files.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
+import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages, type NamedImage } from './images.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
@@ -74,7 +75,7 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
 }
 
 /** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint. */
-function cachePath(folder: string, model: Encoder, alpha = 'drop'): string {
+function cachePath(folder: string, model: Encoder, alpha: string = DEFAULT_ALPHA): string {
   const weights = stamp(join(model.source, 'model.safetensors')) || stamp(model.source);
   const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype, alpha];
   const key = createHash('sha256').update(JSON.stringify(parts)).digest('hex');

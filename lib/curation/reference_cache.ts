@@ -121,8 +121,7 @@ async function embedSamples({ model }: LoadedModel, samples: readonly Sample[]):
   try {
     await Promise.all(samples.map(async (sample, i) => {
       try {
-        const { data, height, width } = await decodeImage(reader.read(sample.image), describeSample(sample),
-          { profile: 'ignore' });
+        const { data, height, width } = await decodeImage(reader.read(sample.image), describeSample(sample));
         pixels.set(await resizeImageAsync(data, height, width, 3, S, S, 'pil-bilinear'), i * S * S * 3);
       } catch (error) {
         if (!(error instanceof DataError)) throw error;

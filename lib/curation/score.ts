@@ -11,7 +11,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
-import { releaseDecoded, type RawImage } from '../data/image.js';
+import { DEFAULT_ALPHA, releaseDecoded, type RawImage } from '../data/image.js';
 import { decodeInput, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
@@ -169,7 +169,7 @@ class Scorer {
     const about = ({ source, dim, scale, bias }: Encoder) => ({ source, dim, scale, bias });
     return {
       version: 1, learner: about(learner), reference: reference ? about(reference) : null,
-      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? 'drop', pick, block, units: units.map(({ name }) => name),
+      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? DEFAULT_ALPHA, pick, block, units: units.map(({ name }) => name),
     };
   }
 
@@ -220,7 +220,7 @@ class Scorer {
   }
 
   private async read(sample: Sample): Promise<DecodedPair | Skipped> {
-    const example = describeSample(sample), { alpha = 'drop', signal } = this.options;
+    const example = describeSample(sample), { alpha = DEFAULT_ALPHA, signal } = this.options;
     try {
       const { captions } = readCaptions(this.reader, sample);
       const caption = pickCaption(captions, this.pick, sample);

@@ -338,7 +338,6 @@ export class Builder {
     const image = await decodeImage(bytes, describeSample(sample), {
       alpha: wantsAlpha(config.transforms) ? 'keep' : config.alpha,
       // As the encoder does, and the pipeline that the released models were trained with.
-      profile: 'ignore',
       ...(config.maxPixels === undefined ? {} : { maxPixels: config.maxPixels }),
     });
     if (image.channels === 4) premultiply(image.data);

@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { DataError } from '../errors.js';
 import { fileError } from './files.js';
-import { decodeImage, type RawImage } from './image.js';
+import { decodeImage, DEFAULT_ALPHA, DEFAULT_MAX_PIXELS, withAlpha, type RawImage } from './image.js';
 
 /** Decoded pixels, row by row, channels interleaved: grey, RGB or RGBA. */
 export interface RawPixels {
@@ -23,7 +23,7 @@ export interface RawPixels {
 export type ImageInput = string | URL | Uint8Array | { bytes: Uint8Array; name: string } | RawPixels;
 
 export interface DecodeInputOptions {
-  /** Transparency: forgotten, as PIL's `convert("RGB")` does, or laid on white. Default "drop". */
+  /** Transparency: laid on white, or forgotten as PIL's `convert("RGB")` does. Default "white". */
   alpha?: 'drop' | 'white';
   /** Images with more pixels are refused. Default 178,956,970, PIL's limit. */
   maxPixels?: number;
@@ -49,7 +49,7 @@ export function inputName(input: ImageInput): string {
  * @throws DataError naming the input when it is missing, damaged, too large or no image; the signal's reason
  */
 export async function decodeInput(input: ImageInput, options: DecodeInputOptions = {}): Promise<RawImage> {
-  const alpha = options.alpha ?? 'drop', maxPixels = options.maxPixels ?? 178_956_970;
+  const { alpha = DEFAULT_ALPHA, maxPixels = DEFAULT_MAX_PIXELS } = options;
   options.signal?.throwIfAborted();
   if (input === null || !['string', 'object'].includes(typeof input))
     throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${input === null ? 'null' : typeof input}`);
@@ -61,7 +61,7 @@ export async function decodeInput(input: ImageInput, options: DecodeInputOptions
   if (!ArrayBuffer.isView(bytes) || bytes.BYTES_PER_ELEMENT !== 1)
     throw new DataError(`an image must be a path, a URL, a Buffer or raw pixels but is ${
       ArrayBuffer.isView(bytes) ? (bytes as object).constructor.name : 'another object'}`);
-  return decodeImage(bytes, name, { alpha, maxPixels, profile: 'ignore' });
+  return decodeImage(bytes, name, { alpha, maxPixels });
 }
 
 function isRaw(input: ImageInput): input is RawPixels {
@@ -118,11 +118,5 @@ function fromRaw({ data, width, height, channels }: RawPixels, alpha: 'drop' | '
       `${(data as Uint8Array | undefined)?.length ?? 'none'} for ${width}×${height}×${channels}`);
   if (width * height > maxPixels) throw new DataError(`raw pixels: ${width}×${height} is more than ${maxPixels} pixels`);
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.length);
-  if (channels === 3) return { data: bytes, width, height, channels };
-  const rgb = new Uint8Array(width * height * 3);
-  for (let i = 0, o = 0; o < rgb.length; i += channels, o += 3) {
-    const opacity = channels === 4 && alpha === 'white' ? bytes[i + 3]! / 255 : 1;
-    for (let c = 0; c < 3; c++) rgb[o + c] = Math.round(bytes[channels === 1 ? i : i + c]! * opacity + 255 * (1 - opacity));
-  }
-  return { data: rgb, width, height, channels: 3 };
+  return { data: withAlpha(bytes, width * height, channels, alpha), width, height, channels: 3 };
 }

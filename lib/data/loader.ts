@@ -6,7 +6,7 @@
  * from `state` goes on with exactly those it would have had. Nothing waits forever: a worker that
  * dies or stops making progress is an error that names the sample and what was being done with it.
  */
-import { availableParallelism } from 'node:os';
+import { availableCores } from '../cores.js';
 import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
 import {
   Progress,
@@ -196,7 +196,7 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   private workerCount(): number {
-    return this.options.workers ?? Math.max(1, availableParallelism() - 1);
+    return this.options.workers ?? Math.max(1, availableCores() - 1);
   }
 
   private start(): void {

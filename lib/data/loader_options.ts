@@ -3,7 +3,7 @@ import { ConfigError } from '../errors.js';
 import { checkTransforms, type ImageTransform } from './augment.js';
 import type { BuilderConfig } from './builder.js';
 import { checkCaptionChoice, type CaptionChoice } from './captions.js';
-import type { AlphaMode } from './image.js';
+import { DEFAULT_ALPHA, type AlphaMode } from './image.js';
 import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
 import { checkBoxFormat } from './regions.js';
 import type { DecoderTargets } from './sequences.js';
@@ -122,7 +122,7 @@ export function builderConfig(options: LoaderOptions, classes: boolean): Builder
     transforms,
     captions,
     classes,
-    alpha: options.alpha ?? 'white',
+    alpha: options.alpha ?? DEFAULT_ALPHA,
     cacheBytes:
       options.cacheBytes ?? (transforms.some(({ name }) => name === 'place') ? 256 << 20 : 0),
     tokenizer:

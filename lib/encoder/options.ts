@@ -13,7 +13,7 @@ export interface LoadOptions {
   dtype?: 'f32' | 'bf16';
   /** How images become pixels. Default `hf`, with the checkpoint's own filter. */
   processor?: ProcessorName;
-  /** Transparency: forgotten, as the published preprocessors do, or laid on white. Default `drop`. */
+  /** Transparency: laid on white, as people see it and as transformers 5 does, or forgotten. Default `white`. */
   alpha?: 'drop' | 'white';
   /**
    * Lower-casing of texts: `ascii` (A–Z only, what the authors' pipeline's `tf.strings.lower` does), `unicode` (what

@@ -152,7 +152,13 @@ export const trainConfigSchema = z.strictObject({
     trimVocabulary: z.boolean().default(false),
     /** No two samples of a batch share a class. */
     uniqueClasses: z.boolean().default(false),
+    /** Transparency of images: laid on white, or forgotten; placed artwork keeps it. */
+    alpha: z.enum(['white', 'drop']).optional(),
+    /** Images with more pixels are refused; default 178,956,970. */
+    maxPixels: count.optional(),
     workers: z.int().min(0).optional(),
+    /** Batches made ahead; default twice the workers. */
+    prefetch: count.optional(),
     cacheBytes: z.int().min(0).optional(),
     maxSkips: z.int().min(0).optional(),
     /** Milliseconds without any progress of loading after which the run fails; default 30,000. For disks that sleep. */

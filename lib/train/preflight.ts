@@ -33,7 +33,7 @@ export function loaderOptions(config: TrainConfig, shape: ModelConfig, vocab: Vo
     ...objectiveData(config.objectives, shape),
     ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: naflex.lengths } } : {}),
     ...definedOnly({
-      workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
+      alpha: data.alpha, maxPixels: data.maxPixels, prefetch: data.prefetch, workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
       uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
     }),
   };
