@@ -28,6 +28,12 @@ export const kUnk = 3;
  */
 export type LowerMode = 'ascii' | 'unicode' | 'none';
 
+/**
+ * What open_clip does to a text first: "whitespace" makes one space of every run of white space and none at the ends,
+ * "canonicalize" also drops ASCII punctuation, and makes spaces of underscores.
+ */
+export type TextCleaning = 'whitespace' | 'canonicalize';
+
 /** Which library tokenises. */
 export type TokenizerBackend = 'tokenizers' | '@huggingface/tokenizers';
 
@@ -52,6 +58,8 @@ export interface TokenizerOptions {
    * punctuation and repeated white space, as Hugging Face's SiglipTokenizer does. Default 2.
    */
   generation?: 1 | 2;
+  /** Default: the text as it is. */
+  clean?: TextCleaning | undefined;
 }
 
 const ASCII_PUNCTUATION = /[!-/:-@[-`{-~]/g;
@@ -82,7 +90,7 @@ export interface Codec {
 
 /** What a tokenizer makes of a codec's ids; see `TokenizerOptions`. */
 export type TokenizerShape = Required<Pick<TokenizerOptions, 'length'>>
-  & Pick<TokenizerOptions, 'vocab' | 'rows' | 'cacheSize' | 'generation'>;
+  & Pick<TokenizerOptions, 'vocab' | 'rows' | 'cacheSize' | 'generation' | 'clean'>;
 
 /** Turns captions into ids. Made by `loadTokenizer`. */
 export class GemmaTokenizer {
@@ -165,9 +173,10 @@ export class GemmaTokenizer {
   /** What of a caption goes to the library. */
   #text(caption: string): string {
     // Half a surrogate pair is no character; the libraries would each replace it in their own way.
-    const text = caption.replace(/\p{Surrogate}/gu, '\ufffd');
-    if (this.#shape.generation !== 1) return text;
-    return text.replace(ASCII_PUNCTUATION, '').replace(/\s+/g, ' ').trim();
+    const { generation, clean } = this.#shape, whole = caption.replace(/\p{Surrogate}/gu, '\ufffd');
+    const text = clean === 'canonicalize' ? whole.replaceAll('_', ' ') : whole;
+    const words = generation === 1 || clean === 'canonicalize' ? text.replace(ASCII_PUNCTUATION, '') : text;
+    return generation === 1 || clean ? words.replace(/\s+/g, ' ').trim() : words;
   }
 
   #finish(full: ArrayLike<number>): Int32Array {

@@ -1,12 +1,15 @@
-/** One door for every kind of checkpoint: a Hugging Face folder, a big_vision .npz, or a hub id. */
+/** One door for every kind of checkpoint: a folder of Hugging Face or open_clip, a big_vision .npz, or a hub id. */
 import { existsSync } from 'node:fs';
-import { stat } from 'node:fs/promises';
-import { basename } from 'node:path';
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { openBigVision } from './big_vision.js';
-import { loadHfFolder } from './hf.js';
+import { ioError } from './files.js';
+import { foreignFile, foreignFolder } from './foreign.js';
+import { loadHfFolder, readJson } from './hf.js';
 import type { HfFolder } from './hf.js';
 import { hubFolder, isHubId } from './hub.js';
+import { loadOpenClip, OPEN_CLIP_CONFIG } from './open_clip.js';
 import { defaultProcessor } from './processor.js';
 import { checkpointOf } from './run.js';
 import { missingTokenizer } from './tokenizer_file.js';
@@ -30,9 +33,25 @@ export async function openCheckpoint(source: string, options: { signal?: AbortSi
     };
   }
   if (existsSync(source)) {
-    if ((await stat(source)).isDirectory()) return loadHfFolder(checkpointOf(source));
-    throw new CheckpointError(`${source}: must be a folder with config.json or a .npz file, but is the file ${basename(source)}`);
+    if ((await stat(source)).isDirectory()) return openFolder(checkpointOf(source));
+    throw foreignFile(source) ?? new CheckpointError(`${source}: is a file of another kind; give a folder with config.json or open_clip_config.json, or a .npz file`);
   }
   if (!isHubId(source)) throw new CheckpointError(`${source}: does not exist; give a folder, a .npz file or a hub id like owner/name`);
-  return loadHfFolder(await hubFolder(source, options));
+  return openFolder(await hubFolder(source, options));
+}
+
+/** A folder of Hugging Face, or of open_clip where that is all it is. */
+async function openFolder(folder: string): Promise<Checkpoint> {
+  const path = join(folder, 'config.json');
+  const names = (await readdir(folder).catch((error: unknown) => { throw ioError('read', folder, error); })).sort();
+  const config = names.includes('config.json') ? await readJson(path) as { model_type?: unknown; architecture?: unknown } | null : undefined;
+  const own = config?.model_type !== undefined && names.some((name) => /^model\.safetensors(\.index\.json)?$/.test(name));
+  const foreign = names.some((name) => /\.safetensors(\.index\.json)?$/.test(name)) ? undefined : foreignFolder(folder, names);
+  if (foreign) throw foreign;
+  if (names.includes(OPEN_CLIP_CONFIG) && !own) return loadOpenClip(folder);
+  if (config?.model_type === undefined && typeof config?.architecture === 'string') {
+    throw new CheckpointError(`${path}: this folder holds an image tower of timm alone (${config.architecture}), but images are compared with texts here, so ` +
+      'both towers are needed; give the open_clip folder (open_clip_config.json) that it was taken from');
+  }
+  return loadHfFolder(folder);
 }

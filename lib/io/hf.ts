@@ -266,7 +266,8 @@ function boxFormat(extra: Siglip2Json | undefined, path: string): BoxFormat | un
   return extra?.boxes;
 }
 
-async function readJson(path: string): Promise<unknown> {
+/** The value of a JSON file. @throws CheckpointError when it is missing or damaged; IoError when the disk says no */
+export async function readJson(path: string): Promise<unknown> {
   let text: string;
   try {
     text = await readTextLimited(path);

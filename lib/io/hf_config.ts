@@ -9,8 +9,6 @@ import { checkModelConfig, modelConfig, patchCount, VARIANTS } from '../model/co
 import type { ModelConfig } from '../model/config.js';
 import type { Siglip2Json } from './hf.js';
 
-const ACTIVATION = 'gelu_pytorch_tanh';
-
 /** Keys that transformers declares as floats, and refuses when they hold a whole number. */
 const WHOLE_FLOATS = new RegExp('("(?:initializer_factor|initializer_range|layer_norm_eps|attention_dropout|hidden_dropout|' +
   'dropout|logit_scale_init_value|rescale_factor)"\\s*:\\s*-?\\d+)(?=\\s*[,}])', 'g');
@@ -25,16 +23,16 @@ export function hfJson(value: unknown): string {
   return `${withFloats(JSON.stringify(value, null, 2))}\n`;
 }
 
-type TowerShape = Pick<ModelConfig['vision'], 'width' | 'depth' | 'heads' | 'mlp'>;
+type TowerShape = Pick<ModelConfig['vision'], 'width' | 'depth' | 'heads' | 'mlp' | 'gelu'>;
 
 /** config.json of a model. The pad, bos and eos ids are Gemma's, unlike the class defaults. */
 export function toHfConfig(config: ModelConfig): Record<string, unknown> {
   const { vision, text, naflex } = config;
   const family = naflex ? 'siglip2' : 'siglip';
-  const tower = ({ width, mlp, depth, heads }: TowerShape): Record<string, unknown> => ({
+  const tower = ({ width, mlp, depth, heads, gelu }: TowerShape): Record<string, unknown> => ({
     hidden_size: width, intermediate_size: mlp,
     num_hidden_layers: depth, num_attention_heads: heads,
-    hidden_act: ACTIVATION, layer_norm_eps: config.layerNormEps,
+    hidden_act: gelu === 'exact' ? 'gelu' : 'gelu_pytorch_tanh', layer_norm_eps: config.layerNormEps,
   });
   return {
     architectures: [naflex ? 'Siglip2Model' : 'SiglipModel'],
@@ -65,7 +63,7 @@ const side = z.union([count, z.tuple([count, count]).refine(([a, b]) => a === b)
 const tower = {
   hidden_size: count.default(768), intermediate_size: count.default(3072),
   num_hidden_layers: count.max(MOST_LAYERS).default(12), num_attention_heads: count.default(12),
-  hidden_act: z.literal(ACTIVATION).default(ACTIVATION),
+  hidden_act: z.enum(['gelu_pytorch_tanh', 'gelu']).default('gelu_pytorch_tanh'),
   layer_norm_eps: z.number().positive().default(1e-6),
 };
 const hfConfig = z.looseObject({
@@ -148,6 +146,7 @@ export function fromHfConfig(
   const shape = (t: typeof text | typeof vision): TowerShape => ({
     width: t.hidden_size, depth: t.num_hidden_layers,
     heads: t.num_attention_heads, mlp: t.intermediate_size,
+    ...(t.hidden_act === 'gelu' ? { gelu: 'exact' } : {}),
   });
   const patch = vision.patch_size;
   const config: ModelConfig = {

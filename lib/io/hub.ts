@@ -66,6 +66,7 @@ async function cachedFolder(repo: string, revision: string): Promise<string | un
   const commit = await readFile(join(base, 'refs', revision), 'utf8').then((text) => text.trim(), () => revision);
   if (!/^[\w.-]+$/.test(commit) || commit === '..') return undefined;
   const folder = join(base, 'snapshots', commit);
+  if (existsSync(join(folder, 'open_clip_config.json')) && existsSync(join(folder, 'open_clip_model.safetensors'))) return folder;
   const single = existsSync(join(folder, 'model.safetensors'));
   if (!existsSync(join(folder, 'config.json'))) return undefined;
   if (single) return folder;

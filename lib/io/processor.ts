@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
+import type { TextCleaning } from '../data/tokenizer.js';
 import { CheckpointError } from '../errors.js';
 import type { ModelConfig } from '../model/config.js';
 import { readTextLimited } from './files.js';
@@ -18,6 +19,8 @@ export interface Processor {
   generation: 1 | 2;
   /** Most patches of an image, `max_num_patches`; of NaFlex models only. */
   maxPatches: number;
+  /** What is done to a text before it is lower-cased; see `TokenizerOptions`. Nothing when absent. */
+  clean?: TextCleaning | undefined;
 }
 
 const SIGLIP_1_VOCABULARIES: readonly number[] = [32000, 250000];

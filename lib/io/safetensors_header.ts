@@ -1,6 +1,7 @@
 /** The header of a safetensors file: read it and prove every statement against the file's size. */
 import type { FileHandle } from 'node:fs/promises';
 import { CheckpointError } from '../errors.js';
+import { isSmallFloat, smallFloat } from './foreign.js';
 
 /** Bytes of one element by dtype. */
 export const ELEMENT_BYTES = {
@@ -148,6 +149,7 @@ function checkTensor(
   if (!isObject(value)) throw fail('must be described by an object; the file is damaged');
   const { dtype, shape, data_offsets: offsets } = value;
   if (typeof dtype !== 'string' || !Object.hasOwn(ELEMENT_BYTES, dtype)) {
+    if (isSmallFloat(dtype)) throw fail(`is ${String(dtype)}: ${smallFloat(path, [])}`);
     throw fail(`has dtype ${JSON.stringify(dtype)}; known are ` +
       `${Object.keys(ELEMENT_BYTES).join(', ')}`);
   }

@@ -183,7 +183,7 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
       tokenizer: from.tokenizer, noTokenizer: from.noTokenizer, lowercase: from.lowercase, boxes: from.boxes,
-      processor: { resample: from.resample, generation: from.generation, maxPatches: from.maxPatches },
+      processor: { resample: from.resample, generation: from.generation, maxPatches: from.maxPatches, clean: from.clean },
     };
   } finally {
     await from.reader.close();

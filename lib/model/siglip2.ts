@@ -93,7 +93,7 @@ export class Siglip2Model {
    */
   poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
     const { vision, layerNormEps } = this.config;
-    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision.heads, layerNormEps, lengths), 'f32'));
+    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision, layerNormEps, lengths), 'f32'));
   }
 
   /**

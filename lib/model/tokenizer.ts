@@ -11,7 +11,7 @@ export function tokenizerOptions({ model, lowercase, processor, tokenizer, noTok
   if (noTokenizer !== undefined) throw new CheckpointError(noTokenizer);
   const { text } = model.config;
   return {
-    lower: lowercase, length: text.length, generation: processor.generation, rows: text.vocab,
+    lower: lowercase, length: text.length, generation: processor.generation, rows: text.vocab, clean: processor.clean,
     ...(tokenizer ? { path: tokenizer } : {}), ...(vocab ? { vocab } : {}),
   };
 }

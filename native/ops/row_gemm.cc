@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kColumns = 4 * kLanes;  // of B in one task: two tiles
 constexpr int64_t kMostRows = 1024;       // of A in one task
 
-void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const float* bias, bool gelu_too, float* c,
+void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const float* bias, Gelu form, float* c,
                  int64_t ldc) {
   for (int64_t r = 0; r < rows; ++r) {
     const float* in = tile + r * kColumns;
@@ -22,8 +22,10 @@ void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const 
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * alpha + bias[i];
     else
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * alpha;
-    if (gelu_too)
-      for (int64_t i = 0; i < n; ++i) out[i] = gelu(out[i]);
+    if (form != Gelu::none)
+      dispatch_gelu(form == Gelu::exact, [&](auto exact) {
+        for (int64_t i = 0; i < n; ++i) out[i] = gelu<exact.value>(out[i]);
+      });
   }
 }
 

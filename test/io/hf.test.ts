@@ -27,6 +27,7 @@ function tensorsOf(config: ModelConfig): Map<string, TensorData> {
 test.each([
   ['B/16', {}], ['B/32', {}], ['L/16', { imageSize: 512 }], ['So400m/14', { imageSize: 384 }],
   ['So400m/16', { naflex: true }], ['g-opt/16', { imageSize: 384 }], ['micro', { vocab: 777 }],
+  ['B/16', { vision: { gelu: 'exact' } }], ['test', { text: { gelu: 'exact' } }],
 ] as const)('%s %j goes to config.json and back', (name, overrides) => {
   const config = modelConfig(name, overrides);
   const json = JSON.parse(JSON.stringify(toHfConfig(config))) as Record<string, unknown>;
@@ -90,8 +91,8 @@ test.each<[unknown, RegExp]>([
   [{ model_type: 'siglip', text_config: { hidden_size: '768' } },
     /key "text_config.hidden_size" is "768"/],
   [{ model_type: 'siglip', text_config: { hidden_size: 0 } }, /key "text_config.hidden_size" is 0/],
-  [{ model_type: 'siglip', vision_config: { hidden_act: 'gelu' } },
-    /key "vision_config.hidden_act" is "gelu"/],
+  [{ model_type: 'siglip', vision_config: { hidden_act: 'quick_gelu' } },
+    /key "vision_config.hidden_act" is "quick_gelu"/],
   [{ model_type: 'siglip', vision_config: { num_channels: 1 } }, /num_channels" is 1/],
   [{ model_type: 'siglip', vision_config: { vision_use_head: false } },
     /vision_use_head" is false/],

@@ -1,6 +1,6 @@
 /** Exported graphs in onnxruntime give PyTorch's results: every opset, weights inside and beside, other batch sizes, NaFlex. */
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -99,6 +99,21 @@ test.each([17, 20])('NaFlex, opset %d: three aspect ratios in one batch', async 
     spatial_shapes: ['int64', [h, w], [1, 2]],
   });
   expect(largestDifference(alone['image_embeds']!, want['image']!.data.slice(0, 24))).toBeLessThan(1e-4);
+});
+
+test.each([17, 20])('exact GELU, opset %d: the results are ours', async (opset) => {
+  const config = smallConfig({ vision: { gelu: 'exact' }, text: { gelu: 'exact' } }), own = at(`exact-${opset}`), out = at(`onnx-exact-${opset}`);
+  using model = new Siglip2Model(config);
+  model.initialize(1);
+  await mkdir(own);
+  await modelFiles(own, model, { vocab: null, tokenizer: null, lowercase: 'none', ema: null });
+  await convertCheckpoint(own, out, { format: 'onnx', opset });
+  const pixels = Uint8Array.from({ length: 32 * 32 * 3 }, (_, i) => 31 * i), ids = Int32Array.from({ length: 12 }, (_, i) => 5 * i);
+  const [image, text] = scope(() => noGrad(() => [model.encodeImages(tensor(pixels, [1, 32, 32, 3])), model.encodeTexts(tensor(ids, [1, 12]))].map((t) => t.read())));
+  const got = await run(join(out, 'vision.onnx'), { pixel_values: ['float32', planes(pixels, [1, 32]), [1, 3, 32, 32]] });
+  expect(largestDifference(got['image_embeds']!, await image as Float32Array)).toBeLessThan(1e-5);
+  const words = await run(join(out, 'text.onnx'), { input_ids: ['int64', ids, [1, 12]] });
+  expect(largestDifference(words['text_embeds']!, await text as Float32Array)).toBeLessThan(1e-5);
 });
 
 test('a model of ours with a trimmed vocabulary: complete token ids go in, and the results are ours', async () => {
