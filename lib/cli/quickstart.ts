@@ -21,6 +21,7 @@ import { presetCalled } from './config_argument.js';
 import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
+import { statusOf } from './signals.js';
 
 /** Words that the report's grid asks for, by the emoji's code points: one language each. */
 const QUERIES: [language: string, codePoints: string][] = [
@@ -69,7 +70,7 @@ export const command: Command = {
       config = { ...config, total: steps };
     }
     const trained = await train(config);
-    if (trained.interrupted) return 130;
+    if (trained.interrupted) return statusOf(trained.interrupted);
 
     const loaded = await loadModel(trained.checkpoint);
     try {

@@ -66,7 +66,7 @@ export interface StepMetrics {
   dataWait: number;
   /** Most device bytes in use since the start, workspace included. */
   peakBytes: number;
-  /** Training time of the run so far, resumed parts included. */
+  /** Training time of the run so far, resumed parts included, the writing of checkpoints not. */
   seconds: number;
   /** Of a mixture, at every `logEvery`-th step and the last: what was drawn so far. */
   drawn?: Drawn;
@@ -96,6 +96,8 @@ interface Pending {
   chosen: Omit<Chosen, 'batch'>;
   /** Of each update of the step. */
   values: Promise<[Figures, norm2: number, logScale: number, bias: number][]>;
+  /** When the device had them; the host may take them later. */
+  done: Promise<number>;
 }
 
 const IN_FLIGHT = 2;
@@ -115,6 +117,10 @@ export class Trainer {
   #step = 0;
   #examples = 0;
   #seconds = 0;
+  /** The last step whose figures are known, and finite. */
+  #sound = 0;
+  /** The batch that is awaited, also when a run was ended meanwhile, and the loader's state before it. */
+  #asked: { state: LoaderState; batch: Promise<Batch> } | undefined;
   /** Gives the run's folder back to other processes. */
   #unlock: () => void = () => undefined;
 
@@ -219,7 +225,7 @@ export class Trainer {
   }
 
   async #restore(state: TrainState): Promise<void> {
-    this.#step = state.step;
+    this.#step = this.#sound = state.step;
     this.#examples = state.examples;
     this.#seconds = state.seconds;
     // Lines that the interrupted run wrote after its checkpoint would come twice.
@@ -236,6 +242,8 @@ export class Trainer {
   }
 
   get step(): number { return this.#step; }
+  /** Whether all steps so far went well, as far as their figures say; then the present weights can be saved. */
+  get sound(): boolean { return this.#sound === this.#step; }
   /** Whether a checkpoint is written after the present step. */
   get checkpointDue(): boolean {
     return (this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0) || this.#marks.has(this.#step);
@@ -246,14 +254,14 @@ export class Trainer {
     const queue: Pending[] = [];
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
       i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
-    let before = performance.now();
+    let before = 0;
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
       const [, norm2, logScale, bias] = updates.at(-1)!;
       const mean = (of: (f: Figures) => number): number => figures.reduce((sum, f) => sum + of(f), 0) / figures.length;
       const losses = Object.fromEntries(Object.keys(figures[0]!.losses).map((k) => [k, mean((f) => f.losses[k]!)]));
       const alarms = [...new Set(figures.flatMap((f) => f.alarms))];
-      const now = performance.now(), ms = now - before;
+      const now = await p.done, ms = now - before;
       before = now;
       this.#seconds += ms / 1000;
       const m = memory(this.device);
@@ -267,6 +275,7 @@ export class Trainer {
         ...(p.drawn ? { drawn: p.drawn } : {}),
       };
       this.#checkFinite(metrics);
+      this.#sound = p.step;
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
@@ -277,7 +286,17 @@ export class Trainer {
     };
     try {
       while (this.#step < this.totalSteps && !signal?.aborted) {
-        queue.push(this.#train(await this.#choose(await this.loader.next())));
+        // With nothing on its way the time since the last step was the caller's, who wrote a checkpoint, say.
+        if (queue.length === 0) before = performance.now();
+        let batch: Batch | null;
+        try {
+          batch = await this.#next(signal);
+        } catch (error) {
+          while (queue.length) yield await finish(queue.shift()!);
+          throw error;
+        }
+        if (!batch) break;
+        queue.push(this.#train(await this.#choose(batch)));
         while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
       }
       while (queue.length) yield await finish(queue.shift()!);
@@ -301,6 +320,24 @@ export class Trainer {
       '(optimizer.lr) or a longer warm-up');
   }
 
+  /** The next batch; null when the signal aborts first, for data may be slow to come. */
+  async #next(signal?: AbortSignal): Promise<Batch | null> {
+    const asked = this.#asked ??= { state: this.loader.state, batch: this.loader.next() };
+    let stop = (): void => undefined;
+    try {
+      return await new Promise((resolve, reject) => {
+        signal?.addEventListener('abort', stop = () => resolve(null));
+        asked.batch.then((batch) => {
+          // One that comes too late is for the next run().
+          if (!signal?.aborted) this.#asked = undefined;
+          resolve(batch);
+        }, reject);
+      });
+    } finally {
+      signal?.removeEventListener('abort', stop);
+    }
+  }
+
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
   async #choose(loaded: Batch): Promise<Chosen> {
     const chosen: Chosen = await this.selection?.select(loaded) ?? { batch: loaded };
@@ -321,10 +358,11 @@ export class Trainer {
     });
     this.#step++;
     this.#examples += batch.size;
+    const all = Promise.all(values);
     return {
       step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, chosen,
       drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
-      values: Promise.all(values),
+      values: all, done: all.then(() => performance.now(), () => performance.now()),
     };
   }
 
@@ -349,7 +387,7 @@ export class Trainer {
       version: 2, step: this.#step, examples: this.#examples, totalSteps: this.totalSteps, optimizerStep: this.optimizer.step,
       marks: this.#marks.get(this.#step) ?? [], since: this.optimizer.options.since ?? {},
       layout: this.model.params.segments.map(({ name, offset, size }) => [name, offset, size]),
-      loader: this.loader.state, seconds: this.#seconds,
+      loader: this.#asked?.state ?? this.loader.state, seconds: this.#seconds,
     };
     const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
     return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
