@@ -2,9 +2,9 @@
  * What callers hand to an encoder as an image: a path, a URL, the bytes of a file, or raw pixels; and its decoding.
  * Decoding runs on libuv's thread pool.
  */
-import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { DataError } from '../errors.js';
+import { readInput } from '../io/files.js';
 import { fileError } from './files.js';
 import { decodeImage, type RawImage } from './image.js';
 
@@ -71,10 +71,10 @@ function isRaw(input: ImageInput): input is RawPixels {
 async function fetchBytes(input: string | URL, options: DecodeInputOptions): Promise<Uint8Array> {
   const text = String(input);
   if (!URL_SCHEME.test(text))
-    return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
+    return readInput(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
   if (/^file:/i.test(text)) {
     const path = filePath(text);
-    return readFile(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
+    return readInput(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
   }
   return download(text, options);
 }

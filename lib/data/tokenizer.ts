@@ -5,10 +5,10 @@
  * The ids come from the official Rust implementation (`tokenizers`); where that cannot load, from
  * `@huggingface/tokenizers` (pure JavaScript, slower). Both give the same ids.
  */
-import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
 import { packageFolder } from './packages.js';
+import { readInput } from '../io/files.js';
 import { fileError } from './files.js';
 import { Lru } from './lru.js';
 import type { VocabMap } from './vocab.js';
@@ -205,7 +205,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   const file = options.path ?? defaultTokenizerPath();
   let json: string;
   try {
-    json = await fs.promises.readFile(file, 'utf8');
+    json = (await readInput(file)).toString('utf8');
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

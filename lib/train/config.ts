@@ -1,12 +1,12 @@
 /** The training config: one plain object, checked here, every default in one place. */
-import { access, readFile } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
-import { reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../io/files.js';
 import { native } from '../native.js';
 import { FORMS } from './duration.js';
 
@@ -293,7 +293,7 @@ export async function readConfigValue(path: string, sets: readonly string[] = []
   try {
     await access(path);
     if (path.endsWith('.json')) {
-      value = JSON.parse(new TextDecoder().decode(await readFile(path)));
+      value = JSON.parse(new TextDecoder().decode(await readInput(path)));
     } else {
       const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
       value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;
