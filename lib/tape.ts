@@ -144,6 +144,7 @@ function run(entries: Entry[], roots: readonly (readonly [Tensor, Tensor | numbe
           if (!x || !g) return;
           const accumulator = gradOf(x);
           if (accumulator) addToParam(accumulator, g);
+          else if (!tracked.has(x)) g.dispose();  // some ops make it with the others
           else grads.set(x, plus(grads.get(x), g, shared));
         });
       } finally {

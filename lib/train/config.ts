@@ -196,6 +196,11 @@ export const trainConfigSchema = z.strictObject({
     ema: z.number().min(0).max(1).nullable().default(null),
   }).prefault({}),
   /**
+   * Parameters that keep their bits: names, or beginnings of names up to a dot, such as "vision_model" or
+   * "text_model.embeddings"; `*` stands for any characters. An optimizer.lrScale of 0 freezes too.
+   */
+  freeze: z.array(z.string().min(1)).default([]),
+  /**
    * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of
    * both towers. A batch may then be far larger than what fits in memory.
    */

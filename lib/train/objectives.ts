@@ -78,11 +78,14 @@ export function objectiveData({ caption, distill }: ObjectivesConfig, model: Mod
 export class Objectives {
   /** Null without self-distillation. */
   readonly ssl: SelfDistillation | null;
+  /** A parameter that tells whether the teacher follows. */
+  readonly #watched: string = '';
 
   /** @param optimizer its moving average, the teacher, must have its first values */
   constructor(readonly config: Pick<TrainConfig, 'objectives' | 'seed' | 'microBatch'>, readonly model: Siglip2Model,
     readonly optimizer: AdamW) {
     const { distill } = config.objectives;
+    if (distill) this.#watched = watchedParameter(model);
     const factor = distill?.factor ?? sslFactor(model.config);
     this.ssl = distill ? new SelfDistillation(model, optimizer, {
       temperatures: distill.temperatures, centreMomentum: distill.centreMomentum,
@@ -150,7 +153,7 @@ export class Objectives {
 
   /** The losses of images and their texts; one pass through the vision tower serves both. */
   #pairs(batch: Batch, turn: number): Promise<Figures> {
-    const { model, config: { microBatch, objectives: { caption } } } = this;
+    const { model, model: { params }, config: { microBatch, objectives: { caption } } } = this;
     const L = model.config.text.length, B = batch.size, captions = batch.ids.length / (B * L);
     const parallel = caption
       ? parallelCount(B, caption.parallel, new Random(this.config.seed, Stream.parallel, batch.index, turn)) : 0;
@@ -169,13 +172,15 @@ export class Objectives {
     };
     // The first B rows of ids are every image's first caption.
     const embedTexts = Array.from({ length: captions }, (_, c): PartEncoder => (from, to) =>
-      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], model.params.device)));
+      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], params.device)));
     const contrast = (images: Tensor, ...texts: Tensor[]): Roots =>
       this.#weighted(contrastiveLoss(model, images, texts));
     const [read] = scope(() => {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
-        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast);
+        // Frozen image tokens are needed again for the captioning losses.
+        const trained = [caption !== undefined || params.trains('vision_model.'), ...embedTexts.map(() => params.trains('text_model.'))];
+        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast, trained);
       } else {
         const others: Roots = [];
         const roots = contrast(embedImages(0, B, others), ...embedTexts.map((embed) => embed(0, B)));
@@ -238,7 +243,7 @@ export class Objectives {
     const moved = Math.max(0, optimizer.step - joined - 1);
     // One small parameter tells whether the teacher moves at all.
     const distance = scope(() => [Promise.all(
-      distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
+      distanceParts(params, ssl!.teacher.params, this.#watched).map((d) => d.item()))])[0]!;
     const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) =>
       [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
     ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
@@ -270,6 +275,14 @@ export class Objectives {
       };
     });
   }
+}
+
+/** A small parameter of what self-distillation trains. */
+function watchedParameter({ params }: Siglip2Model): string {
+  const trained = params.segments.filter((s) => s.trained !== null && s.name.startsWith('vision_model.')), usual = 'vision_model.post_layernorm.weight';
+  if (trained.length === 0)
+    throw new ConfigError('objectives.distill trains the vision tower, but all of it is frozen; remove one of the two');
+  return trained.find(({ name }) => name === usual)?.name ?? trained.reduce((a, b) => b.size < a.size ? b : a).name;
 }
 
 function figures(read: ArrayLike<number>): TeacherFigures {

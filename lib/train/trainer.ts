@@ -16,16 +16,17 @@ import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { ioError, writeFileAtomic } from '../io/files.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
-import { Siglip2Model } from '../model/siglip2.js';
+import type { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
 import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
+import { trainedModel } from './freeze.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
-import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
+import { Objectives, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
 import { RecordedUpdate } from './recorded_update.js';
@@ -181,8 +182,7 @@ export class Trainer {
     const vocab = data.trimVocabulary
       ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
     const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
-    const extra = objectiveShapes(config.objectives, shape);
-    const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
+    const model = trainedModel(config, shape, device, dtype);
     let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
     let selection: OnlineSelection | null = null;
     try {
