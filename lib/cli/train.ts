@@ -13,31 +13,32 @@ import { Progress } from './progress.js';
 import { heeding, statusOf, type Ending } from './signals.js';
 
 export const command: Command = {
-  usage: 'train CONFIG|--preset NAME [--out DIR] [--set key=value]… [--resume] [--print]',
+  usage: 'train CONFIG|--preset NAME [--out DIR] [--set key=value]… [--resume] [--accept-changes] [--print]',
   summary: 'trains a model, in stages where the config has them, which go on where they were; CONFIG is .json, .js or .ts; ' +
-    '--print shows the whole config; Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save and exit with 128 and the signal\'s number',
+    '--print shows the whole config; --accept-changes resumes on other data; Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save and exit with 128 and the signal\'s number',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
         set: { type: 'string', multiple: true, default: [] }, preset: { type: 'string' }, out: { type: 'string' },
-        resume: { type: 'boolean', default: false }, print: { type: 'boolean', default: false },
+        resume: { type: 'boolean', default: false }, 'accept-changes': { type: 'boolean', default: false }, print: { type: 'boolean', default: false },
       },
     });
     const sets = [...values.set, ...(values.out === undefined ? [] : [`out=${JSON.stringify(values.out)}`])];
+    const acceptChanges = values['accept-changes'];
     const value = await configArgument('train', positionals, values.preset, sets);
-    if (isStaged(value)) return trainStages(value, values.print);
+    if (isStaged(value)) return trainStages(value, values.print, acceptChanges);
     const config = checkTrainConfig(value);
     if (values.print) {
       console.log(JSON.stringify(config, null, 2));
       return 0;
     }
-    const { interrupted } = await train(config, { resume: values.resume });
+    const { interrupted } = await train(config, { resume: values.resume, acceptChanges });
     return interrupted ? statusOf(interrupted) : 0;
   },
 };
 
 /** Runs the stages that are not finished, one after the other; the process's exit code. */
-async function trainStages(value: unknown, print: boolean): Promise<number> {
+async function trainStages(value: unknown, print: boolean, acceptChanges: boolean): Promise<number> {
   const stages = readStages(value);
   if (print) {
     console.log(JSON.stringify(Object.fromEntries(stages.map(({ name, from, config }) => [name, { from, ...config }])), null, 2));
@@ -52,7 +53,7 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
     }
     console.error(`stage ${stage.name}${stage.from ? ` from ${stage.from}` : ''}`);
     const resume = progress === 'begun';
-    const { interrupted } = await train(resume ? stage.config : withStart(stage, stages), { resume });
+    const { interrupted } = await train(resume ? stage.config : withStart(stage, stages), { resume, acceptChanges });
     if (interrupted) return statusOf(interrupted);
   }
   return 0;
@@ -111,7 +112,7 @@ function rounded(losses: Record<string, number>): Record<string, number> {
  * Trains a config to its end with progress on stderr. A signal ends it after the step and saves; before the first step
  * there is nothing to save, and the process ends at once.
  */
-export async function train(config: TrainConfig, options: { resume?: boolean } = {}): Promise<TrainResult> {
+export async function train(config: TrainConfig, options: { resume?: boolean; acceptChanges?: boolean } = {}): Promise<TrainResult> {
   const stop = new AbortController(), progress = new Progress('train');
   let trainer: Trainer | undefined, interrupted: Ending | null = null, saved = 0;
   const onSignal = (signal: Ending): void => {
