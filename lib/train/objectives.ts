@@ -17,7 +17,7 @@ import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
 import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward, concatRows } from '../tape.js';
+import { backward, concatRows, needsGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
@@ -159,8 +159,7 @@ export class Objectives {
       ? parallelCount(B, caption.parallel, new Random(this.config.seed, Stream.parallel, batch.index, turn)) : 0;
     const said: Promise<ArrayLike<number>>[] = [];  // of each part, the tasks' losses
     const embedImages: PartEncoder = (from, to, others) => {
-      const part = batchPart(batch, from, to), { tokens, packed } = this.tokens(part);
-      const whole = tokens && model.poolTokens(tokens, packed ? { packed } : {});
+      const part = batchPart(batch, from, to), { tokens, packed, whole } = this.embedded(part);
       const images = part.coarse?.count ? this.#withCoarse(whole, part.coarse, part.size) : whole!;
       if (caption && others) {
         // The last examples of the whole batch are in parallel prediction.
@@ -214,6 +213,14 @@ export class Objectives {
       weights: TASKS.map((t) => caption!.tasks[t]),
     });
     return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
+  }
+
+  /** The tokens of `tokens()` with their embeddings. Frozen tokens that no decoder reads are gone already. */
+  embedded(batch: Batch): { tokens: Tensor | null; packed: Packed | null; whole: Tensor | null } {
+    const { tokens, packed } = this.tokens(batch);
+    const whole = tokens && this.model.poolTokens(tokens, packed ? { packed } : {});
+    if (tokens && !needsGrad(tokens) && !this.config.objectives.caption) tokens.dispose();
+    return { tokens, packed, whole };
   }
 
   /** Tokens of the images that are trained on at the model's size, on the tape; null where there is none. */

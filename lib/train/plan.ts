@@ -170,10 +170,7 @@ function keptActivations(objectives: Objectives, part: Batch, device: DryDeviceN
     clearTape();
     return kept;
   });
-  const vision = left(() => {
-    const { tokens, packed } = objectives.tokens(part);
-    model.poolTokens(tokens!, packed ? { packed } : {});
-  });
+  const vision = left(() => objectives.embedded(part));
   const text = left(() => {
     for (let i = 0; i < ids.length; i += n * L) model.encodeTexts(tensor(ids.subarray(i, i + n * L), [n, L], device));
   });
