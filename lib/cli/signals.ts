@@ -4,7 +4,7 @@
  */
 import { constants } from 'node:os';
 
-/** From people and their terminals (INT, HUP), service managers (TERM), and schedulers before a job's time is up (USR1, USR2). */
+/** From people and their terminals (INT, HUP), service managers (TERM), schedulers before a job's end (USR1, USR2). */
 const ENDINGS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const;
 export type Ending = typeof ENDINGS[number];
 

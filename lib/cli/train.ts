@@ -120,7 +120,8 @@ export async function train(config: TrainConfig, options: { resume?: boolean; ac
       console.error(`\n${signal}: ended before the first step; there is nothing to save`);
       process.exit(statusOf(signal));
     }
-    console.error(`\n${signal}: stopping after this step; Ctrl-C once more, a second from now or later, to quit without saving`);
+    console.error(`\n${signal}: stopping after this step; Ctrl-C once more, a second from now or later, to quit ` +
+      'without saving');
     interrupted = signal;
     stop.abort();
   };

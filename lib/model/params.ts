@@ -62,7 +62,8 @@ export class ParamStore {
    * @throws ConfigError when a part of a matrix is frozen and a part is not
    */
   constructor(readonly shapes: readonly ParameterShape[],
-    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor; frozen?: ReadonlySet<string> } = {}) {
+    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor;
+      frozen?: ReadonlySet<string> } = {}) {
     const device = options.device ?? 'cpu', train = options.train ?? false;
     const compact = options.dtype === 'bf16' && !train && !options.values;
     this.#compact = compact;
@@ -199,7 +200,8 @@ export class ParamStore {
     const trained = source.size !== this.size;
     return new Map(this.segments.filter((s) => !trained || s.trained !== null).map((s) => {
       const at = trained ? s.trained! : s.offset;
-      return [s.name, { shape: s.shape, data: s.half ? bf16ToF32(half!.subarray(at, at + s.size)) : all.subarray(at, at + s.size) }];
+      const data = s.half ? bf16ToF32(half!.subarray(at, at + s.size)) : all.subarray(at, at + s.size);
+      return [s.name, { shape: s.shape, data }];
     }));
   }
   dispose(): void {

@@ -110,7 +110,8 @@ export class Siglip2Model {
    */
   encodeTexts(ids: Tensor): Tensor {
     checkShape('encodeTexts', 'ids', ids, [ids.shape[0] ?? 0, this.config.text.length]);
-    return this.#part(['text_model.'], [], () => l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32')));
+    return this.#part(['text_model.'], [], () =>
+      l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32')));
   }
 
   /** Runs a part of the model; one that is frozen, and whose input is, leaves nothing behind but its result. */

@@ -30,7 +30,8 @@ export function frozenNames({ freeze, optimizer: { lrScale } }: Pick<TrainConfig
   for (const pattern of freeze) {
     const fits = matcher(pattern), found = names.filter((name) => fits.test(name));
     if (found.length === 0) {
-      const known = [...new Set(names.flatMap(beginnings))], roots = [...new Set(names.map((name) => name.split('.')[0]!))];
+      const known = [...new Set(names.flatMap(beginnings))];
+      const roots = known.filter((name) => !name.includes('.'));
       throw new ConfigError(`freeze: no parameter is called or begins with "${pattern}"${didYouMean(pattern, known)}; ` +
         `the names begin with ${roots.join(', ')}`);
     }
@@ -49,7 +50,8 @@ export function frozenNames({ freeze, optimizer: { lrScale } }: Pick<TrainConfig
  * @param shape of the model
  * @throws ConfigError
  */
-export function trainedModel(config: TrainConfig, shape: ModelConfig, device: DeviceName, dtype: 'f32' | 'bf16'): Siglip2Model {
+export function trainedModel(config: TrainConfig, shape: ModelConfig, device: DeviceName,
+  dtype: 'f32' | 'bf16'): Siglip2Model {
   const extra = objectiveShapes(config.objectives, shape);
   const names = [...parameterShapes(shape), ...extra].map(({ name }) => name);
   return new Siglip2Model(shape, {

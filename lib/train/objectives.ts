@@ -178,7 +178,8 @@ export class Objectives {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
         // Frozen image tokens are needed again for the captioning losses.
-        const trained = [caption !== undefined || params.trains('vision_model.'), ...embedTexts.map(() => params.trains('text_model.'))];
+        const trained = [caption !== undefined || params.trains('vision_model.'),
+          ...embedTexts.map(() => params.trains('text_model.'))];
         sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast, trained);
       } else {
         const others: Roots = [];
@@ -286,7 +287,8 @@ export class Objectives {
 
 /** A small parameter of what self-distillation trains. */
 function watchedParameter({ params }: Siglip2Model): string {
-  const trained = params.segments.filter((s) => s.trained !== null && s.name.startsWith('vision_model.')), usual = 'vision_model.post_layernorm.weight';
+  const trained = params.segments.filter((s) => s.trained !== null && s.name.startsWith('vision_model.'));
+  const usual = 'vision_model.post_layernorm.weight';
   if (trained.length === 0)
     throw new ConfigError('objectives.distill trains the vision tower, but all of it is frozen; remove one of the two');
   return trained.find(({ name }) => name === usual)?.name ?? trained.reduce((a, b) => b.size < a.size ? b : a).name;

@@ -52,7 +52,8 @@ export async function newestCheckpoint(out: string, note: (message: string) => v
     for (const [other, error] of damaged) {
       const aside = join(dirname(other), `damaged-${basename(other)}-${Date.now()}`);
       renameSync(other, aside);
-      note(`${error.message}; that checkpoint is now ${aside}, and the run goes on from step ${stateOf(folder).step}, ${folder}`);
+      note(`${error.message}; that checkpoint is now ${aside}, and the run goes on from step ` +
+        `${stateOf(folder).step}, ${folder}`);
     }
     return folder;
   }
@@ -62,8 +63,9 @@ export async function newestCheckpoint(out: string, note: (message: string) => v
 }
 
 /** Settings that change neither what is computed nor what is said of it. */
-const FREE = ['out', 'device', 'start', 'logEvery', 'checkpointEvery', 'keepCheckpoints', 'keepAt', 'graph', 'checkpointBlocks',
-  'microBatch', 'dtype', 'total', 'data.source', 'data.workers', 'data.cacheBytes', 'data.maxSkips', 'data.timeoutMs'];
+const FREE = ['out', 'device', 'start', 'logEvery', 'checkpointEvery', 'keepCheckpoints', 'keepAt', 'graph',
+  'checkpointBlocks', 'microBatch', 'dtype', 'total', 'data.source', 'data.workers', 'data.cacheBytes', 'data.maxSkips',
+  'data.timeoutMs'];
 /** Settings by which the batches to come would be others than those the run would have had. */
 const DATA = ['seed', 'batch', 'data.captions', 'data.noise', 'data.uniqueClasses'];
 
@@ -114,13 +116,15 @@ export function checkResumed(folder: string, state: TrainState, now: RunFacts, a
 }
 
 /** Says when the schedule is another one, which moves the learning rate. */
-function noteSchedule({ config, collection, step, totalSteps }: TrainState, now: RunFacts, note: (message: string) => void): void {
+function noteSchedule({ config, collection, step, totalSteps }: TrainState, now: RunFacts,
+  note: (message: string) => void): void {
   const run = runSchedule(now.config, now.collection.samples);
   if (run.totalSteps === totalSteps) return;
-  const rate = ({ optimizer }: TrainConfig, at: number): string => Number((optimizer.lr * at).toPrecision(3)).toString();
-  const before = config && collection ? ` instead of ${rate(config, multiplierAt(runSchedule(config, collection.samples), step))}` : '';
+  const rate = (of: TrainConfig, samples: number): string =>
+    String(Number((of.optimizer.lr * multiplierAt(runSchedule(of, samples), step)).toPrecision(3)));
+  const before = config && collection ? ` instead of ${rate(config, collection.samples)}` : '';
   note(`the run has ${run.totalSteps} steps and had ${totalSteps}, which moves the schedule: the learning rate goes on at ` +
-    `${rate(now.config, multiplierAt(run, step))}${before}`);
+    `${rate(now.config, now.collection.samples)}${before}`);
 }
 
 /**
@@ -132,8 +136,8 @@ export function checkLayout(folder: string, before: TrainState['layout'], now: T
   const thawed = [...have].find((name) => !had.has(name)), frozen = [...had].find((name) => !have.has(name));
   if (thawed === undefined && frozen === undefined) return;
   throw new CheckpointError(`${folder}: ${thawed ?? frozen} was ${thawed === undefined ? '' : 'not '}trained before and is ` +
-    `${thawed === undefined ? 'not ' : ''}now; resume with the model, objectives and freeze that the run was begun with, or begin ` +
-    `another run with start: ${JSON.stringify(folder)}`);
+    `${thawed === undefined ? 'not ' : ''}now; resume with the model, objectives and freeze that the run was begun with, ` +
+    `or begin another run with start: ${JSON.stringify(folder)}`);
 }
 
 /** Throws CheckpointError when a run that is not resumed has checkpoints already. */

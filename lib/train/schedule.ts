@@ -70,8 +70,9 @@ export interface RunSchedule {
  * @param examples in the collection
  * @throws ConfigError
  */
-export function runSchedule({ batch, total, optimizer, span: { from, to, stretch } }: Pick<TrainConfig, 'batch' | 'total' | 'optimizer' | 'span'>,
+export function runSchedule(config: Pick<TrainConfig, 'batch' | 'total' | 'optimizer' | 'span'>,
   examples: number): RunSchedule {
+  const { batch, total, optimizer, span: { from, to, stretch } } = config;
   const unit = { batch, examples }, steps = toSteps(total, { ...unit, name: 'total' });
   const warmup = toSteps(optimizer.warmup, { ...unit, name: 'optimizer.warmup', total: steps });
   const schedule = checkSchedule({ kind: optimizer.schedule, total: steps, warmup });

@@ -1,6 +1,6 @@
 /** What ends a run early, and that nothing is lost by it: signals, repeated ones, readers that go away, pipes as inputs. */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -97,6 +97,15 @@ test('a signal while the data are indexed ends the command at once, with nothing
   clearInterval(timer);
   expect([status, text]).toEqual([143, expect.stringContaining('SIGTERM: ended before the first step')]);
   expect(existsSync(at('indexing'))).toBe(false);
+}, 120000);
+
+test('when the data fail the steps so far are saved', async () => {
+  await colouredImages(at('gone'), 12);
+  const child = train('failed', `data.source.path=${at('gone')}`, 'data.maxSkips=0');
+  const [status, text] = await watch(child, (said) => { if (said.includes('"step":3,')) rmSync(at('gone'), { recursive: true, force: true }); });
+  const [saved] = listCheckpoints(at('failed'));
+  expect([status, text]).toEqual([1, expect.stringContaining(`before ending with an error: ${saved}`)]);
+  expect(stateOf(saved!).step).toBe(readFileSync(join(at('failed'), 'metrics.jsonl'), 'utf8').trim().split('\n').length);
 }, 120000);
 
 test('a run outlives the reader of its log', async () => {
