@@ -179,6 +179,7 @@ function run(entries: Entry[], roots: readonly Root[]): Map<Tensor, Tensor> {
           if (!x || !g) return;
           const accumulator = gradOf(x);
           if (accumulator) addToParam(accumulator, g);
+          else if (!tracked.has(x)) g.dispose();  // some ops make it with the others
           else grads.set(x, plus(grads.get(x), g, shared));
         });
       } finally {

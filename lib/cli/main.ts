@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The `siglip2` command: finds the command's file, prints errors as one sentence, sets the exit status. */
 import { Siglip2Error } from '../errors.js';
+import { hearSignals, outliveReaders } from './signals.js';
 
 /** One command: lib/cli/<name>.ts exports one of these. */
 export interface Command {
@@ -61,9 +62,8 @@ async function main(argv: string[]): Promise<number> {
   return command.run(args);
 }
 
-// A command that has no way of its own to stop does so at once, and what it was writing goes with it.
-for (const [signal, status] of [['SIGINT', 130], ['SIGTERM', 143]] as const)
-  process.on(signal, () => { if (process.listenerCount(signal) === 1) process.exit(status); });
+hearSignals();
+outliveReaders();
 
 main(process.argv.slice(2)).then(
   (status) => process.exit(status),

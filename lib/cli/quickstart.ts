@@ -22,6 +22,7 @@ import { emojiSettings } from './eval.js';
 import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
+import { statusOf } from './signals.js';
 
 /** Words that the report's grid asks for, by the emoji's code points: one language each. */
 const QUERIES: [language: string, codePoints: string][] = [
@@ -72,7 +73,7 @@ export const command: Command = {
       config = { ...config, total: steps };
     }
     const trained = await train(config);
-    if (trained.interrupted) return 130;
+    if (trained.interrupted) return statusOf(trained.interrupted);
 
     const loaded = await loadModel(trained.checkpoint);
     try {

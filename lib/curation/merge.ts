@@ -4,13 +4,13 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileError } from '../data/files.js';
 import { SkipCounter } from '../data/skips.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { readInput, writeFileAtomic } from '../io/files.js';
 import { f32ToF16 } from '../io/half.js';
 import { writeTable, type Columns } from '../io/parquet.js';
 import { packageVersion } from '../native.js';
@@ -104,7 +104,7 @@ async function findLeaks({ hashes, embeddings }: Collected, options: MergeOption
     for (const [i, image] of images.entries()) {
       const input = image.open();
       const bytes = typeof input !== 'string' ? input.bytes
-        : await readFile(input).catch((cause: unknown) => { throw fileError(cause, 'read', input); });
+        : await readInput(input).catch((cause: unknown) => { throw fileError(cause, 'read', input); });
       byHash.set(createHash('sha256').update(bytes).digest('hex'), i);
       yield { bytes, name: image.name };
     }

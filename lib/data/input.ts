@@ -2,12 +2,11 @@
  * What callers hand to an encoder as an image: a path, a URL, the bytes of a file, or raw pixels; and its decoding.
  * Decoding runs on libuv's thread pool.
  */
-import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { types } from 'node:util';
 import { kindOf } from '../check.js';
 import { DataError } from '../errors.js';
-import { ioError } from '../io/files.js';
+import { ioError, readInput } from '../io/files.js';
 import { exhausted } from './exhausted.js';
 import { fileError } from './files.js';
 import { decodeImage, DEFAULT_ALPHA, DEFAULT_MAX_PIXELS, withAlpha, type RawImage } from './image.js';
@@ -64,7 +63,7 @@ export async function decodeInput(input: ImageInput, options: DecodeInputOptions
   const { alpha = DEFAULT_ALPHA, maxPixels = DEFAULT_MAX_PIXELS } = options;
   options.signal?.throwIfAborted();
   if (isRaw(input)) return fromRaw(input, alpha, maxPixels);
-  const { name, bytes } = await readInput(input, options);
+  const { name, bytes } = await encoded(input, options);
   return decodeImage(bytes, name, { alpha, maxPixels });
 }
 
@@ -75,7 +74,7 @@ export async function decodeInput(input: ImageInput, options: DecodeInputOptions
 export function useDecoded<T>(input: ImageInput, options: DecodeInputOptions, use: (image: RawImage) => Promise<T>): Promise<T> {
   return readingLanes.run(async () => {
     options.signal?.throwIfAborted();
-    const read = isRaw(input) ? input : await readInput(input, options);
+    const read = isRaw(input) ? input : await encoded(input, options);
     return decodingLanes.run(async () => use(await decodeInput(read, options)));
   });
 }
@@ -83,7 +82,7 @@ export function useDecoded<T>(input: ImageInput, options: DecodeInputOptions, us
 type NotRaw = Exclude<ImageInput, RawPixels>;
 
 /** The encoded bytes of an input, with its name. */
-async function readInput(input: NotRaw, options: DecodeInputOptions): Promise<{ name: string; bytes: Uint8Array }> {
+async function encoded(input: NotRaw, options: DecodeInputOptions): Promise<{ name: string; bytes: Uint8Array }> {
   if (typeof input === 'string' || input instanceof URL)
     return { name: inputName(input), bytes: await fetchBytes(input, options) };
   const given = isNamed(input) ? input.bytes : input;
@@ -127,10 +126,10 @@ function isRaw(input: ImageInput): input is RawPixels {
 async function fetchBytes(input: string | URL, options: DecodeInputOptions): Promise<Uint8Array> {
   const text = String(input);
   if (!URL_SCHEME.test(text))
-    return readFile(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
+    return readInput(text).catch((e: unknown) => { throw fileError(e, 'read', inputName(text)); });
   if (/^file:/i.test(text)) {
     const path = filePath(text);
-    return readFile(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
+    return readInput(path).catch((e: unknown) => { throw fileError(e, 'read', path); });
   }
   return download(text, options);
 }

@@ -2,6 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
+import { openInput } from '../io/files.js';
 import { fileError } from './files.js';
 
 const kMaxLine = 16 << 20;
@@ -19,7 +20,7 @@ export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offse
   let offset = 0;
   let first = true;
   try {
-    for await (const chunk of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
+    for await (const chunk of (await openInput(file)).createReadStream({ highWaterMark: 1 << 20 })) {
       let data = rest.length > 0 ? Buffer.concat([rest, chunk as Buffer]) : (chunk as Buffer);
       if (first && data.subarray(0, BOM.length).equals(BOM)) data = data.subarray(offset = BOM.length);
       first = false;

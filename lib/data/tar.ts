@@ -9,6 +9,7 @@
  */
 import * as fs from 'node:fs';
 import { DataError } from '../errors.js';
+import { openInput } from '../io/files.js';
 import { fileError } from './files.js';
 
 /** One regular file inside a tar archive. */
@@ -156,7 +157,7 @@ function parsePax(data: Buffer, file: string, at: number): Map<string, string> {
 export async function indexTar(file: string, onDamage?: (error: DataError) => void): Promise<TarEntry[]> {
   let handle: fs.promises.FileHandle;
   try {
-    handle = await fs.promises.open(file, 'r');
+    handle = await openInput(file);
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

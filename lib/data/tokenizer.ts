@@ -7,10 +7,10 @@
  * says of padding, truncation and special tokens at the ends is passed over: transformers writes the
  * first two into the file after any padded call, and the rest is the model's business.
  */
-import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
 import { packageFolder } from './packages.js';
+import { readInput } from '../io/files.js';
 import { fileError } from './files.js';
 import { Lru } from './lru.js';
 import type { VocabMap } from './vocab.js';
@@ -231,7 +231,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   const file = options.path ?? defaultTokenizerPath();
   let json: string;
   try {
-    json = await fs.promises.readFile(file, 'utf8');
+    json = (await readInput(file)).toString('utf8');
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

@@ -2,12 +2,10 @@
  * Arrays of numpy's .npz files (a zip of .npy members), read by ranges where they are stored uncompressed. The header
  * of every array is read and proved against its member's size when the file is opened. Format: numpy's NEP 1.
  */
-import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { constants as zlib, inflateRawSync } from 'node:zlib';
 import { CheckpointError } from '../errors.js';
-import { errorCode, ioError, writeFileAtomic } from './files.js';
+import { errorCode, ioError, openInput, writeFileAtomic } from './files.js';
 import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
 import { readExactly } from './safetensors_header.js';
@@ -42,7 +40,7 @@ export class NpzFile {
   static async open(path: string): Promise<NpzFile> {
     let handle: FileHandle;
     try {
-      handle = await open(path, constants.O_RDONLY);
+      handle = await openInput(path);
     } catch (error) {
       if (errorCode(error) !== 'ENOENT') throw ioError('read', path, error);
       throw new CheckpointError(`${path}: does not exist; check the path`, { cause: error });

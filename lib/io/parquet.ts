@@ -2,7 +2,7 @@
 import { ByteWriter, parquetWrite, ParquetWriter } from 'hyparquet-writer';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaData } from 'hyparquet';
 import { DataError } from '../errors.js';
-import { ioError, writeFileAtomic } from './files.js';
+import { ioError, openInput, writeFileAtomic } from './files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
 const GROUP = 4096;
@@ -111,6 +111,7 @@ export async function openTable(path: string): Promise<Table> {
   };
   let file: Awaited<ReturnType<typeof asyncBufferFromFile>>, metadata: FileMetaData;
   try {
+    await (await openInput(path)).close();  // the library would wait for a pipe's writer
     file = await asyncBufferFromFile(path);
     metadata = await parquetMetadataAsync(file);
   } catch (cause) {

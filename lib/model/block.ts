@@ -7,7 +7,7 @@ import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear, type Gelu } from '../ops/linear.js';
 import { mlp as mlpOp } from '../ops/mlp.js';
 import { selectToken } from '../ops/select_token.js';
-import { checkpoint, isRecording } from '../tape.js';
+import { checkpoint, isRecording, needsGrad, noGrad } from '../tape.js';
 import { scope, type Tensor } from '../tensor.js';
 import type { ParamStore } from './params.js';
 
@@ -88,18 +88,20 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
  */
 export function encoder(p: ParamStore, layers: string, finalNorm: string, o: EncoderOptions, x: Tensor,
   only: 'all' | 'last' = 'all'): Tensor {
-  let h = x, d: Tensor | null = null;
+  let h: Tensor = x, d: Tensor | null = null;
   // Inputs of every checkpoint, so that they live until backward needs them again.
   const lengths = [o.packed?.offsets, o.keyLengths].filter((t) => t != null);
   for (let i = 0; i < o.depth; i++) {
     const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
     const name = `${layers}.${i}`;
     const [before, added]: [Tensor, Tensor | null] = [h, d];
-    [h, d] = o.checkpoint && isRecording()
-      ? checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
-        ...lengths, ...(added ? [before, added] : [before])) as Stream
-      : passing(() => run(p, name, o, before, added));
-    if (isRecording()) continue;
+    // A frozen block on what nobody trains is as in inference.
+    const recorded: boolean = isRecording() && (needsGrad(before) || needsGrad(added) || p.trains(`${name}.`));
+    [h, d] = !recorded ? noGrad(() => scope(() => run(p, name, o, before, added)))
+      : !o.checkpoint ? run(p, name, o, before, added)
+        : checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
+          ...lengths, ...(added ? [before, added] : [before])) as Stream;
+    if (recorded) continue;
     if (before !== x) before.dispose();
     added?.dispose();
   }

@@ -5,10 +5,12 @@
  */
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import type { CollectionMark } from '../data/fingerprint.js';
 import { CheckpointError } from '../errors.js';
 import { writeFileAtomic, writeFolderAtomic } from '../io/files.js';
 import { listCheckpoints } from '../io/run.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
+import type { TrainConfig } from './config.js';
 import type { AdamW } from './optimizer.js';
 
 export { listCheckpoints };
@@ -25,11 +27,17 @@ export interface TrainState {
   marks: string[];
   /** `AdamWOptions.since`. */
   since: Record<string, number>;
-  /** Where each parameter lies in the optimizer's tensors, in elements. */
+  /** Where each trained parameter lies in the optimizer's moments, in elements. */
   layout: [name: string, offset: number, size: number][];
   /** The sampler's position; opaque here. */
   loader: unknown;
   seconds: number;
+  /** Where each parameter lies in the moving average; `layout` where nothing is frozen. */
+  averageLayout?: TrainState['layout'];
+  /** What the run was trained on and with; earlier versions did not say. */
+  collection?: CollectionMark;
+  config?: TrainConfig;
+  dtype?: 'f32' | 'bf16';
 }
 
 /** Folder of the checkpoint at a step. */

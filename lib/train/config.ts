@@ -1,12 +1,12 @@
 /** The training config: one plain object, checked here, every default in one place. */
-import { access, readFile } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
-import { reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../io/files.js';
 import { native } from '../native.js';
 import { FORMS } from './duration.js';
 import { ADAMW_DEFAULTS } from './optimizer.js';
@@ -203,6 +203,11 @@ export const trainConfigSchema = z.strictObject({
     ema: share.nullable().default(ADAMW_DEFAULTS.ema),
   }).prefault({}),
   /**
+   * Parameters that keep their bits: names, or beginnings of names up to a dot, such as "vision_model" or
+   * "text_model.embeddings"; `*` stands for any characters. An optimizer.lrScale of 0 freezes too.
+   */
+  freeze: z.array(z.string().min(1)).default([]),
+  /**
    * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of
    * both towers. A batch may then be far larger than what fits in memory.
    */
@@ -300,7 +305,7 @@ export async function readConfigValue(path: string, sets: readonly string[] = []
   try {
     await access(path);
     if (path.endsWith('.json')) {
-      value = JSON.parse(new TextDecoder().decode(await readFile(path)));
+      value = JSON.parse(new TextDecoder().decode(await readInput(path)));
     } else {
       const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
       value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;

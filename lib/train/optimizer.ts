@@ -22,7 +22,10 @@ export interface AdamWOptions {
   eps: number;
   /** Largest global gradient norm. */
   clip: number;
-  /** Multiplies `lr` for parameters whose name contains the key, e.g. `{ token_embedding: 10 }`. */
+  /**
+   * Multiplies `lr` for parameters whose name contains the key, e.g. `{ token_embedding: 10 }`. Those with 0 keep their
+   * bits: they do not decay either.
+   */
   lrScale: Record<string, number>;
   /** Decay of the exponential moving average of the weights; null keeps none. */
   ema: number | null;
@@ -38,14 +41,14 @@ export const ADAMW_DEFAULTS: Readonly<Omit<AdamWOptions, 'since'>> = {
   lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null,
 };
 
-/** A run of neighbours in the arena that joined at the same step: one call of the kernel. */
+/** A run of trained neighbours in the arena that joined at the same step: one call of the kernel. */
 interface Group {
   since: number;
   segments: Tensor;
   lrScale: Tensor;
   /** Learning rate, decay and bias corrections of the present step, (4). */
   rates: Tensor;
-  /** Views of the arenas. */
+  /** Views of the arenas; those of the moments and the gradient have no gaps for frozen parameters. */
   param: Tensor;
   m: Tensor;
   v: Tensor;
@@ -77,41 +80,47 @@ export class AdamW {
   constructor(readonly params: ParamStore, given: Partial<AdamWOptions> = {}) {
     const options = this.options = checkOptions({ ...ADAMW_DEFAULTS, ...definedOnly(given) });
     if (!params.grads) throw new ConfigError('AdamW: these parameters have no gradients; make the model with train: true');
-    const { device, size, segments } = params;
+    const { device, size, trainedSize, segments } = params;
     const nothing = Object.keys(options.lrScale).find((part) => !segments.some((s) => s.name.includes(part)));
     if (nothing !== undefined) {
       throw new ConfigError(`lrScale: no parameter's name contains "${nothing}"; they are called ` +
         `${segments[0]!.name}, …, ${segments.at(-1)!.name}`);
     }
-    this.m = zeros([size], 'f32', device).detach();
-    this.v = zeros([size], 'f32', device).detach();
+    this.m = zeros([trainedSize], 'f32', device).detach();
+    this.v = zeros([trainedSize], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();
     this.norm2 = empty([1], 'f32', device).detach();
     const joined = Object.entries(options.since ?? {});
     const since = segments.map((s) => joined.find(([start]) => s.name.startsWith(start))?.[1] ?? 0);
-    for (let first = 0; first < segments.length;) {
+    const trains = segments.map((s) => s.trained !== null && this.#lrScale(s.name) > 0);
+    for (let first = trains.indexOf(true); first >= 0; first = trains.indexOf(true, first)) {
       let next = first + 1;
-      while (next < segments.length && since[next] === since[first]) next++;
+      while (trains[next] && since[next] === since[first]) next++;
       this.#groups.push(this.#group(since[first]!, first, next));
       first = next;
     }
   }
 
+  #lrScale(name: string): number {
+    return Object.entries(this.options.lrScale).find(([part]) => name.includes(part))?.[1] ?? 1;
+  }
+
   /** The segments from `first` up to but not including `next`. */
   #group(since: number, first: number, next: number): Group {
     const { device, size, segments, values, grads, copy } = this.params;
-    const from = segments[first]!.offset, to = segments[next]?.offset ?? size;
+    const { offset: from, trained } = segments[first]!, n = (segments[next]?.offset ?? size) - from;
     const ends: number[] = [], scales: number[] = [];
     for (let i = first; i < next; i++) {
       const s = segments[i]!;
       ends.push((segments[i + 1]?.offset ?? size) - from, s.decay ? 1 : 0);
-      scales.push(Object.entries(this.options.lrScale).find(([part]) => s.name.includes(part))?.[1] ?? 1);
+      scales.push(this.#lrScale(s.name));
     }
-    const view = (arena: Tensor): Tensor => arena.view(from, [to - from]).detach();
+    const view = (arena: Tensor): Tensor => arena.view(from, [n]).detach();
+    const trainedView = (arena: Tensor): Tensor => arena.view(trained!, [n]).detach();
     return {
       since, segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
       lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(), rates: zeros([4], 'f32', device).detach(),
-      param: view(values), m: view(this.m), v: view(this.v), grad: view(grads!),
+      param: view(values), m: trainedView(this.m), v: trainedView(this.v), grad: trainedView(grads!),
       ema: this.ema && view(this.ema), copy: copy && view(copy),
     };
   }

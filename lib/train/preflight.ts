@@ -7,10 +7,10 @@ import type { ImageTransform } from '../data/augment.js';
 import { checkLoaderOptions, type LoaderOptions } from '../data/loader_options.js';
 import type { VocabMap } from '../data/vocab.js';
 import { modelConfig, type ModelConfig, type ModelOverrides } from '../model/config.js';
-import { Siglip2Model } from '../model/siglip2.js';
 import type { TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
-import { objectiveData, Objectives, objectiveShapes } from './objectives.js';
+import { trainedModel } from './freeze.js';
+import { objectiveData, Objectives } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { checkSchedule } from './schedule.js';
 import { checkSelection, superBatchSize } from './selection.js';
@@ -54,8 +54,7 @@ export function checkRun(config: TrainConfig): void {
     const rising = toSteps(warmup, { batch, total: steps, name: 'optimizer.warmup' });
     checkSchedule({ kind: schedule, total: steps, warmup: rising });
   }
-  using model = new Siglip2Model(shape, { device: 'dry:cpu', dtype: 'f32', train: true,
-    extra: objectiveShapes(config.objectives, shape) });
+  using model = trainedModel(config, shape, 'dry:cpu', 'f32');
   const optimizer = new AdamW(model.params, adam);
   try {
     new Objectives(config, model, optimizer).dispose();
