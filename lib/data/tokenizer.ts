@@ -11,6 +11,7 @@ import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
 import { packageFolder } from './packages.js';
 import { readInput } from '../io/files.js';
+import { ASCII_PUNCTUATION, cleanText, type TextCleaning } from './clean.js';
 import { fileError } from './files.js';
 import { Lru } from './lru.js';
 import type { VocabMap } from './vocab.js';
@@ -27,12 +28,6 @@ export const kUnk = 3;
  * special tokens have been split off, so `<EOS>` typed by somebody is text.
  */
 export type LowerMode = 'ascii' | 'unicode' | 'none';
-
-/**
- * What open_clip does to a text first: "whitespace" makes one space of every run of white space and none at the ends,
- * "canonicalize" also drops ASCII punctuation, and makes spaces of underscores.
- */
-export type TextCleaning = 'whitespace' | 'canonicalize';
 
 /** Which library tokenises. */
 export type TokenizerBackend = 'tokenizers' | '@huggingface/tokenizers';
@@ -58,11 +53,9 @@ export interface TokenizerOptions {
    * punctuation and repeated white space, as Hugging Face's SiglipTokenizer does. Default 2.
    */
   generation?: 1 | 2;
-  /** Default: the text as it is. */
+  /** What open_clip does to a text first. Default: the text as it is. */
   clean?: TextCleaning | undefined;
 }
-
-const ASCII_PUNCTUATION = /[!-/:-@[-`{-~]/g;
 
 /**
  * Lower-cases A-Z ("ascii"), or every character by itself ("unicode"), which makes Σ a σ also at the
@@ -174,9 +167,8 @@ export class GemmaTokenizer {
   #text(caption: string): string {
     // Half a surrogate pair is no character; the libraries would each replace it in their own way.
     const { generation, clean } = this.#shape, whole = caption.replace(/\p{Surrogate}/gu, '\ufffd');
-    const text = clean === 'canonicalize' ? whole.replaceAll('_', ' ') : whole;
-    const words = generation === 1 || clean === 'canonicalize' ? text.replace(ASCII_PUNCTUATION, '') : text;
-    return generation === 1 || clean ? words.replace(/\s+/g, ' ').trim() : words;
+    const text = clean ? cleanText(whole, clean) : whole;
+    return generation === 1 ? text.replace(ASCII_PUNCTUATION, '').replace(/\s+/g, ' ').trim() : text;
   }
 
   #finish(full: ArrayLike<number>): Int32Array {

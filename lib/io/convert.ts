@@ -56,7 +56,7 @@ export async function convertCheckpoint(source: string, target: string, options:
     if (format === 'npz') {
       await saveBigVision(target, from.config, from.reader);
       if ([from.config.vision, from.config.text].some(({ gelu }) => gelu === 'exact'))
-        options.onNote?.('big_vision computes GELU in its tanh form but this model in its exact form, so embeddings by big_vision differ in about the third digit');
+        options.onNote?.('big_vision computes GELU in its tanh form but this model in its exact form, so embeddings by big_vision differ in the third or fourth digit');
     } else {
       const save = { hf: saveFolder, onnx: saveOnnx, open_clip: saveForOpenClip }[format];
       await writeFolderAtomic(target, (folder) => save(folder, from, options));

@@ -149,7 +149,7 @@ export function fromOpenClipConfig(json: unknown, file: string, tensors: Readonl
   return {
     config, lowercase: clean === 'whitespace' ? 'none' : 'unicode',
     processor: {
-      ...defaultProcessor(config), resample: pixels.interpolation === 'bilinear' ? 2 : 3, clean: clean === 'canonicalize' ? 'canonicalize' : 'whitespace',
+      ...defaultProcessor(config), resample: pixels.interpolation === 'bilinear' ? 2 : 3, clean,
       maxPatches: trunk.naflex ? Math.floor(vision.image_size / patch) ** 2 : 256,
     },
   };
@@ -215,6 +215,6 @@ export function toOpenClipConfig(config: ModelConfig, processor: Processor): { j
     },
   };
   const note = mine === trunk.gelu ? undefined : `timm's ${trunk.name} computes GELU in its ${trunk.gelu} form but this model in its ${mine} form, ` +
-    'so open_clip\'s image embeddings differ in about the third digit';
+    'so open_clip\'s image embeddings differ in the third or fourth digit';
   return { json, note };
 }

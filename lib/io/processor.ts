@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { TextCleaning } from '../data/tokenizer.js';
+import type { TextCleaning } from '../data/clean.js';
 import { CheckpointError } from '../errors.js';
 import type { ModelConfig } from '../model/config.js';
 import { readTextLimited } from './files.js';

@@ -7,6 +7,7 @@ import { copyFile, mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
+import { cleanText } from '../../lib/data/clean.js';
 import { packNaflex } from '../../lib/data/naflex.js';
 import { defaultTokenizerPath, loadTokenizer, type GemmaTokenizer } from '../../lib/data/tokenizer.js';
 import { load } from '../../lib/encoder.js';
@@ -39,7 +40,12 @@ interface Golden {
   /** Rows and columns of patches of NaFlex images. */
   shapes?: [number, number][];
 }
-const { ids, models } = JSON.parse(readFileSync('test/goldens/open_clip_models.json', 'utf8')) as { ids: number[][]; models: Record<'exact' | 'tanh' | 'naflex', Golden> };
+const { ids, models, cleaned } = JSON.parse(readFileSync('test/goldens/open_clip_models.json', 'utf8')) as {
+  ids: number[][];
+  /** A text, and what open_clip makes of it by `whitespace`, `lower` and `canonicalize`. */
+  cleaned: string[][];
+  models: Record<'exact' | 'tanh' | 'naflex', Golden>;
+};
 
 function fnv(text: string): number {
   let hash = 2166136261;
@@ -260,7 +266,11 @@ test('names of timm and forms of GELU', () => {
 
 // ---- texts --------------------------------------------------------------------------------------
 
-test('texts are cleaned as open_clip cleans them', async () => {
+test.each(cleaned)('a text is cleaned as open_clip cleans it: %j', (text, ...want) => {
+  expect((['whitespace', 'lower', 'canonicalize'] as const).map((clean) => cleanText(text!, clean))).toEqual(want);
+});
+
+test('the tokenizer gets cleaned texts', async () => {
   const idsOf = async (tokenizer: GemmaTokenizer, text: string): Promise<number[]> => [...(await tokenizer.idsOf([text]))[0]!];
   const plain = await loadTokenizer(), canonical = await loadTokenizer({ clean: 'canonicalize' }), spaces = await loadTokenizer({ clean: 'whitespace', lower: 'none' });
   expect(await idsOf(canonical, ' A photo_of: a "CAT",\n really! <eos> ')).toEqual(await idsOf(plain, 'a photo of a cat really eos'));

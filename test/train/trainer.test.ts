@@ -56,8 +56,8 @@ test('what was resumed and how many texts were cut is said', async () => {
   await runTraining(input, { stopAt: 4 });
   const trainer = await Trainer.open(input, { resume: true, note: (m) => notes.push(m) });
   for await (const _ of trainer.run()) { /* to the end */ }
-  expect(notes).toContainEqual(expect.stringMatching(/^resuming after step \d of 12, from .*said.checkpoints.step-0000000\d$/));
-  expect(trainer.loader.texts.all).toBe(6 * (12 - Number(/after step (\d)/.exec(notes.join('\n'))![1])));
+  expect(notes).toContainEqual(expect.stringMatching(/^going on from step \d of 12, .*said.checkpoints.step-0000000\d$/));
+  expect(trainer.loader.texts.all).toBe(6 * (12 - Number(/from step (\d)/.exec(notes.join('\n'))![1])));
   expect(trainer.loader.texts.cut / trainer.loader.texts.all).toBeCloseTo(0.25, 1);
   await trainer.close();
 }, 60000);
