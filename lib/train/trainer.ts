@@ -31,7 +31,6 @@ import { Objectives, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { cutLog, openLog } from './log.js';
 import { loaderOptions, shapeOf } from './preflight.js';
-import { Rate } from './rate.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkLayout, checkNew, checkResumed, newestCheckpoint, type RunFacts } from './resume.js';
 import { multiplierAt, runSchedule, type RunSchedule } from './schedule.js';
@@ -257,8 +256,7 @@ export class Trainer {
     const queue: Pending[] = [];
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
       i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
-    let before = performance.now();
-    const rate = new Rate(before);
+    let before = 0;
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
       const [, norm2, logScale, bias] = updates.at(-1)!;
@@ -271,7 +269,7 @@ export class Trainer {
       const m = memory(this.device);
       const metrics: StepMetrics = {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
-        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: rate.add(this.config.batch, now),
+        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / Math.max(ms, 1e-6) * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
         ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
         ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
@@ -301,11 +299,7 @@ export class Trainer {
         }
         if (!batch) break;
         queue.push(this.#train(await this.#choose(batch)));
-        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) {
-          const metrics = await finish(queue.shift()!), from = performance.now();
-          yield metrics;
-          if (queue.length === 0) rate.pause(performance.now() - from);  // nothing was in flight: a checkpoint
-        }
+        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
       }
       while (queue.length) yield await finish(queue.shift()!);
     } finally {

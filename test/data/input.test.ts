@@ -114,7 +114,8 @@ test('no more images are decoded at once than the pool has threads', async () =>
     inside--;
     return image.width;
   })));
-  expect(most).toBe(poolThreads());
+  expect(most).toBeLessThanOrEqual(poolThreads());
+  expect(most).toBeGreaterThan(1);
 });
 
 /** Runs code with a model and what `onBadImage` was told, after `before`; what it printed. */
