@@ -75,7 +75,7 @@ export function emojiSettings(config: TrainConfig | null): EmojiSettings {
 }
 
 /** The config of the run that a checkpoint belongs to; null when it belongs to none. */
-function runConfig(checkpoint: string): TrainConfig | null {
+export function runConfig(checkpoint: string): TrainConfig | null {
   const folder = dirname(resolve(checkpoint)), file = join(dirname(folder), 'config.json');
   if (basename(folder) !== 'checkpoints' || !existsSync(file)) return null;
   try {
@@ -87,7 +87,7 @@ function runConfig(checkpoint: string): TrainConfig | null {
 }
 
 /** Where a run's data of a kind are: its source's folder, of a mixture that of the first such source. */
-function dataOf(config: TrainConfig | null, kind: 'emoji' | 'scenes'): string | undefined {
+export function dataOf(config: TrainConfig | null, kind: 'emoji' | 'scenes'): string | undefined {
   if (config === null) return undefined;
   const { source } = config.data, all = source.type === 'mixture' ? source.sources.map((part) => part.source) : [source];
   return all.flatMap((one) => one.type === kind ? one.path : [])[0];
