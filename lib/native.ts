@@ -41,7 +41,8 @@ export interface BuildInfo {
 }
 
 interface Addon {
-  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): void;
+  /** Returns the number of this copy of the package's JavaScript; ids of completions are copy · 2³² and on. */
+  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): number;
   allocate(device: number, bytes: number, dtype: number): Handle;
   view(handle: Handle, byteOffset: number, bytes: number, dtype: number): Handle;
   free(handle: Handle): void;
@@ -70,8 +71,11 @@ interface Addon {
   ops: Record<string, (...args: (number | boolean)[]) => void>;
 }
 
+/** Marks the listener that ends the addon's threads. */
+const SHUTDOWN = Symbol.for('siglip2.shutdown');
+
 let addon: Addon | undefined;
-let nextId = 1;
+let nextId = NaN;
 const pending = new Map<number, { resolve: () => void; reject: (e: Error) => void; keep: unknown; at: Error }>();
 
 /** The package's folder: the nearest one above this file with a package.json of this name. */
@@ -141,16 +145,21 @@ function complete(id: number, error: string): void {
 /** The loaded addon; the first call loads it. Throws DeviceError (ERR_NATIVE) with numbered remedies. */
 export function native(): Addon {
   if (!addon) {
-    addon = load();
-    addon.start(makeError, complete);
-    // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are.
-    process.on('exit', () => addon!.shutdown());
+    const loaded = load(), copy = loaded.start(makeError, complete) as number | undefined;
+    if (copy === undefined) throw new DeviceError(`the addon is of another version than the package, ${packageVersion()}; rebuild it with \`npm run setup\``, 'ERR_NATIVE');
+    addon = loaded;
+    nextId = copy * 2 ** 32 + 1;
+    // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are. One
+    // listener, however many copies of this file there are.
+    if (!process.listeners('exit').some((listener) => SHUTDOWN in listener))
+      process.on('exit', Object.assign(() => loaded.shutdown(), { [SHUTDOWN]: true }));
   }
   return addon;
 }
 
 /** Starts an asynchronous native call; the promise settles when the device has got there. */
 export function completion(start: (id: number) => void, keep: unknown): Promise<void> {
+  native();
   const id = nextId++;
   // The error is made here, so that a rejection shows the caller's stack.
   const at = new DeviceError('');

@@ -96,8 +96,8 @@ template <Value (*F)(Instance&, const CallbackInfo&)> Value function(const Callb
 }
 
 Value start(Instance& self, const CallbackInfo& info) {
-  self.start(info[0].As<Napi::Function>(), info[1].As<Napi::Function>());
-  return info.Env().Undefined();
+  const int64_t copy = self.start(info[0].As<Napi::Function>(), info[1].As<Napi::Function>());
+  return Napi::Number::New(info.Env(), static_cast<double>(copy));
 }
 // allocate(device, bytes, dtype) → handle
 Value allocate(Instance& self, const CallbackInfo& info) {
