@@ -21,7 +21,7 @@ import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import type { Encoder } from '../encoder.js';
 import { inBatches } from '../encoder/batching.js';
 import { ConfigError, DataError } from '../errors.js';
-import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { draftTarget, makeFolder, writeFileAtomic } from '../io/files.js';
 import { addChosenScores, addDiagonalScores } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, tensor, zeros } from '../tensor.js';
@@ -317,9 +317,9 @@ async function claimFolder(out: string, settings: ScoreSettings): Promise<void> 
 
 /** Removes what a killed process left of the units' files. */
 async function removeDrafts(out: string, units: readonly ScoreUnit[]): Promise<void> {
-  const own = new Set(units.flatMap(({ name }) => [`.${name}.parquet`, `.${name}.safetensors`]));
+  const own = new Set(units.flatMap(({ name }) => [`${name}.parquet`, `${name}.safetensors`]));
   for (const name of await readdir(out)) {
-    const draft = /^(.*)\.tmp-\d+-\d+$/.exec(name)?.[1];
+    const draft = draftTarget(name);
     if (draft !== undefined && own.has(draft)) await rm(join(out, name), { force: true });
   }
 }

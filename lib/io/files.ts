@@ -5,6 +5,7 @@
  * rename, which POSIX makes atomic within a file system. Every failure is an IoError that names the
  * file and a remedy.
  */
+import { randomBytes } from 'node:crypto';
 import { closeSync, constants, fstatSync, openSync, rmSync, type Stats } from 'node:fs';
 import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
@@ -19,9 +20,17 @@ const WRITE_BYTES = 2 ** 26;
 
 let serial = 0;
 
+/** Of this process: in containers every process has the number 1, and Workers share one. */
+const mine = randomBytes(8).toString('hex');
+
 /** A hidden sibling of `path` that no other process and no other call uses. */
-function temporary(path: string): string {
-  return join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${serial++}`);
+export function temporary(path: string): string {
+  return join(dirname(path), `.${basename(path)}.tmp-${mine}-${serial++}`);
+}
+
+/** What a draft that was left behind by a killed process was to become; undefined for other names. */
+export function draftTarget(name: string): string | undefined {
+  return /^\.(.+)\.tmp-[\da-f]+-\d+$/.exec(name)?.[1];
 }
 
 const drafts = new Set<string>();
@@ -279,7 +288,7 @@ export async function cleanFolder(folder: string): Promise<void> {
   for (const name of names) {
     const path = join(folder, name), [, swapped] = /^\.(.+)\.previous$/.exec(name) ?? [];
     if (swapped !== undefined) await recoverFolder(join(folder, swapped));
-    else if (/^\..+\.tmp-\d+-\d+$/.test(name))
+    else if (draftTarget(name) !== undefined)
       await rm(path, { recursive: true, force: true })
         .catch((error: unknown) => { throw ioError('remove', path, error); });
   }
