@@ -145,3 +145,15 @@ test('search embeds once and answers typed queries with a page', () => {
   // Nothing is embedded again but what could not be decoded before.
   expect(second.stdout).toBe(first.stdout.slice(first.stdout.indexOf('Hund')));
 });
+
+test('a cache proves whose rows it holds', async () => {
+  const other = await smallCheckpoint({}, (m) => m.initialize(77)), cache = at('rows.safetensors');
+  const search = (checkpoint: string, file: string, ...more: string[]) =>
+    siglip2(['search', pictures, '--model', checkpoint, '--out', at('other.html'), '--cache', file, ...more, 'Hund']);
+  expect(search(model, cache).status).toBe(0);
+  const foreign = search(other, cache), fresh = search(other, at('fresh.safetensors'));
+  expect(foreign.stderr).toContain(`the cache ${cache} holds rows of another model or other settings, and is made anew`);
+  expect(foreign.stdout).toBe(fresh.stdout);
+  for (const more of [['--alpha', 'drop'], ['--dtype', 'bf16'], ['--processor', 'big_vision']]) expect(search(other, cache, ...more).stderr).toContain('other settings');
+  expect(search(other, cache, '--processor', 'big_vision').stderr).not.toContain('other settings');
+}, 120_000);
