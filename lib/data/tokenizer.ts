@@ -227,6 +227,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }
+  if (json.startsWith('version ')) throw new DataError(`${file}: is a git-LFS pointer and not the tokenizer; fetch it with \`git lfs pull\``);
   const failures: string[] = [];
   for (const name of backend === undefined ? kBackends : [backend]) {
     const library = await importLibrary(name).catch((error: unknown) => {

@@ -19,7 +19,7 @@ import { defaultProcessor, readProcessor } from './processor.js';
 import type { Processor } from './processor.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
 import type { Dtype, TensorEntry, TensorReader } from './safetensors.js';
-import { parseObject } from './safetensors_header.js';
+import { isLfsPointer, lfsPointer, parseObject } from './safetensors_header.js';
 import { missingTokenizer } from './tokenizer_file.js';
 
 const siglip2Json = z.strictObject({
@@ -276,6 +276,7 @@ export async function readJson(path: string): Promise<unknown> {
     if (!['ENOENT', undefined].includes(errorCode(cause))) throw error;
     throw new CheckpointError(message, { cause });
   }
+  if (isLfsPointer(text)) throw lfsPointer(path);
   try {
     return JSON.parse(text);
   } catch (cause) {

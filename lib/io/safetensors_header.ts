@@ -48,6 +48,7 @@ export async function readHeader(
     'is cut or not a safetensors file');
   const prefix = Buffer.alloc(8);
   if (!await readExactly(handle, prefix, 0)) throw cut;
+  if (isLfsPointer(prefix.toString('latin1'))) throw lfsPointer(path);
   const length = prefix.readBigUInt64LE();
   if (length > MAX_HEADER_BYTES) {
     throw new CheckpointError(`${path}: states a header of ${length} bytes, more than ` +
@@ -59,6 +60,16 @@ export async function readHeader(
   const bytes = Buffer.alloc(Number(length));
   if (!await readExactly(handle, bytes, 8)) throw cut;
   return checkHeader(path, bytes, end, info.size, strict);
+}
+
+/** Whether a file begins as what git-LFS leaves in the place of one that it has not fetched. */
+export function isLfsPointer(head: string): boolean {
+  return head.startsWith('version ');
+}
+
+/** The error for such a file. */
+export function lfsPointer(path: string): CheckpointError {
+  return new CheckpointError(`${path}: is a git-LFS pointer and not the file itself; fetch it with \`git lfs pull\`, or download the file`);
 }
 
 /** Proves a header against the file's size. `base` is the offset of the first tensor byte. */
@@ -92,6 +103,7 @@ function decodeUtf8(path: string, bytes: Buffer): string {
 
 /** The object that a JSON text holds. Throws CheckpointError naming the file. */
 export function parseObject(path: string, text: string): Record<string, unknown> {
+  if (isLfsPointer(text)) throw lfsPointer(path);
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -288,3 +288,9 @@ test('3,000 mutations: tensors or a CheckpointError, nothing else', async () => 
   expect(refused).toBeGreaterThan(1500);
   expect(refused).toBeLessThan(3000);
 });
+
+test('a pointer of git-LFS is called one', async () => {
+  const path = join(folder, 'pointer.safetensors');
+  await writeFile(path, 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1500000000\n');
+  await expect(openSafetensors(path)).rejects.toThrow(/pointer.safetensors: is a git-LFS pointer and not the file itself; fetch it with `git lfs pull`/);
+});
