@@ -4,12 +4,20 @@
  * `@huggingface/hub` downloads it into that cache.
  */
 import { existsSync, readFileSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { CheckpointError, IoError } from '../errors.js';
+import { readTextLimited, writeFileAtomic } from './files.js';
+import { fromHfConfig } from './hf_config.js';
 import { hubCache, hubToken, offlineSwitch } from './places.js';
+import { parseObject } from './safetensors_header.js';
 
 const ID = /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w][\w./-]*))?$/;
+
+/** Of a repository's files those that are read: no copies of the weights in other formats. */
+const INPUTS = /^(config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|siglip2|open_clip_config)\.json$|^(tokenizer|spiece)\.model$/;
+const WEIGHTS = /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
+const OPEN_CLIP = /^open_clip_model\.safetensors$/;
 
 /** Whether a text has the form of a hub id. */
 export function isHubId(source: string): boolean {
@@ -45,12 +53,29 @@ export async function hubFolder(id: string, options: HubOptions = {}): Promise<s
   });
   const endpoint = options.endpoint ?? process.env['HF_ENDPOINT'], token = hubToken(readToken);
   try {
-    return await hub.snapshotDownload({
-      repo, revision, cacheDir: cache, ...(endpoint ? { hubUrl: endpoint } : {}), ...(token ? { accessToken: token } : {}),
-      fetch: (url, init) => fetch(url, { ...init, ...(options.signal ? { signal: options.signal } : {}) }),
-    });
+    const all = {
+      ...(endpoint ? { hubUrl: endpoint } : {}), ...(token ? { accessToken: token } : {}),
+      fetch: ((url, init) => fetch(url, { ...init, ...(options.signal ? { signal: options.signal } : {}) })) as typeof fetch,
+    };
+    const { sha } = await hub.modelInfo({ ...all, name: repo, revision, additionalFields: ['sha'] }), names: string[] = [];
+    for await (const entry of hub.listFiles({ ...all, repo, revision: sha })) if (entry.type === 'file') names.push(entry.path);
+    const get = (path: string): Promise<string> => hub.downloadFileToCacheDir({ ...all, repo, revision: sha, cacheDir: cache, path });
+    const own = names.includes('config.json') && names.some((name) => WEIGHTS.test(name));
+    // Gigabytes are worth while only if the model is one of these.
+    if (own) fromHfConfig(parseObject(`${id}: config.json`, await readTextLimited(await get('config.json'))), undefined, `${id}: config.json`);
+    const wanted = names.filter((name) => INPUTS.test(name) || (own ? WEIGHTS : OPEN_CLIP).test(name));
+    if (!own && !names.includes('open_clip_model.safetensors'))
+      throw new CheckpointError(`${id}: has no model.safetensors and no open_clip_model.safetensors, so it is no checkpoint that is read here; it has ${names.slice(0, 8).join(', ') || 'no files'}`);
+    for (const name of wanted) await get(name);
+    if (revision !== sha) {
+      const ref = join(cache, `models--${repo.replace('/', '--')}`, 'refs', revision);
+      await mkdir(dirname(ref), { recursive: true });
+      await writeFileAtomic(ref, sha);
+    }
+    return join(cache, `models--${repo.replace('/', '--')}`, 'snapshots', sha);
   } catch (cause) {
     options.signal?.throwIfAborted();
+    if (cause instanceof CheckpointError) throw cause;
     throw new IoError(`${id}: is no local path and cannot be downloaded from ${endpoint ?? 'the hub'} (${(cause as Error).message}); check the path or id, ` +
       'the network and HF_TOKEN', { cause });
   }
