@@ -3,6 +3,8 @@ export default {
   testEnvironment: 'node',
   roots: ['<rootDir>/dist/test'],
   testMatch: ['**/*.test.js'],
+  // Needs the field's own code: npm run test:peers.
+  testPathIgnorePatterns: ['/node_modules/', '<rootDir>/dist/test/peers/'],
   transform: {},
   maxWorkers: 1,
   testTimeout: 120000,

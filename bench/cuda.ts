@@ -133,7 +133,7 @@ async function secondsOf(fn: () => void, device: DeviceName, budget: number): Pr
 
 /** PyTorch on one case: `measure()` is one round. */
 async function startPeer(python: string, c: Case, device: DeviceName, seconds: number) {
-  const child = spawn(python, [script('cuda.py'), JSON.stringify(c), '--device', device === 'cpu' ? 'cpu' : 'cuda', '--seconds', String(seconds)],
+  const child = spawn(python, [script('gpu_kernels.py'), JSON.stringify(c), '--device', device === 'cpu' ? 'cpu' : 'cuda', '--seconds', String(seconds)],
     { stdio: ['pipe', 'pipe', 'inherit'], env: peerEnvironment() });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   const next = async (): Promise<never> => {

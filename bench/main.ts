@@ -1,4 +1,6 @@
 /** `npm run bench -- <what> [options]`. Every figure is printed beside what it was compared with. */
+import { Siglip2Error } from '../lib/errors.js';
+
 const what = process.argv[2];
 const benches: Record<string, () => Promise<{ main(args: string[]): Promise<void> }>> = {
   ops: () => import('./ops.js'),
@@ -21,7 +23,7 @@ const load = what === undefined ? undefined : benches[what];
 if (!load) {
   console.error(['usage:',
     'ops [--op NAME] [--json FILE]',
-    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--enqueue] [--json FILE]',
+    'step [--model B/16] [--batch 8] [--dtype f32|bf16] [--peer torch] [--enqueue] [--busy 2] [--json FILE]',
     'views [--size 256] [--patch 16] [--json FILE]',
     'naflex [--model B/16] [--depth 4] [--images 12] [--dtype f32|bf16] [--json FILE]',
     'load [--model B/16] [--size 256] [--npz]',
@@ -39,5 +41,11 @@ if (!load) {
   ].join('\n  npm run bench -- '));
   process.exit(2);
 }
-await (await load()).main(process.argv.slice(3));
+try {
+  await (await load()).main(process.argv.slice(3));
+} catch (e) {
+  if (!(e instanceof Siglip2Error)) throw e;
+  console.error(`bench: ${e.message} [${e.code}]`);
+  process.exit(1);
+}
 process.exit(0);

@@ -8,8 +8,23 @@ import { native } from '../lib/native.js';
 import { noGrad } from '../lib/tape.js';
 import { deviceName, scope, synchronize, zeros, type DeviceName } from '../lib/tensor.js';
 
-/** Median and 95th percentile of one call, in seconds, the device's work included. */
-export async function time(fn: () => void, device: DeviceName, milliseconds = 600): Promise<{ median: number; p95: number }> {
+/** Times of one call, in seconds, the device's work included. */
+export interface Timing {
+  median: number;
+  max: number;
+  /** Calls that were timed. */
+  n: number;
+  /** Left out where there are fewer than 20: it would be the largest. */
+  p95?: number;
+}
+
+export function timing(seconds: readonly number[]): Timing {
+  const sorted = seconds.slice().sort((a, b) => a - b), n = sorted.length;
+  const at = (q: number): number => sorted[Math.floor(q * (n - 1))] ?? NaN;
+  return { median: at(0.5), max: at(1), n, ...(n < 20 ? {} : { p95: at(0.95) }) };
+}
+
+export async function time(fn: () => void, device: DeviceName, milliseconds = 600): Promise<Timing> {
   const bench = new Bench({ time: milliseconds, warmupTime: milliseconds / 4, warmupIterations: 2, iterations: 5 });
   bench.add('x', async () => {
     scope(() => { fn(); });  // nothing that fn returns stays
@@ -18,9 +33,7 @@ export async function time(fn: () => void, device: DeviceName, milliseconds = 60
   await bench.run();
   const result = bench.tasks[0]!.result;
   if (!('latency' in result)) throw new Error('the benchmark was aborted');
-  const sorted = (result.latency.samples ?? []).slice().sort((a, b) => a - b);
-  const at = (q: number): number => (sorted[Math.floor(q * (sorted.length - 1))] ?? result.latency.mean) / 1000;
-  return { median: at(0.5), p95: at(0.95) };
+  return timing((result.latency.samples ?? [result.latency.mean]).map((ms) => ms / 1000));
 }
 
 /** FLOP/s of the device library's own matrix product: the best of three shapes that the model uses. */

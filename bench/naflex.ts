@@ -38,8 +38,8 @@ export function encodePadded(model: Siglip2Model, batch: NaflexBatch): Tensor {
   const x = patchEmbedPacked(tensor(bytes, [S * M, K], p.device), p.get(`${name}.patch_embedding.weight`),
     p.get(`${name}.patch_embedding.bias`), positions, { dtype: o.dtype });
   const tokens = encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, eps, checkpoint: o.checkpoint, keyLengths }, reshape(x, [S, M, width]));
-  return l2Normalize(cast(mapPool(p, 'vision_model.head', tokens, heads, eps, { keyLengths }), 'f32'));
+    { heads, depth, eps, gelu: model.config.vision.gelu, checkpoint: o.checkpoint, keyLengths }, reshape(x, [S, M, width]));
+  return l2Normalize(cast(mapPool(p, 'vision_model.head', tokens, model.config.vision, eps, { keyLengths }), 'f32'));
 }
 
 /** A batch of noise with the grids of images of common shapes, as many of each length. */

@@ -1,9 +1,10 @@
 /**
  * A whole training step: forward, backward, optimizer. Prints images/s, model FLOP/s as a share of the device
  * library's own matrix product measured in the same run, peak bytes; with `--peer torch`, images/s of the same model
- * in PyTorch, the two alternating. With `--enqueue`, only what JavaScript and the addon spend on enqueuing a step; with
+ * in PyTorch, the two alternating. With `--busy N`, the step alone and beside N processes that compute, alternating. With `--enqueue`, only what JavaScript and the addon spend on enqueuing a step; with
  * SIGLIP2_CUDA_DRY=1 and the cuda-host build, where kernels do nothing, any model size fits.
  */
+import { spawn } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { imageFlops, textFlops } from '../lib/model/flops.js';
 import { modelConfig } from '../lib/model/config.js';
@@ -12,7 +13,7 @@ import { native } from '../lib/native.js';
 import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
 import { RecordedStep } from '../lib/record.js';
 import { backward } from '../lib/tape.js';
-import { deviceName, memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName, type Tensor } from '../lib/tensor.js';
+import { activeThreads, deviceName, memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName, type Tensor } from '../lib/tensor.js';
 import { AdamW } from '../lib/train/optimizer.js';
 import { circumstances, matmulRate, save } from './measure.js';
 import { TorchStep } from './peers/pytorch/peer.js';
@@ -52,7 +53,7 @@ export async function main(args: string[]): Promise<void> {
     args, options: {
       model: { type: 'string', default: 'micro' }, batch: { type: 'string', default: '64' }, dtype: { type: 'string', default: 'f32' },
       device: { type: 'string', default: 'cpu' }, rounds: { type: 'string', default: '5' }, seconds: { type: 'string', default: '4' },
-      profile: { type: 'boolean', default: false }, enqueue: { type: 'boolean', default: false }, vocab: { type: 'string' }, length: { type: 'string' }, peer: { type: 'string' }, json: { type: 'string' },
+      profile: { type: 'boolean', default: false }, enqueue: { type: 'boolean', default: false }, vocab: { type: 'string' }, length: { type: 'string' }, peer: { type: 'string' }, busy: { type: 'string' }, json: { type: 'string' },
     },
   });
   const device = values.device as DeviceName, dtype = values.dtype as 'f32' | 'bf16', batch = Number(values.batch);
@@ -105,6 +106,28 @@ export async function main(args: string[]): Promise<void> {
   };
 
   await timed(1, true);
+  if (values.busy !== undefined) {
+    const idle: number[] = [], beside: number[] = [], threads: number[] = [], seconds = Number(values.seconds);
+    for (let r = 0; r < Number(values.rounds); r++) {
+      idle.push(await timed(seconds, true));
+      const others = Array.from({ length: Number(values.busy) }, () => spawn(process.execPath, ['-e', 'for (;;);']));
+      await new Promise((done) => setTimeout(done, 300));
+      beside.push(await timed(seconds, true));
+      threads.push(activeThreads(device));
+      for (const other of others) other.kill('SIGKILL');
+      await timed(1, true);  // the team grows again
+    }
+    const times = (v: number[]): string => `${(median(v) * 1e3).toFixed(1)} ms (${v.map((x) => (x * 1e3).toFixed(1)).join(', ')})`;
+    console.log(`${config.name} batch ${batch} ${dtype} on ${deviceName(device)}, ${native().buildInfo().threads} threads, step with AdamW`);
+    console.log(`  alone                  ${times(idle)}`);
+    console.log(`  beside ${values.busy} processes     ${times(beside)}   threads at work ${threads.join(', ')}`);
+    console.log(`  ratio                  ${(median(beside) / median(idle)).toFixed(2)}`);
+    save(values.json, { ...circumstances(device), what: 'busy', model: config.name, batch, dtype, processes: Number(values.busy),
+      idle, busy: beside, activeThreads: threads });
+    optimizer.dispose();
+    model.dispose();
+    return;
+  }
   resetPeak(device);
   if (values.profile) {
     takeProfile(device);

@@ -1,6 +1,7 @@
 // gemm(): chooses who computes a product, and our own kernels for plain ones (gemm.h).
 #include "gemm.h"
 #include <cstdlib>
+#include <optional>
 #include "cublaslt.h"
 #include "flavour.h"
 #include "gemm_launch.cuh"
@@ -66,14 +67,14 @@ __global__ void __launch_bounds__(kThreads)
     finish_product_kernel(T* c,               // (M, N)
                           T* pre,             // (M, N) or null
                           const float* bias,  // (N) or null
-                          int64_t M, int N, int64_t stride) {
+                          int64_t M, int N, int64_t stride, bool exact_gelu) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * N; i += step) {
     const int64_t at = i / N * stride + i % N;
     T* const from = pre ? pre : c;
     const T v = static_cast<T>(static_cast<float>(from[at]) + (bias ? bias[i % N] : 0.0f));
     from[at] = v;
-    if (pre) c[at] = static_cast<T>(gelu(static_cast<float>(v)));
+    if (pre) c[at] = static_cast<T>(gelu(static_cast<float>(v), exact_gelu));
   }
 }
 
@@ -82,7 +83,7 @@ template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     through_gelu_kernel(T* c,          // (M, N)
                         const T* pre,  // (M, N)
-                        int64_t M, int N, int64_t stride) {
+                        int64_t M, int N, int64_t stride, bool exact_gelu) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, row = N / V;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * row; i += step) {
     const int64_t at = i / row * stride + i % row * V;
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
     load_values(v, c + at);
     load_values(before, pre + at);
 #pragma unroll
-    for (int k = 0; k < V; ++k) v[k] *= gelu_gradient(before[k]);
+    for (int k = 0; k < V; ++k) v[k] *= gelu_gradient(before[k], exact_gelu);
     store_values(c + at, v);
   }
 }
@@ -105,9 +106,9 @@ __global__ void __launch_bounds__(kProbe) fill_probe_kernel(float* a, float* ide
     identity[row * kProbe + i] = i == row ? 1.0f : 0.0f;
   }
 }
-__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c, bool gradient) {
+__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c, bool gradient, bool exact) {
   const int i = static_cast<int>(threadIdx.x);
-  const float want = gradient ? gelu_gradient(probe_value(i)) : gelu(probe_value(i));
+  const float want = gradient ? gelu_gradient(probe_value(i), exact) : gelu(probe_value(i), exact);
   if (!(fabsf(c[i * kProbe + i] - want) < 1e-4f)) atomicAdd(wrong, 1);
 }
 
@@ -126,7 +127,7 @@ int read_back(Stream& s, const int* device) {
 __global__ void clear_kernel(int* value) { *value = 0; }
 
 // Which GELU the library has, and which gradient of it, is not written anywhere, so it is asked once.
-bool has_tanh_gelu(Stream& s, CublasLt& library, bool gradient) {
+bool has_gelu(Stream& s, CublasLt& library, bool gradient, bool exact) {
   constexpr int64_t size = kProbe * kProbe;
   const Scratch<float> a(s, size), identity(s, size), c(s, size), pre(s, size);
   const Scratch<int> wrong(s, 1);
@@ -142,8 +143,29 @@ bool has_tanh_gelu(Stream& s, CublasLt& library, bool gradient) {
     d.pre = pre.data();
   }
   if (!library.multiply(s, d)) return false;
-  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()), gradient);
+  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()), gradient, exact);
   return read_back(s, wrong.data()) == 0;
+}
+
+// What is left to do of a product that was made without its bias and its GELU.
+void finish(Stream& s, const GemmDesc& d) {
+  const int64_t blocks = std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
+  dispatch_element(d.c_dtype, [&](auto t) {
+    using T = decltype(t);
+    if (d.through_gelu) {
+      T* const c = static_cast<T*>(d.c);
+      const T* const pre = static_cast<const T*>(d.through_gelu);
+      constexpr int64_t kPack = Pack<T>::size;
+      dispatch_packs<T>(d.N % kPack == 0 && d.c_stride % kPack == 0 && aligned_16(c, pre), [&](auto V) {
+        launch(through_gelu_kernel<T, V.value>, static_cast<unsigned>(blocks), kThreads, 0, s, c, pre, d.M,
+               static_cast<int>(d.N), d.c_stride, d.exact_gelu);
+      });
+      return;
+    }
+    launch(finish_product_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, s,
+           static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N), d.c_stride,
+           d.exact_gelu);
+  });
 }
 
 struct Choice {
@@ -173,14 +195,12 @@ bool multiply_by_library(Stream& s, const GemmDesc& d) {
   CublasLt* const library = choice().library;
   if (!library || d.K == 0) return false;
   const auto gelu_fits = [&] {
-    static const bool tanh_form = has_tanh_gelu(s, *library, false);
-    return tanh_form;
+    static std::optional<bool> known[2][2];  // by gradient and form
+    std::optional<bool>& fits = known[d.through_gelu != nullptr][d.exact_gelu];
+    if (!fits) fits = has_gelu(s, *library, d.through_gelu != nullptr, d.exact_gelu);
+    return *fits;
   };
-  const auto gradient_fits = [&] {
-    static const bool tanh_form = has_tanh_gelu(s, *library, true);
-    return tanh_form;
-  };
-  if ((!d.pre || gelu_fits()) && (!d.through_gelu || gradient_fits()) && library->multiply(s, d)) return true;
+  if (((!d.pre && !d.through_gelu) || gelu_fits()) && library->multiply(s, d)) return true;
   if ((!d.bias && !d.pre && !d.through_gelu) || d.accumulate) return false;
   GemmDesc plain = d;  // the library's product, and bias and GELU in a pass of our own
   plain.bias = nullptr;
@@ -188,22 +208,7 @@ bool multiply_by_library(Stream& s, const GemmDesc& d) {
   plain.through_gelu = nullptr;
   if (d.pre) plain.c = d.pre;
   if (!library->multiply(s, plain)) return false;
-  const int64_t blocks = std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
-  dispatch_element(d.c_dtype, [&](auto t) {
-    using T = decltype(t);
-    if (d.through_gelu) {
-      T* const c = static_cast<T*>(d.c);
-      const T* const pre = static_cast<const T*>(d.through_gelu);
-      constexpr int64_t kPack = Pack<T>::size;
-      dispatch_packs<T>(d.N % kPack == 0 && d.c_stride % kPack == 0 && aligned_16(c, pre), [&](auto V) {
-        launch(through_gelu_kernel<T, V.value>, static_cast<unsigned>(blocks), kThreads, 0, s, c, pre, d.M,
-               static_cast<int>(d.N), d.c_stride);
-      });
-      return;
-    }
-    launch(finish_product_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, s,
-           static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N), d.c_stride);
-  });
+  finish(s, d);
   return true;
 }
 
@@ -231,6 +236,15 @@ void gemm(Stream& s, const GemmDesc& d) {
     throw std::invalid_argument("gemm: the gradient of GELU is for dy·W as both lie in memory, in their type, alone");
   check_extent(d.M, d.N, d.K);
   if (multiply_by_library(s, d)) return;
+  if (d.exact_gelu && (d.pre || d.through_gelu)) {  // our kernels' epilogues have the tanh form
+    GemmDesc plain = d, rest = d;
+    plain.pre = nullptr;
+    plain.through_gelu = nullptr;
+    if (d.pre) plain.c = d.pre;
+    rest.bias = nullptr;
+    gemm(s, plain);
+    return finish(s, rest);
+  }
   if (d.dtype == DType::f32) multiply_as<FloatOperand>(s, d);
   else multiply_as<MatrixOperand>(s, d);
 }

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kLanes * kRowThreads)
                                float* sums,   // (parts, N) or null
                                const T* dy,   // (M, N)
                                const T* pre,  // (M, N) or null: dpre is dy
-                               int64_t M, int64_t N) {
+                               int64_t M, int64_t N, bool exact_gelu) {
   DYN_SMEM(smem);
   float* const shared = reinterpret_cast<float*>(smem);  // (row threads, V, lanes)
   const int x = static_cast<int>(threadIdx.x) * V, y = static_cast<int>(threadIdx.y);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kLanes * kRowThreads)
         float before[V];
         load_values(before, pre + r * N + column);
 #pragma unroll
-        for (int i = 0; i < V; ++i) g[i] = static_cast<float>(static_cast<T>(g[i] * gelu_gradient(before[i])));
+        for (int i = 0; i < V; ++i) g[i] = static_cast<float>(static_cast<T>(g[i] * gelu_gradient(before[i], exact_gelu)));
         store_values(dpre + r * N + column, g);
       }
 #pragma unroll
@@ -72,19 +72,20 @@ __global__ void __launch_bounds__(256)
 }  // namespace
 
 void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias, int64_t M,
-                    int64_t N, int64_t K) {
+                    int64_t N, int64_t K, bool exact_gelu) {
   dispatch_element(x.dtype, [&](auto t) {
     using T = decltype(t);
     GemmDesc d{M, N, K, x.dtype, {x.as<const T>(M * K), K}, {weight.as<const T>(N * K), K, true},
                y.as<T>(M * N), x.dtype, N};
     d.bias = bias.as_or_null<const float>(N);
     d.pre = pre.as_or_null<T>(M * N);
+    d.exact_gelu = exact_gelu;
     gemm(s, d);
   });
 }
 
 void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre,
-                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K) {
+                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K, bool exact_gelu) {
   if (M == 0 || N == 0) return;
   dispatch_element(dy.dtype, [&](auto t) {
     using T = decltype(t);
@@ -99,7 +100,8 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
         constexpr int kColumns = kLanes * V.value;
         launch(linear_pre_gradient_kernel<T, V.value>,
                dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)), static_cast<unsigned>(parts)),
-               dim3(kLanes, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(), sums.data(), g, p, M, N);
+               dim3(kLanes, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(), sums.data(), g, p, M, N,
+               exact_gelu);
       });
     if (db)
       launch(linear_bias_gradient_kernel, static_cast<unsigned>(ceil_div<int64_t>(N, 256)), 256, 0,
@@ -108,6 +110,7 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
     if (dx) {
       GemmDesc d{M, K, N, dy.dtype, {g, N}, {weight.as<const T>(N * K), K}, dx.as<T>(M * K), dy.dtype, K};
       d.through_gelu = x_pre.as_or_null<const T>(M * K);
+      d.exact_gelu = exact_gelu;
       gemm(s, d);
     }
     if (dweight)

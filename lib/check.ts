@@ -52,3 +52,8 @@ export function checkKeys(call: string, options: object, keys: readonly string[]
     throw new ConfigError(`${call}: unknown option "${unknown}"` +
       (why(unknown) ?? `; the options are ${keys.join(', ')}`));
 }
+
+/** The object without the keys whose value is undefined. */
+export function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
+}

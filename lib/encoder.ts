@@ -7,7 +7,8 @@
  */
 import { kindOf } from './check.js';
 import type { RawImage } from './data/image.js';
-import { decodeInput, type ImageInput } from './data/input.js';
+import { isBadFile } from './data/exhausted.js';
+import { useDecoded, type ImageInput } from './data/input.js';
 import type { Processor } from './data/processor.js';
 import type { GemmaTokenizer } from './data/tokenizer.js';
 import { abortable, inBatches } from './encoder/batching.js';
@@ -20,8 +21,9 @@ import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from 
 import { promptTemplates } from './encoder/prompts.js';
 import { makeVisionInput, type Prepared, type VisionInput } from './encoder/vision_input.js';
 import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './encoder/scores.js';
-import { ConfigError, DataError, DeviceError, IoError } from './errors.js';
+import { ConfigError, DataError, DeviceError } from './errors.js';
 import { boxesOfPhrases, captionImages } from './eval/localize.js';
+import { checkpointOf } from './io/run.js';
 import { loadModel, type LoadedModel } from './model/files.js';
 import { tokenizerOf } from './model/tokenizer.js';
 import { noGrad } from './tape.js';
@@ -41,7 +43,7 @@ export interface DenseFeatures {
 
 /**
  * Loads a checkpoint. The tokenizer is loaded with the first text.
- * @param source a checkpoint's folder (ours or a released one), a big_vision .npz, or a hub id like `owner/name`
+ * @param source a checkpoint's folder (ours or a released one), a run's, which means its newest checkpoint, a big_vision .npz, or a hub id like `owner/name`
  * @throws CheckpointError, IoError, ConfigError; DeviceError when there is no such device; the signal's reason, at once
  * @example
  * using model = await load('models/siglip2-base-patch16-256');
@@ -60,6 +62,7 @@ export async function load(source: string, options: LoadOptions = {}): Promise<E
 }
 
 async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
+  source = checkpointOf(source);
   const loaded = await loadModel(source, { device, dtype, ...(options.signal ? { signal: options.signal } : {}) });
   try {
     const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);
@@ -237,7 +240,7 @@ export class Encoder {
   get #describer(): Describer {
     return {
       vision: this.#vision, open: () => this.#open, words: () => this.#tokenizerReady(),
-      decode: (input, signal) => this.#decoded(input, signal),
+      decode: (input, signal, use) => this.#decoded(input, signal, use),
     };
   }
 
@@ -304,17 +307,17 @@ export class Encoder {
   /** An input's pixels; null when it is bad and the caller wants to know and go on. */
   async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Prepared | null> {
     try {
-      return await this.#vision.prepare(await this.#decoded(input, signal));
+      return await this.#decoded(input, signal, (image) => this.#vision.prepare(image));
     } catch (e) {
-      if (!onBadImage || signal?.aborted || !(e instanceof DataError || e instanceof IoError)) throw e;
+      if (!onBadImage || signal?.aborted || !isBadFile(e)) throw e;
       onBadImage(e, index);
       return null;
     }
   }
 
-  #decoded(input: ImageInput, signal: AbortSignal | undefined): Promise<RawImage> {
+  #decoded<T>(input: ImageInput, signal: AbortSignal | undefined, use: (image: RawImage) => Promise<T>): Promise<T> {
     const { alpha, maxPixels } = this.options;
-    return decodeInput(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) });
+    return useDecoded(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) }, use);
   }
 
   #tokenizerReady(): Promise<GemmaTokenizer> {

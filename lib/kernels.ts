@@ -16,7 +16,7 @@ import { cast } from './ops/elementwise.js';
 import { embedding as embeddingOp } from './ops/embedding.js';
 import { l2Normalize as l2NormalizeOp } from './ops/l2_normalize.js';
 import { layerNorm as layerNormOp } from './ops/layer_norm.js';
-import { linear as linearOp } from './ops/linear.js';
+import { linear as linearOp, type Gelu } from './ops/linear.js';
 import { patchEmbed as patchEmbedOp } from './ops/patch_embed.js';
 import { resizeBilinear as resizeBilinearOp } from './ops/resize_bilinear.js';
 import { sigmoidLoss as sigmoidLossOp } from './ops/sigmoid_loss.js';
@@ -109,17 +109,21 @@ export function layerNorm(x: NdArray, options: KernelOptions & { weight?: NdArra
 }
 
 /**
- * x·Wᵀ + b, optionally through GELU in its tanh form.
+ * x·Wᵀ + b, optionally through GELU.
  * @param x (…, K)
  * @param weight (N, K)
  * @param options.bias (N)
+ * @param options.gelu its form: x·Φ(x) as 'exact', or the approximation by 'tanh', which `true` stands for
  * @returns (…, N)
  */
-export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { bias?: NdArray; gelu?: boolean } = {}): Promise<NdArray> {
+export function linear(x: NdArray, weight: NdArray, options: KernelOptions & { bias?: NdArray; gelu?: boolean | Gelu } = {}): Promise<NdArray> {
   return run(() => {
     checkOptions('linear', options, 'bias', 'gelu');
+    const { gelu = false } = options;
+    if (![true, false, 'tanh', 'exact'].includes(gelu))
+      throw new ConfigError(`linear: gelu must be true, false, 'tanh' or 'exact' but is ${JSON.stringify(gelu)}`);
     return linearOp(active('x', x, options), active('weight', weight, options),
-      options.bias ? upload('bias', options.bias, options) : null, { gelu: options.gelu ?? false });
+      options.bias ? upload('bias', options.bias, options) : null, { gelu });
   });
 }
 

@@ -4,9 +4,9 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { availableParallelism } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { availableCores, wantedThreads } from './cores.js';
 import { CheckpointError, ConfigError, DataError, DeviceError, IoError, ShapeError, Siglip2Error, type ErrorCode } from './errors.js';
 
 /** A tensor's number on the native side: slot and generation; 0 stands for an absent tensor. */
@@ -41,7 +41,8 @@ export interface BuildInfo {
 }
 
 interface Addon {
-  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): void;
+  /** Returns the number of this copy of the package's JavaScript; ids of completions are copy · 2³² and on. */
+  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): number;
   allocate(device: number, bytes: number, dtype: number): Handle;
   view(handle: Handle, byteOffset: number, bytes: number, dtype: number): Handle;
   free(handle: Handle): void;
@@ -64,13 +65,17 @@ interface Addon {
   replay(device: number, recording: number): void;
   forget(device: number, recording: number): void;
   takeProfile(device: number): OpTiming[];
+  activeThreads(device: number, hold: number): number;
   deviceName(index: number): string;
   buildInfo(): BuildInfo;
   ops: Record<string, (...args: (number | boolean)[]) => void>;
 }
 
+/** Marks the listener that ends the addon's threads. */
+const SHUTDOWN = Symbol.for('siglip2.shutdown');
+
 let addon: Addon | undefined;
-let nextId = 1;
+let nextId = NaN;
 const pending = new Map<number, { resolve: () => void; reject: (e: Error) => void; keep: unknown; at: Error }>();
 
 /** The package's folder: the nearest one above this file with a package.json of this name. */
@@ -82,12 +87,14 @@ export function packageRoot(): string {
   }
 }
 
+/** The package's version. */
+export function packageVersion(): string {
+  return (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version;
+}
+
 function load(): Addon {
   const root = packageRoot();
-  // Both must be in the environment before the OpenMP runtime loads. Threads that wait spin for about a millisecond and
-  // then sleep: waking them between the short kernels of a small model would cost a quarter of the step.
-  process.env['GOMP_SPINCOUNT'] ??= '1000000';
-  process.env['SIGLIP2_THREADS'] ??= String(availableParallelism());
+  process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? availableCores());  // the addon reads it once
   const require = createRequire(import.meta.url);
   const errors: string[] = [];
   const wanted = process.env['SIGLIP2_BINARY'];
@@ -98,7 +105,9 @@ function load(): Addon {
     try {
       return attempt();
     } catch (e) {
-      errors.push(`  ${name}: ${(e as Error).message.split('\n')[0]}`);
+      // `bindings` lists a dozen places where builds of other tools would be.
+      const [first] = (e as Error).message.split('\n');
+      errors.push(`  ${name}: ${/^Could not locate the bindings file/.test(first!) ? 'there is no such file, nor one where other builds put it' : first}`);
     }
   }
   throw new DeviceError(
@@ -136,16 +145,21 @@ function complete(id: number, error: string): void {
 /** The loaded addon; the first call loads it. Throws DeviceError (ERR_NATIVE) with numbered remedies. */
 export function native(): Addon {
   if (!addon) {
-    addon = load();
-    addon.start(makeError, complete);
-    // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are.
-    process.on('exit', () => addon!.shutdown());
+    const loaded = load(), copy = loaded.start(makeError, complete) as number | undefined;
+    if (copy === undefined) throw new DeviceError(`the addon is of another version than the package, ${packageVersion()}; rebuild it with \`npm run setup\``, 'ERR_NATIVE');
+    addon = loaded;
+    nextId = copy * 2 ** 32 + 1;
+    // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are. One
+    // listener, however many copies of this file there are.
+    if (!process.listeners('exit').some((listener) => SHUTDOWN in listener))
+      process.on('exit', Object.assign(() => loaded.shutdown(), { [SHUTDOWN]: true }));
   }
   return addon;
 }
 
 /** Starts an asynchronous native call; the promise settles when the device has got there. */
 export function completion(start: (id: number) => void, keep: unknown): Promise<void> {
+  native();
   const id = nextId++;
   // The error is made here, so that a rejection shows the caller's stack.
   const at = new DeviceError('');

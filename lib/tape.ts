@@ -3,6 +3,7 @@
  * parameters are accumulated (+=) by the ops themselves into `param.grad`; gradients of activations are set, and added
  * where a tensor was used twice. First derivatives only.
  */
+import { check, checkDType, checkShape } from './check.js';
 import { op, type Handle } from './native.js';
 import { Tensor, empty, scope, type DeviceName, type DType } from './tensor.js';
 
@@ -92,32 +93,66 @@ export function clearTape(): void {
   tape = [];
 }
 
+/** What backward() starts from: a loss with its weight, or any recorded tensor or parameter with its gradient. */
+export type Root = readonly [of: Tensor, gradient: Tensor | number];
+
 /**
- * Gradients of Σ weight · root. Roots are loss tensors, alone or with a weight or an explicit gradient tensor.
- * Returns the gradients of leaves marked by requireGrad(); parameters got theirs in `param.grad`.
+ * Goes back through everything recorded since the last backward(), and forgets it. Adds the gradients of parameters to
+ * theirs, `param.grad`, in f32: zero them beforehand (`params.zeroGrad()`).
+ *
+ *   backward(sigmoidLoss(x, y, t, b));                  // a loss of this package
+ *   backward([[caption, 0.5], [x, dx], [y, dy]]);       // several, some with gradients that you computed
+ *
+ * @param roots a loss, or pairs: a loss op's output with its weight (a number), or a tensor that was computed, embeddings
+ *   say, with the gradient of your own loss with respect to it (of its shape and type). A parameter may be one too, the
+ *   logit scale say: its gradient (f32) is added to what it has.
+ * @returns gradients of the leaves marked by requireGrad()
+ * @throws ShapeError when a gradient has another shape or type than what it is of; what was recorded is then forgotten
  */
-export function backward(roots: Tensor | readonly (readonly [Tensor, Tensor | number])[]): Map<Tensor, Tensor> {
+export function backward(roots: Tensor | readonly Root[]): Map<Tensor, Tensor> {
+  const list: readonly Root[] = roots instanceof Tensor ? [[roots, 1]] : roots;
+  try {
+    list.forEach(checkRoot);
+  } catch (e) {
+    clearTape();
+    throw e;
+  }
   const entries = tape;
   tape = [];
-  return run(entries, roots instanceof Tensor ? [[roots, 1]] : roots);
+  return run(entries, list);
+}
+
+function checkRoot([of, gradient]: Root): void {
+  const parameter = of instanceof Param;
+  if (gradient instanceof Tensor) {
+    checkShape('backward', 'a gradient', gradient, of.shape);
+    checkDType('backward', 'a gradient', gradient, parameter ? 'f32' : of.dtype);
+  } else {
+    check(!parameter && of.shape.length <= 1, 'backward', `a root that is no loss, this ${of.dtype} [${of.shape.join(', ')}] ` +
+      'say, needs its gradient, a tensor of its shape and type');
+  }
+  check(!parameter || of.grad !== null, 'backward', `the parameter ${parameter && of.name} has no gradient; make the model ` +
+    'with train: true');
 }
 
 /** A loss op reads here the weight its scalar output was given; 1 when it is a plain root. */
 const scalarWeight = new WeakMap<Tensor, number>();
 export function lossWeight(loss: Tensor): number { return scalarWeight.get(loss) ?? 0; }
 
-function run(entries: Entry[], roots: readonly (readonly [Tensor, Tensor | number])[]): Map<Tensor, Tensor> {
+function run(entries: Entry[], roots: readonly Root[]): Map<Tensor, Tensor> {
   const grads = new Map<Tensor, Tensor>();
   const shared = new Set<Tensor>();  // several gradients in one memory: not to be written
   const losses = new Set<Tensor>();  // scalar roots: their gradient is a number
   for (const [t, g] of roots) {
+    const accumulator = gradOf(t);
     if (typeof g === 'number') {
       scalarWeight.set(t, g);
       losses.add(t);
     } else {
       const mine = g.reshape(g.shape);
       shared.add(mine);
-      grads.set(t, mine);
+      if (accumulator) addToParam(accumulator, mine);
+      else grads.set(t, plus(grads.get(t), mine, shared));
     }
   }
   try {
@@ -144,6 +179,7 @@ function run(entries: Entry[], roots: readonly (readonly [Tensor, Tensor | numbe
           if (!x || !g) return;
           const accumulator = gradOf(x);
           if (accumulator) addToParam(accumulator, g);
+          else if (!tracked.has(x)) g.dispose();  // some ops make it with the others
           else grads.set(x, plus(grads.get(x), g, shared));
         });
       } finally {

@@ -212,5 +212,13 @@ export function batchInvariant<T>(device: DeviceName, fn: () => T): T {
 export function takeProfile(device: DeviceName = 'cpu'): OpTiming[] {
   return native().takeProfile(deviceIndex(device)).sort((a, b) => b.seconds - a.seconds);
 }
+/**
+ * Waits for the device, then says how many threads are at work on it: fewer than `SIGLIP2_THREADS` while other processes
+ * take their cores. Results do not depend on it.
+ * @param hold from now on so many, 0 for as many as the machine lets run; for measurements and tests
+ */
+export function activeThreads(device: DeviceName = 'cpu', hold = -1): number {
+  return native().activeThreads(deviceIndex(device), hold);
+}
 /** The device's name; throws DeviceError with the reason when there is none. */
 export function deviceName(device: DeviceName): string { return native().deviceName(deviceIndex(device)); }

@@ -39,8 +39,8 @@ template <class F> napi_value guarded(Instance& self, F&& f) {
 
 // One op: decode by the entry's signature, pick the device, enqueue. The hot path, hence raw Node-API.
 napi_value call_op(napi_env env, napi_callback_info info) {
-  napi_value argv[32];
-  size_t argc = 32;
+  napi_value argv[most_arguments];
+  size_t argc = most_arguments;
   void* data;
   napi_get_cb_info(env, info, &argc, argv, nullptr, &data);
   const auto& entry = *static_cast<const OpEntry*>(data);
@@ -96,8 +96,8 @@ template <Value (*F)(Instance&, const CallbackInfo&)> Value function(const Callb
 }
 
 Value start(Instance& self, const CallbackInfo& info) {
-  self.start(info[0].As<Napi::Function>(), info[1].As<Napi::Function>());
-  return info.Env().Undefined();
+  const int64_t copy = self.start(info[0].As<Napi::Function>(), info[1].As<Napi::Function>());
+  return Napi::Number::New(info.Env(), static_cast<double>(copy));
 }
 // allocate(device, bytes, dtype) → handle
 Value allocate(Instance& self, const CallbackInfo& info) {
@@ -270,6 +270,10 @@ Value take_profile(Instance& self, const CallbackInfo& info) {
   }
   return list;
 }
+// activeThreads(device, hold): waits for the device; see Device::active_threads
+Value active_threads(Instance& self, const CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), self.place(int_at(info, 0)).device->active_threads(int_at(info, 1)));
+}
 // deviceName(index): starts the device, or throws the sentence that says why there is none
 Value device_name(Instance& self, const CallbackInfo& info) {
   return Napi::String::New(info.Env(), self.place(int_at(info, 0)).device->name());
@@ -333,6 +337,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   set("replay", function<replay>);
   set("forget", function<forget>);
   set("takeProfile", function<take_profile>);
+  set("activeThreads", function<active_threads>);
   set("deviceName", function<device_name>);
   set("buildInfo", function<build_info>);
   auto ops = Napi::Object::New(env);

@@ -48,6 +48,9 @@ class Device {
     double seconds;
   };
   virtual std::vector<Timing> take_profile() { return {}; }
+  // Waits, then says how many threads are at work; from now on `hold` of them, 0: as many as the machine lets run, -1: no
+  // change. 0 where the device has none.
+  virtual int active_threads(int /*hold*/) { return 0; }
   virtual size_t scratch_peak() const = 0;             // most bytes of kernel workspace in use at once
   virtual void reset_scratch_peak() = 0;
 };

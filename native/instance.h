@@ -64,19 +64,27 @@ class Instance {
     completed_ = nullptr;
   }
 
-  void start(Napi::Function make_error, Napi::Function complete) {
-    // A test runner gives every file its own JavaScript over this one instance: the newest is the one to call.
-    if (completed_) napi_release_threadsafe_function(completed_, napi_tsfn_abort);
-    pending_ = 0;
+  // Adds a copy of the package's JavaScript; its number is the upper part of the ids that it passes to notify(). Test
+  // runners make several over one instance, module resets too, and each is called back for what it asked. Errors are made by
+  // the newest.
+  int64_t start(Napi::Function make_error, Napi::Function complete) {
+    if (!completed_) {
+      napi_value name;
+      napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
+      napi_create_threadsafe_function(env_, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, call_js, &completed_);
+      napi_unref_threadsafe_function(env_, completed_);
+    }
     make_error_ = Napi::Persistent(make_error);
-    napi_value name;
-    napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
-    napi_create_threadsafe_function(env_, complete, nullptr, name, 0, 1, nullptr, nullptr, this, call_js, &completed_);
-    napi_unref_threadsafe_function(env_, completed_);
+    Copy copy;
+    napi_create_reference(env_, complete, 0, &copy.complete);  // weak: a copy that is gone and waits for nothing may go
+    copies_.push_back(copy);
+    return static_cast<int64_t>(copies_.size()) - 1;
   }
 
-  // Calls JavaScript's complete(id, error) once everything enqueued so far is done.
+  // Calls JavaScript's complete(id, error) once everything enqueued so far is done; id is copy · 2³² and the copy's own.
   void notify(Device& device, double id) {
+    Copy& copy = copy_of(id);
+    if (copy.pending++ == 0) napi_reference_ref(env_, copy.complete, nullptr);
     if (pending_++ == 0) napi_ref_threadsafe_function(env_, completed_);
     device.notify([this, id](const std::string& error) {
       bool first;
@@ -108,7 +116,17 @@ class Instance {
   napi_env env() const { return env_; }
 
  private:
-  static void call_js(napi_env env, napi_value complete, void* context, void*) {
+  struct Copy {
+    napi_ref complete = nullptr;
+    int64_t pending = 0;  // the reference is strong while there is something
+  };
+  Copy& copy_of(double id) {
+    const auto copy = static_cast<size_t>(id / 4294967296.0);
+    if (copy >= copies_.size()) throw std::runtime_error("no copy of the package has this number");
+    return copies_[copy];
+  }
+
+  static void call_js(napi_env env, napi_value, void* context, void*) {
     auto* self = static_cast<Instance*>(context);
     if (!env) return;
     std::vector<std::pair<double, std::string>> results;
@@ -118,7 +136,11 @@ class Instance {
     }
     for (auto& [id, error] : results) {
       if (--self->pending_ == 0 && self->completed_) napi_unref_threadsafe_function(env, self->completed_);
-      napi_value undefined, args[2];
+      Copy& copy = self->copy_of(id);
+      napi_value undefined, complete = nullptr, args[2];
+      napi_get_reference_value(env, copy.complete, &complete);
+      if (--copy.pending == 0) napi_reference_unref(env, copy.complete, nullptr);
+      if (!complete) continue;
       napi_get_undefined(env, &undefined);
       napi_create_double(env, id, &args[0]);
       napi_create_string_utf8(env, error.c_str(), error.size(), &args[1]);
@@ -131,6 +153,7 @@ class Instance {
   Place places_[kMostDevices];
   Napi::FunctionReference make_error_;
   napi_threadsafe_function completed_ = nullptr;
+  std::vector<Copy> copies_;
   std::mutex mutex_;
   std::vector<std::pair<double, std::string>> results_;
   int64_t pending_ = 0;

@@ -7,9 +7,9 @@
 #include "tensor.h"
 
 #define KERNEL(name, ...)                                                             \
-  namespace siglip2::cpu::avx2 { void name(Stream& s, __VA_ARGS__); }                 \
-  namespace siglip2::cpu::avx512 { void name(Stream& s, __VA_ARGS__); }               \
-  namespace siglip2::cuda { __attribute__((weak)) void name(Stream& s, __VA_ARGS__); }
+  namespace siglip2::cpu::avx2 { void name(Stream&, __VA_ARGS__); }                   \
+  namespace siglip2::cpu::avx512 { void name(Stream&, __VA_ARGS__); }                 \
+  namespace siglip2::cuda { __attribute__((weak)) void name(Stream&, __VA_ARGS__); }
 
 namespace siglip2 {
 

@@ -43,7 +43,12 @@ std::vector<OpEntry>& op_table();  // filled before main by OP()
 bool use_avx512();                 // this CPU has AVX-512 F, BW, DQ, VL, and SIGLIP2_ISA does not say avx2
 extern bool has_avx512_kernels;    // this build has them; set by OP()
 
-template <class... A> std::vector<Arg> args_of(void (*)(Stream&, A...)) { return {arg_of<A>()...}; }
+constexpr size_t most_arguments = 32;  // that a call from JavaScript decodes (addon.cc)
+
+template <class... A> std::vector<Arg> args_of(void (*)(Stream&, A...)) {
+  static_assert(sizeof...(A) <= most_arguments, "a kernel takes at most 32 arguments; raise most_arguments");
+  return {arg_of<A>()...};
+}
 template <class... A> std::function<void(Stream&, const Value*)> bind_kernel(void (*kernel)(Stream&, A...)) {
   if (!kernel) return {};
   return [kernel](Stream& s, const Value* v) {

@@ -6,14 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 most=$((64 << 20))  # bytes
 
-command -v nvcc >/dev/null || { echo "bundle: nvcc is not on PATH, so the CUDA kernels cannot be built" >&2; exit 1; }
+nvcc=$(sh cuda/find_nvcc.sh) || { echo "bundle: there is no nvcc, so the CUDA kernels cannot be built; \`npm run setup -- --cuda\` brings one" >&2; exit 1; }
 npm run --silent build
 npm run --silent build:cuda-host
 mkdir -p build/conformance
-cuda_flags="-std=c++20 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a"
+# shellcheck disable=SC2054  # the commas are nvcc's
+cuda_flags=(-std=c++20 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a)
 newer() { [ ! -e "$1" ] || [ -n "$(find cuda test/native -newer "$1" -name '*.c*' -print -quit)" ]; }
 if newer build/conformance/device; then
-  nvcc $cuda_flags -cudart static test/native/conformance.cu -o build/conformance/device
+  "$nvcc" "${cuda_flags[@]}" -cudart static -L "$(dirname "$(realpath "$nvcc")")/../lib" test/native/conformance.cu -o build/conformance/device
 fi
 if newer build/conformance/host; then
   c++ -std=c++20 -O1 -x c++ -DSIGLIP2_CUDA_HOST -fno-strict-aliasing -w -Wno-psabi test/native/conformance.cu cuda/host/*.cpp \

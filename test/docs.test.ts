@@ -1,4 +1,4 @@
-/** The examples of docs/encoder.md run, and print what their comments say. */
+/** The examples of docs/encoder.md and docs/custom-loop.md run, and print what their comments say. */
 import { spawnSync } from 'node:child_process';
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -6,15 +6,19 @@ import { beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
 import { packageRoot } from '../lib/native.js';
 import { smallCheckpoint, temporaryFolder } from './encoder_support.js';
+import { colouredImages } from './train/run.js';
 
 const folder = temporaryFolder();
-const page = readFileSync(join(packageRoot(), 'docs', 'encoder.md'), 'utf8');
-const examples = [...page.matchAll(/```js\n(.*?)```/gs)].map((m) => m[1]!);
+const examples = ['encoder', 'custom-loop'].flatMap((name) => {
+  const page = readFileSync(join(packageRoot(), 'docs', `${name}.md`), 'utf8');
+  return [...page.matchAll(/```js\n(.*?)```/gs)].map((m, i) => [name, i + 1, m[1]!] as const);
+});
 
 beforeAll(async () => {
   mkdirSync(join(folder, 'node_modules'));
   symlinkSync(packageRoot(), join(folder, 'node_modules', 'siglip2'));
   mkdirSync(join(folder, 'models'));
+  await colouredImages(join(folder, 'images'), 24);
   // 32 values and a 4×4 grid stand for the 768 and 16×16 of the text.
   symlinkSync(await smallCheckpoint(), join(folder, 'models', 'siglip2-base-patch16-256'));
   mkdirSync(join(folder, 'runs', 'scenes'), { recursive: true });
@@ -28,9 +32,9 @@ function printed(code: string): string[] {
   return [...code.matchAll(/console\.log\(.*\);\s*\/\/ (.*)/g)].map((m) => m[1]!.replaceAll('768', '32').replace('2304', '96').replace('16 16 ', '4 4 '));
 }
 
-test('there are examples', () => expect(examples.length).toBeGreaterThanOrEqual(6));
+test('there are examples', () => expect(examples.length).toBeGreaterThanOrEqual(8));
 
-test.each(examples.map((code, i) => [i + 1, code] as const))('example %i', (_, code) => {
+test.each(examples)('%s, example %i', (_, __, code) => {
   // Node 20 has no `using`; the package compiles it away, the page may use it.
   const plain = code.replace(/^using /gm, 'const ');
   const file = join(folder, 'example.mjs');

@@ -53,11 +53,11 @@ test('embeddings are those of the model on the resized pixels and the padded ids
 test('a path, a file URL, an http URL, a Buffer and raw pixels give the same bits', async () => {
   const png = await picture(3, 37), at = join(temporaryFolder(), 'a picture.png');
   writeFileSync(at, png);
-  const { data, info } = await sharp(png).removeAlpha().raw().toBuffer({ resolveWithObject: true });
+  const { data, info } = await sharp(png).ensureAlpha().raw().toBuffer({ resolveWithObject: true });
   const server = createServer((q, r) => q.url === '/a.png' ? r.end(png) : r.writeHead(404).end()).listen(0);
   try {
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const rows = await model.encodeImages([at, pathToFileURL(at), `${url}/a.png`, new URL(`${url}/a.png`), png, { data, width: info.width, height: info.height, channels: 3 }]);
+    const rows = await model.encodeImages([at, pathToFileURL(at), `${url}/a.png`, new URL(`${url}/a.png`), png, { data, width: info.width, height: info.height, channels: 4 }]);
     for (let i = 1; i < 6; i++) expect(rows.row(i)).toEqual(rows.row(0));
     const missing = await errorOf(() => model.encodeImages([png, `${url}/b.png`]));
     expect([missing.code, missing.message.includes('404')]).toEqual(['ERR_DATA', true]);

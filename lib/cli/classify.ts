@@ -1,15 +1,17 @@
 /** `siglip2 classify`: probabilities that labels belong to images. */
+import { statSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import type { LabelScore } from '../encoder/scores.js';
 import { ConfigError } from '../errors.js';
 import { listImages } from './images.js';
-import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
+import { MODEL_OPTIONS, openModel, readLines, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
 
 export const command: Command = {
-  usage: 'classify --model FOLDER --labels a,b,c IMAGE… [--language en] ' +
+  usage: 'classify --model FOLDER --labels a,b,c|FILE IMAGE… [--language en] ' +
     '[--template "a photo of {label}."]… [--top N] [--alpha drop|white] [--json]',
-  summary: 'the probability of each label for each image (sigmoid: labels are judged one by one and need not sum to 1)',
+  summary: 'the probability of each label for each image (sigmoid: labels are judged one by one and need not sum to 1); ' +
+    'FILE has one label a line',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
@@ -17,8 +19,7 @@ export const command: Command = {
         template: { type: 'string', multiple: true }, top: { type: 'string' }, json: { type: 'boolean', default: false },
       },
     });
-    const labels = (values.labels ?? '').split(',').map((l) => l.trim()).filter((l) => l !== '');
-    if (labels.length === 0) throw new ConfigError('classify needs --labels, separated by commas');
+    const labels = await readLabels(values.labels ?? '');
     const images = await listImages(positionals);
     const top = values.top ? wholeNumber('top', values.top) : labels.length;
     using model = await openModel('classify', values);
@@ -37,3 +38,15 @@ export const command: Command = {
     return 0;
   },
 };
+
+/** Labels separated by commas, or the lines of a file; empty ones are left out. @throws ConfigError */
+async function readLabels(given: string): Promise<string[]> {
+  const file = statSync(given, { throwIfNoEntry: false })?.isFile() ?? false;
+  if (!file && !given.includes(',') && /[\\/]|\.(txt|csv|tsv|jsonl?|names|labels)$/i.test(given))
+    throw new ConfigError(`--labels ${given}: there is no such file; give a file with one label a line, or labels separated by commas`);
+  const labels = (file ? await readLines(given) : given.split(',')).map((l) => l.trim()).filter((l) => l !== '');
+  if (labels.length === 0)
+    throw new ConfigError(file ? `--labels ${given}: the file has no label; write one on each line`
+      : 'classify needs --labels, separated by commas, or a file with one a line');
+  return labels;
+}

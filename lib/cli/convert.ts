@@ -13,13 +13,15 @@ export function dtypeOption(text: string | undefined): ConvertOptions['dtype'] {
 }
 
 export const command: Command = {
-  usage: 'convert SOURCE TARGET [--dtype f32|f16|bf16]',
-  summary: 'a checkpoint (folder, big_vision .npz, hub id) to a Hugging Face folder, or to .npz when TARGET ends in it',
+  usage: 'convert SOURCE TARGET [--format hf|npz|open_clip] [--dtype f32|f16|bf16]',
+  summary: 'a checkpoint (folder, run, big_vision .npz, hub id) to a Hugging Face folder, to .npz when TARGET ends in it, or to an open_clip folder',
   async run(args) {
-    const { values, positionals } = parseArgs({ args, allowPositionals: true, options: { dtype: { type: 'string' } } });
+    const { values, positionals } = parseArgs({ args, allowPositionals: true, options: { dtype: { type: 'string' }, format: { type: 'string' } } });
     const [source, target, ...more] = positionals;
     if (source === undefined || target === undefined || more.length > 0) throw new ConfigError('convert needs a source and a target');
-    await convertCheckpoint(source, target, { format: target.endsWith('.npz') ? 'npz' : 'hf', dtype: dtypeOption(values.dtype) });
+    const { format = target.endsWith('.npz') ? 'npz' : 'hf' } = values;
+    if (format !== 'hf' && format !== 'npz' && format !== 'open_clip') throw new ConfigError(`--format must be hf, npz or open_clip but is ${format}`);
+    await convertCheckpoint(source, target, { format, dtype: dtypeOption(values.dtype), onNote: (sentence) => console.error(`note: ${sentence}`) });
     console.log(`wrote ${target}`);
     return 0;
   },

@@ -42,10 +42,8 @@ export const command: Command = {
     const progress = new Progress('scenes'), started = performance.now();
     const options: SceneOptions = {
       ...given(['classes', 'size', 'objects', 'seed'], read), scenes: given(['train', 'val', 'test'], read),
-      onProgress: (done, total) => {
-        if (done % 200 !== 0 && done !== total) return;
-        progress.update(done, total, { 'scenes/s': Math.round(done / (performance.now() - started) * 1000) });
-      },
+      onProgress: (done, total) =>
+        progress.update(done, total, { 'scenes/s': Math.round(done / (performance.now() - started) * 1000) }),
     };
     const manifest = await buildScenes(out, options);
     progress.end();

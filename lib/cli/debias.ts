@@ -8,7 +8,7 @@ import { BiasTally, debias, type Labels } from '../curation/debias.js';
 import { debiasPage, debiasText, violations } from '../curation/debias_report.js';
 import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord, type RecordSource } from '../curation/labels.js';
 import { keyLine } from '../data/keys.js';
-import { SkipCounter } from '../data/skips.js';
+import { SkipCounter, parseTolerance } from '../data/skips.js';
 import { ConfigError, DataError } from '../errors.js';
 import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
@@ -18,7 +18,7 @@ import type { Command } from './main.js';
 const BATCH = 256;
 
 export const command: Command = {
-  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N] ' +
+  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N|P%] ' +
     '[--model FOLDER [--device D] [--batch N]]',
   summary: 'balances attributes that the config names: INPUT are tars, folders, .jsonl or .parquet with a column "key"; ' +
     'writes keep.parquet (file, key, probability, kept), keep.txt, report.html and report.txt; ' +
@@ -37,7 +37,7 @@ export const command: Command = {
     const config = await loadDebiasConfig(values.config), options = debiasOptions(config);
     const passes = wholeNumber('passes', values.passes), seed = naturalNumber('seed', values.seed);
     const maxSkips = values['max-skips'];
-    const skips = new SkipCounter(maxSkips === undefined ? undefined : naturalNumber('max-skips', maxSkips));
+    const skips = new SkipCounter(maxSkips === undefined ? undefined : parseTolerance('--max-skips', maxSkips));
     using model = values.model === undefined ? undefined : await openModel('debias', values);
     const labeller = new Labeller(config, model, skips, values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {});
 

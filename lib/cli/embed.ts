@@ -12,7 +12,6 @@ import { writeNpy } from '../io/npy.js';
 import { writeParquet } from '../io/parquet.js';
 import { writeSafetensors } from '../io/safetensors.js';
 import type { DeviceName } from '../tensor.js';
-import { listCheckpoints } from '../train/checkpoint.js';
 import { listImages, type NamedImage } from './images.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
@@ -23,12 +22,12 @@ export const MODEL_OPTIONS = {
   processor: { type: 'string' }, alpha: { type: 'string' }, batch: { type: 'string' },
 } as const;
 
-/** Loads the model that the options name; of a training run its last checkpoint. */
+/** Loads the model that the options name. */
 export function openModel(command: string, values: {
   model?: string | undefined; dtype: string; device: string; processor?: string | undefined; alpha?: string | undefined;
 }): Promise<Encoder> {
   if (values.model === undefined) throw new ConfigError(`${command} needs --model, the folder of a checkpoint`);
-  return load(listCheckpoints(values.model).at(-1) ?? values.model, {
+  return load(values.model, {
     dtype: values.dtype as 'f32', device: values.device as DeviceName,
     ...(values.processor ? { processor: values.processor as ProcessorName } : {}),
     ...(values.alpha ? { alpha: values.alpha as 'drop' } : {}),
@@ -57,7 +56,8 @@ export function describeOptions(values: { beams: string; batch?: string | undefi
   };
 }
 
-async function readLines(file: string): Promise<string[]> {
+/** The lines of a text file. */
+export async function readLines(file: string): Promise<string[]> {
   const out: string[] = [];
   for await (const { data } of lines(file)) out.push(data.toString('utf8'));
   return out;
@@ -95,14 +95,9 @@ export const command: Command = {
     await prepareToWrite(out);
     using model = await openModel('embed', values);
     const progress = new Progress('embed'), skipped: string[] = [];
-    let shown = 0;
     const options: EncodeOptions<'f32'> = {
       ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
-      onProgress: (done) => {
-        if (done < names.length && performance.now() - shown < 1000) return;
-        shown = performance.now();
-        progress.update(done, names.length, skipped.length ? { skipped: skipped.length } : {});
-      },
+      onProgress: (done) => progress.update(done, names.length, skipped.length ? { skipped: skipped.length } : {}),
       ...(values['skip-bad'] ? { onBadImage: (error: Error, i: number) => skipped.push(`${i}\t${names[i]}\t${error.message}`) } : {}),
     };
     const rows = values.texts === undefined ? model.streamImages(opened(images), options)

@@ -2,15 +2,14 @@
 import { parseArgs } from 'node:util';
 import { ConfigError } from '../errors.js';
 import { convertCheckpoint, type ConvertOptions } from '../io/convert.js';
-import { listCheckpoints } from '../train/checkpoint.js';
 import { dtypeOption } from './convert.js';
 import type { Command } from './main.js';
 
-const FORMATS = ['onnx', 'hf', 'npz'] as const;
+const FORMATS = ['onnx', 'hf', 'npz', 'open_clip'] as const;
 
 export const command: Command = {
-  usage: 'export CHECKPOINT|RUN --format onnx|hf|npz --out TARGET [--opset 17…20] [--external-above MB] [--dtype f32|f16|bf16]',
-  summary: 'ONNX graphs of both towers, a Hugging Face folder, or a big_vision .npz; the newest checkpoint of a run',
+  usage: 'export CHECKPOINT|RUN --format onnx|hf|npz|open_clip --out TARGET [--opset 17…20] [--external-above MB] [--dtype f32|f16|bf16]',
+  summary: 'ONNX graphs of both towers, a folder of Hugging Face or open_clip, or a big_vision .npz; the newest checkpoint of a run',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
@@ -23,10 +22,10 @@ export const command: Command = {
     if (values.out === undefined) throw new ConfigError('export needs --out: the folder (npz: the file) to write');
     if (values['external-above'] !== undefined && !(megabytes >= 0)) throw new ConfigError(`--external-above must be a number of MB but is ${values['external-above']}`);
     const options: ConvertOptions = {
-      format, dtype: dtypeOption(values.dtype), ...(values.opset !== undefined ? { opset: Number(values.opset) } : {}),
+      format, dtype: dtypeOption(values.dtype), onNote: (sentence) => console.error(`note: ${sentence}`), ...(values.opset !== undefined ? { opset: Number(values.opset) } : {}),
       ...(values['external-above'] !== undefined ? { externalAbove: megabytes * 1e6 } : {}),
     };
-    await convertCheckpoint(listCheckpoints(where).at(-1) ?? where, values.out, options);
+    await convertCheckpoint(where, values.out, options);
     console.log(`wrote ${values.out}`);
     return 0;
   },

@@ -1,6 +1,6 @@
 /** `siglip2 filter`: chooses rows of a scored collection and writes a key list or new tars. */
 import { parseArgs } from 'node:util';
-import { chooseRows, writeKeys, writeTars, type FilterOptions } from '../curation/filter.js';
+import { checkKeysFile, chooseRows, writeKeys, writeTars, type FilterOptions } from '../curation/filter.js';
 import { ConfigError } from '../errors.js';
 import { wholeNumber } from './embed.js';
 import type { Command } from './main.js';
@@ -9,7 +9,7 @@ export const command: Command = {
   usage: 'filter DIR (--out KEYS.txt | --tars DIR) [--where "COLUMN OP VALUE"]… [--unique] [--percentile P] [--top N] ' +
     '[--by COLUMN] [--per-language]',
   summary: 'chooses rows of DIR (from `score --merge`): those that meet every --where (>= <= > < = != and ~ !~ for ' +
-    'contains), one of each group of duplicates (--unique), not below a percentile of --by (default cosine), ' +
+    'contains; flags=F, flags!=F: has the flag or not), one of each group of duplicates (--unique), not below a percentile of --by (default cosine), ' +
     'the --top by it; a key list goes into data.source.keys of a training config',
   async run(args) {
     const { values, positionals } = parseArgs({
@@ -23,6 +23,7 @@ export const command: Command = {
     if (folder === undefined || positionals.length > 1) throw new ConfigError('filter needs one folder of scores');
     if ((values.out === undefined) === (values.tars === undefined))
       throw new ConfigError('filter needs either --out KEYS.txt or --tars DIR');
+    if (values.out !== undefined) checkKeysFile(values.out);
     const options: FilterOptions = {
       where: values.where, by: values.by, unique: values.unique, perLanguage: values['per-language'],
       ...(values.percentile === undefined ? {} : { percentile: Number(values.percentile) }),

@@ -1,13 +1,14 @@
 /** The images that a command line names: files, patterns, folders, tar archives. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { FileReader } from '../data/files.js';
+import { FileReader, readableImage, unreadableImage, unreadReason } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
 import { expandPaths } from '../data/paths.js';
+import { groupMembers } from '../data/members.js';
+import { SkipCounter } from '../data/skips.js';
 import { indexTar } from '../data/tar.js';
+import { walk } from '../data/walk.js';
 import { ConfigError, DataError } from '../errors.js';
-
-const IMAGE = /\.(jpe?g|png|webp|avif|gif|tiff?|svg)$/i;
 
 /** One image; its bytes are read when it is its turn. */
 export interface NamedImage {
@@ -15,10 +16,23 @@ export interface NamedImage {
   open(): ImageInput;
 }
 
-function folderImages(folder: string): string[] {
-  return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
-    const path = join(folder, entry.name);
-    return entry.isDirectory() ? folderImages(path) : entry.isFile() && IMAGE.test(entry.name) ? [path] : [];
+/** What was not taken is said once a kind, not a line each. */
+const told = (path: string) => new SkipCounter(Infinity, (message) => console.error(`siglip2: ${path}: ${message}`));
+
+async function folderImages(folder: string): Promise<string[]> {
+  const { names, unnamed } = await walk(folder), skips = told(folder);
+  for (const name of unnamed) skips.add('the name is not UTF-8', name);
+  for (const name of names) if (unreadableImage(name) !== undefined) skips.add(unreadReason(unreadableImage(name)!), name);
+  return names.filter((name) => readableImage(name)).map((name) => join(folder, name));
+}
+
+/** One image a sample, by the rule that training and scoring have. */
+async function tarImages(path: string): Promise<{ name: string; offset: number; size: number }[]> {
+  const skips = told(path), found = groupMembers(path, await indexTar(path), undefined, (reason, name) => void skips.add(reason, name));
+  return [...found.values()].flatMap(({ key, image, unread }) => {
+    if (image?.fault !== undefined) skips.add(`the image is ${image.fault}`, key);
+    else if (image === undefined && unread !== undefined) skips.add(unreadReason(unread), key);
+    return image === undefined || image.fault !== undefined ? [] : [image];
   });
 }
 
@@ -39,9 +53,9 @@ export async function listImages(specs: readonly string[]): Promise<NamedImage[]
     for (const path of existsSync(spec) ? [spec] : expandPaths(spec).sort()) {
       const info = statSync(path, { throwIfNoEntry: false });
       if (!info) throw new DataError(`${path}: there is no such file; check the path`);
-      if (info.isDirectory()) images.push(...folderImages(path).sort().map((name) => ({ name, open: () => name })));
+      if (info.isDirectory()) images.push(...(await folderImages(path)).map((name) => ({ name, open: () => name })));
       else if (/\.tar$/i.test(path)) {
-        for (const { name, offset, size } of (await indexTar(path)).filter((e) => IMAGE.test(e.name))) {
+        for (const { name, offset, size } of await tarImages(path)) {
           const full = `${path}:${name}`;
           images.push({ name: full, open: () => ({ bytes: reader.read({ path, offset, size }), name: full }) });
         }

@@ -1,19 +1,18 @@
 /** `siglip2 info`: what this machine and this build can do; exit 1 with the remedy when something is wrong. */
-import { readFileSync } from 'node:fs';
 import { cpus, freemem, totalmem } from 'node:os';
-import { join } from 'node:path';
-import { native, packageRoot } from '../native.js';
+import { parseArgs } from 'node:util';
+import { native, packageVersion } from '../native.js';
 import { deviceName } from '../tensor.js';
 import type { Command } from './main.js';
 
 export const command: Command = {
-  usage: 'info',
+  usage: 'info [--json]',
   summary: 'devices, build, CPU features, oneDNN, memory; exits 1 with the remedy when something is wrong',
-  async run() {
-    const problems: string[] = [];
-    const say = (key: string, value: string): void => console.log(`${key.padEnd(12)}${value}`);
-    const { version } = JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string };
-    say('siglip2', version);
+  async run(args) {
+    const { values: { json } } = parseArgs({ args, options: { json: { type: 'boolean', default: false } } });
+    const problems: string[] = [], said: [key: string, value: string][] = [];
+    const say = (key: string, value: string): void => void said.push([key, value]);
+    say('siglip2', packageVersion());
     say('node', `${process.versions.node} (${process.platform}-${process.arch})`);
     const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
     say('memory', `${gib(freemem())} free of ${gib(totalmem())}`);
@@ -39,6 +38,14 @@ export const command: Command = {
       say('sharp', 'loads');
     } catch (e) {
       problems.push(`sharp does not load (${(e as Error).message.split('\n')[0]}): run \`npm ci\` for this platform`);
+    }
+    if (json) {
+      const { device, ...facts } = Object.fromEntries(said.map(([key]) => [key, said.filter(([k]) => k === key).map(([, v]) => v)]));
+      console.log(JSON.stringify({
+        ...Object.fromEntries(Object.entries(facts).map(([key, [value]]) => [key, value])), devices: device ?? [], problems,
+      }, null, 2));
+    } else {
+      for (const [key, value] of said) console.log(`${key.padEnd(12)}${value}`);
     }
     for (const p of problems) console.error(`problem: ${p}`);
     return problems.length ? 1 : 0;

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The `siglip2` command: finds the command's file, prints errors as one sentence, sets the exit status. */
 import { Siglip2Error } from '../errors.js';
+import { hearSignals, outliveReaders } from './signals.js';
 
 /** One command: lib/cli/<name>.ts exports one of these. */
 export interface Command {
@@ -30,7 +31,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
 };
 
 async function help(): Promise<string> {
-  const lines = ['usage: siglip2 <command> [options]', ''];
+  const lines = ['usage: siglip2 <command> [options], siglip2 --version', ''];
   for (const load of Object.values(COMMANDS)) {
     const { command } = await load();
     lines.push(`  ${command.usage}`, `      ${command.summary}`);
@@ -43,6 +44,10 @@ async function main(argv: string[]): Promise<number> {
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     console.log(await help());
     return name === undefined ? 2 : 0;
+  }
+  if (name === '--version' || name === '-V' || name === 'version') {
+    console.log((await import('../native.js')).packageVersion());
+    return 0;
   }
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!load) {
@@ -57,9 +62,8 @@ async function main(argv: string[]): Promise<number> {
   return command.run(args);
 }
 
-// A command that has no way of its own to stop does so at once, and what it was writing goes with it.
-for (const [signal, status] of [['SIGINT', 130], ['SIGTERM', 143]] as const)
-  process.on(signal, () => { if (process.listenerCount(signal) === 1) process.exit(status); });
+hearSignals();
+outliveReaders();
 
 main(process.argv.slice(2)).then(
   (status) => process.exit(status),

@@ -73,7 +73,8 @@ function table(stage: string, config: TrainConfig, plan: StepPlan): string {
   return [
     `${stage && `stage ${stage}: `}${String(config.model.variant)}, batch ${plan.batch}` +
       `${caching ? ` in micro-batches of ${plan.microBatch}` : ''}, ` +
-      `${plan.dtype} on ${plan.device}${plan.checkpointBlocks ? ', blocks checkpointed' : ''}; ${(plan.parameters / 1e6).toFixed(1)} M parameters`,
+      `${plan.dtype} on ${plan.device}${plan.checkpointBlocks ? ', blocks checkpointed' : ''}; ${(plan.parameters / 1e6).toFixed(1)} M parameters` +
+      (plan.trained < plan.parameters ? `, ${(plan.trained / 1e6).toFixed(1)} M of them trained` : ''),
     row('weights', bytes(fixed.weights)),
     ...(fixed.bf16Copies ? [row('their bf16 copies', bytes(fixed.bf16Copies))] : []),
     row('gradients', bytes(fixed.gradients)),

@@ -1,33 +1,36 @@
 /** `siglip2 quickstart`: builds the data set, trains the small model, evaluates every language, writes the report. */
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import sharp from 'sharp';
-import type { Background } from '../data/background.js';
 import { buildEvalSets, type EvalSet } from '../data/evalset.js';
-import { renderReport, type ReportData, type Retrieval } from '../eval/report.js';
+import { renderReport, type Gallery, type ReportData } from '../eval/report.js';
 import { evaluateSuite, retrieve, type SetResult } from '../eval/zero_shot.js';
+import { availableCores, wantedThreads } from '../cores.js';
 import { ConfigError } from '../errors.js';
 import { writeFileAtomic } from '../io/files.js';
 import { loadModel } from '../model/files.js';
 import { tokenizerOf } from '../model/tokenizer.js';
 import { stepsIn } from '../train/budget.js';
 import { applySets, checkTrainConfig } from '../train/config.js';
+import { checkRun } from '../train/preflight.js';
 import type { StepMetrics } from '../train/trainer.js';
 import { isStaged } from '../train/recipe.js';
 import { deviceName } from '../tensor.js';
 import { presetCalled } from './config_argument.js';
+import { emojiSettings } from './eval.js';
 import { buildArtwork, train } from './train.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
+import { statusOf } from './signals.js';
 
 /** Words that the report's grid asks for, by the emoji's code points: one language each. */
 const QUERIES: [language: string, codePoints: string][] = [
   ['en', '1f34e'], ['de', '1f431'], ['fr', '1f308'], ['ja', '1f41f'], ['ar', '1f338'], ['hi', '1f418'],
   ['ru', '2b50'], ['zh', '1f697'], ['ko', '1f433'], ['th', '1f34c'], ['el', '1f33b'], ['he', '1f98b'],
 ];
-const SET = 'unseen-studio-placed';
+/** The sets that the report's pictures come from. */
+const GALLERIES = ['seen-placed', 'unseen-studio-placed'];
 
 export const command: Command = {
   usage: 'quickstart [--preset quickstart] [--minutes 2] [--set key=value]… [--seed N]',
@@ -44,7 +47,7 @@ export const command: Command = {
       throw new ConfigError(`quickstart has no stages; use \`siglip2 train --preset ${values.preset}\``);
     // One core for data loading: kernels of this model take microseconds, and a team of threads that has to share its
     // cores waits for the slowest at each of them. The addon reads this when it is loaded, which is later.
-    process.env['SIGLIP2_THREADS'] ??= String(Math.max(1, availableParallelism() - 1));
+    process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? Math.max(1, availableCores() - 1));
     const minutes = Number(values.minutes);
     if (!(minutes > 0 && minutes < 1e5)) throw new ConfigError(`--minutes must be a positive number but is "${values.minutes}"`);
     let config = checkTrainConfig(applySets(preset, [...(values.seed ? [`seed=${values.seed}`] : []), ...values.set]));
@@ -52,7 +55,8 @@ export const command: Command = {
     if (source.type !== 'emoji') throw new ConfigError('quickstart trains on the emoji data set; use `siglip2 train` for others');
     if (existsSync(config.out) && !isRun(config.out))
       throw new ConfigError(`${config.out}: is there and is no run of training; remove it or choose another out`);
-    const command = ['siglip2 quickstart', ...args].join(' ');
+    const command = ['siglip2 quickstart', ...args].join(' '), totalGiven = values.set.some((set) => set.startsWith('total='));
+    if (totalGiven) checkRun(config);  // before the artwork is made
 
     const manifest = await buildArtwork(source.path, config.data);
 
@@ -63,27 +67,23 @@ export const command: Command = {
       renameSync(config.out, old);
     }
     // As long as asked on any machine: its speed decides how many steps that is, unless the steps were given.
-    if (!values.set.some((set) => set.startsWith('total='))) {
+    if (!totalGiven) {
       const steps = await stepsIn(60 * minutes, config);
       console.error(`${minutes} minutes of training are ${steps} steps here; \`--set total=${steps}\` repeats this very run`);
       config = { ...config, total: steps };
     }
     const trained = await train(config);
-    if (trained.interrupted) return 130;
+    if (trained.interrupted) return statusOf(trained.interrupted);
 
     const loaded = await loadModel(trained.checkpoint);
     try {
       const size = loaded.model.config.vision.imageSize;
-      // Evaluation places artwork as training does, with seeds that training never uses.
-      const place = config.data.transforms.find((t) => t.name === 'place') as { scale?: [number, number]; backgrounds?: Background[] } | undefined;
-      const suite = await buildEvalSets(source.path, {
-        size, seed: config.seed, ...(place?.scale ? { scale: place.scale } : {}), ...(place?.backgrounds ? { backgrounds: place.backgrounds } : {}),
-      });
+      const suite = await buildEvalSets(source.path, { size, ...emojiSettings(config) });
       const tokenizer = await tokenizerOf(loaded);
       const progress = new Progress('evaluate');
       const sets: Record<string, SetResult> = {};
       for await (const [name, result] of evaluateSuite(loaded, suite, tokenizer, (done, total) => {
-        if (done % 12 === 0 || done === total) progress.update(done, total, { sets: Object.keys(sets).length });
+        progress.update(done, total, { sets: Object.keys(sets).length });
       })) sets[name] = result;
       progress.end();
 
@@ -92,19 +92,23 @@ export const command: Command = {
       await writeFileAtomic(join(config.out, 'eval.json'), `${JSON.stringify(summary, null, 2)}\n`);
       printSummary(sets);
 
-      const set = suite.sets.find((s) => s.name === SET)!;
-      const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
-      const queries = QUERIES.flatMap(([language, code]) => {
-        const id = ids.get(code);
-        return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
-      });
-      const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
-      const retrievals: Retrieval[] = await Promise.all(found.map(async (f) => ({
-        query: f.query, lang: f.language,
-        results: await Promise.all(f.images.map(async (i, k) => ({
-          png: await picture(set, i), correct: f.correct[k]!, label: suite.names[set.classes[i]!]!['en'] ?? '',
-        }))),
-      })));
+      const galleries: Gallery[] = [];
+      for (const name of GALLERIES) {
+        const set = suite.sets.find((s) => s.name === name)!;
+        const ids = new Map(Array.from(set.candidates, (id) => [codePointsOf(set, id), id]));
+        const rest = Array.from(set.candidates).filter((id) => !QUERIES.some(([, code]) => ids.get(code) === id));
+        const queries = QUERIES.flatMap(([language, code]) => {
+          const id = ids.get(code) ?? rest.shift();  // a smaller data set may lack it
+          return id !== undefined && suite.names[id]?.[language] ? [{ language, id }] : [];
+        });
+        const found = await retrieve(loaded, suite, set, tokenizer, queries, 8);
+        galleries.push({ set: name, retrievals: await Promise.all(found.map(async (f) => ({
+          query: f.query, lang: f.language,
+          results: await Promise.all(f.images.map(async (i, k) => ({
+            png: await picture(set, i), correct: f.correct[k]!, label: suite.names[set.classes[i]!]!['en'] ?? '',
+          }))),
+        }))) });
+      }
       const data: ReportData = {
         ...summary, title: 'siglip2 quickstart', date: new Date(), seed: config.seed, device: deviceName(loaded.model.params.device), command,
         model: { name: loaded.model.config.name, parameters: loaded.model.params.segments.reduce((n, s) => n + s.size, 0), imageSize: size },
@@ -114,7 +118,7 @@ export const command: Command = {
           heldOut: manifest.studios.filter((s) => s.split === 'test').map((s) => s.name).join(', '),
         },
         curve: readCurve(join(config.out, 'metrics.jsonl')),
-        retrievals, gallery: SET,
+        galleries,
         attributions: [...manifest.studios, manifest.captionSource].map((s) =>
           ({ name: s.package, license: s.licence, author: s.attribution, url: s.licenceUrl })),
       };

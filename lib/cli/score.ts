@@ -8,9 +8,11 @@ import { scoreUnits } from '../curation/score_units.js';
 import { ConfigError } from '../errors.js';
 import type { DeviceName } from '../tensor.js';
 import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
+import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages } from './images.js';
+import { parseTolerance } from '../data/skips.js';
 import type { Command } from './main.js';
-import { Progress } from './progress.js';
+import { counted, Progress } from './progress.js';
 
 /** Merges the tables of a folder: prints what was found, writes the report. */
 async function merge(folder: string, values: {
@@ -23,27 +25,22 @@ async function merge(folder: string, values: {
   using learner = values.leakage &&
     await openModel('score', { device: values.device, model: values.model ?? source, dtype, processor, alpha });
   const progress = new Progress('merge');
-  let shown = 0;
   const options: MergeOptions = {
     near, partial: values.partial, device: values.device as DeviceName,
-    onProgress: (task, done, total) => {
-      if (performance.now() - shown < 1000) return;
-      shown = performance.now();
-      progress.update(done, total, { task });
-    },
+    onProgress: (task, done, total) => progress.update(done, total, { task }),
     ...(learner ? { leakage: { learner, images: images as NamedFile[] } } : {}),
   };
   const summary = await mergeScores(folder, options), report = await writeScoreReport(folder, summary);
   progress.end();
   if (summary.skips.total > 0) console.error(`without a score: ${summary.skips.summary()}`);
-  if (summary.missing.length > 0) console.error(`${summary.missing.length} tables are missing`);
-  for (const [flag, count] of summary.flags) console.error(`${flag}: ${count} rows`);
-  console.error(`${summary.rows} rows in ${folder}/scores.parquet, report: ${report}`);
+  if (summary.missing.length > 0) console.error(`${counted(summary.missing.length, 'table')} missing`);
+  for (const [flag, count] of summary.flags) console.error(`${flag}: ${counted(count, 'row')}`);
+  console.error(`${counted(summary.rows, 'row')} in ${folder}/scores.parquet, report: ${report}`);
 }
 
 export const command: Command = {
   usage: 'score --model MODEL [--reference MODEL] SHARDS|FOLDER|MANIFEST… --out DIR [--index I --count N] ' +
-    '[--pick first|any|LANG] [--language LANG] [--max-skips N] [--block 256] [--alpha drop|white] ' +
+    '[--pick first|any|LANG] [--language LANG] [--max-skips N|P%] [--block 256] [--alpha drop|white] ' +
     '[--dtype f32|bf16] [--device cpu|cuda] [--batch N]\n' +
     '  score --merge DIR [--near 0.97] [--leakage IMAGES…] [--partial]',
   summary: 'writes a table of scores for every tar (or 4,096 samples of a folder or .jsonl or .parquet manifest): ' +
@@ -56,7 +53,7 @@ export const command: Command = {
       args, allowPositionals: true, options: {
         ...MODEL_OPTIONS, reference: { type: 'string' }, out: { type: 'string' }, index: { type: 'string', default: '0' },
         count: { type: 'string', default: '1' }, pick: { type: 'string', default: 'first' }, language: { type: 'string' },
-        'max-skips': { type: 'string' }, block: { type: 'string', default: '256' }, alpha: { type: 'string', default: 'drop' },
+        'max-skips': { type: 'string' }, block: { type: 'string', default: '256' }, alpha: { type: 'string', default: DEFAULT_ALPHA },
         merge: { type: 'string' }, near: { type: 'string', default: '0.97' },
         leakage: { type: 'string', multiple: true }, partial: { type: 'boolean', default: false },
       },
@@ -75,23 +72,19 @@ export const command: Command = {
     using reference = values.reference === undefined ? undefined
       : await openModel('score', { ...values, alpha, model: values.reference });
     const progress = new Progress('score'), began = performance.now();
-    let shown = 0;
     const options: ScoreOptions = {
       learner, ...(reference ? { reference } : {}), pick: values.pick, alpha, block: wholeNumber('block', values.block),
       index: naturalNumber('index', values.index), count: wholeNumber('count', values.count),
       ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
-      ...(values['max-skips'] ? { maxSkips: naturalNumber('max-skips', values['max-skips']) } : {}),
-      onProgress: ({ units: done, ofUnits, samples, skipped }) => {
-        if (done < ofUnits && performance.now() - shown < 1000) return;
-        shown = performance.now();
-        const rate = Number((samples / (shown - began) * 1000).toFixed(1));
-        progress.update(done, ofUnits, { samples, skipped, 'samples/s': rate });
-      },
+      ...(values['max-skips'] ? { maxSkips: parseTolerance('--max-skips', values['max-skips']) } : {}),
+      onProgress: ({ units: done, ofUnits, samples, skipped }) => progress.update(done, ofUnits, () => ({
+        samples, skipped, 'samples/s': Number((samples / (performance.now() - began) * 1000).toFixed(1)),
+      })),
     };
     const { units: mine, resumed, rows, skips } = await scoreCollection(units, out, options);
     progress.end();
     if (skips.total > 0) console.error(`skipped samples: ${skips.summary()}`);
-    console.error(`${out}: ${rows} rows in ${mine} tables${resumed ? `, ${resumed} of them from before` : ''}`);
+    console.error(`${out}: ${counted(rows, 'row')} in ${counted(mine, 'table')}${resumed ? `, ${resumed} of them from before` : ''}`);
     return 0;
   },
 };

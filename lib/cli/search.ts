@@ -3,8 +3,7 @@
  * cached by file name, size and time, so a second run only embeds what is new.
  */
 import { createHash } from 'node:crypto';
-import { existsSync, statSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
@@ -14,11 +13,14 @@ import { Embeddings } from '../encoder/output.js';
 import { ConfigError, Siglip2Error } from '../errors.js';
 import { topK } from '../eval/retrieval.js';
 import { prepareToWrite, writeFileAtomic } from '../io/files.js';
+import { hubFolder } from '../io/hub.js';
+import { cacheHome } from '../io/places.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
+import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages, type NamedImage } from './images.js';
 import { MODEL_OPTIONS, openModel, wholeNumber } from './embed.js';
 import type { Command } from './main.js';
-import { Progress } from './progress.js';
+import { counted, Progress } from './progress.js';
 import { renderSearchPage, type SearchResult } from './search_page.js';
 
 const filesJson = z.array(z.strictObject({ name: z.string(), stamp: z.string() }));
@@ -29,13 +31,17 @@ function stamp(path: string): string {
   return info ? `${info.size} ${info.mtimeMs}` : '';
 }
 
-/** Rows of an earlier run by file; empty when there is none, or when the cache is damaged (it is only a cache). */
-async function readCache(file: string, dim: number): Promise<Map<string, { stamp: string; row: Float32Array }>> {
+/** Rows of an earlier run by file; empty when there is none, of other rows, or damaged (it is only a cache). */
+async function readCache(file: string, dim: number, of: string): Promise<Map<string, { stamp: string; row: Float32Array }>> {
   const rows = new Map<string, { stamp: string; row: Float32Array }>();
   if (!existsSync(file)) return rows;
   try {
     const reader = await openSafetensors(file);
     try {
+      if (reader.metadata['of'] !== of) {
+        console.error(`siglip2: the cache ${file} holds rows of another model or other settings, and is made anew`);
+        return rows;
+      }
       const files = filesJson.parse(JSON.parse(reader.metadata['files'] ?? ''));
       const data = await reader.readFloat32('embeddings');
       if (data.length === files.length * dim)
@@ -51,9 +57,9 @@ async function readCache(file: string, dim: number): Promise<Map<string, { stamp
 }
 
 /** One row per image, from the cache or the model; images that cannot be decoded are left out and named. */
-async function indexImages(model: Encoder, images: readonly NamedImage[], cache: string,
+async function indexImages(model: Encoder, images: readonly NamedImage[], cache: string | undefined, of: string,
   batchSize: number | undefined): Promise<{ names: string[]; rows: Embeddings }> {
-  const known = await readCache(cache, model.dim), stamps = new Map(images.map((i) => [i.name, stamp(i.name)]));
+  const known = cache === undefined ? new Map<string, { stamp: string; row: Float32Array }>() : await readCache(cache, model.dim, of), stamps = new Map(images.map((i) => [i.name, stamp(i.name)]));
   const missing = images.filter(({ name }) => stamps.get(name) === '' || known.get(name)?.stamp !== stamps.get(name));
   const progress = new Progress('index'), bad = new Set<string>();
   const made = await model.encodeImages(missing.map((i) => i.open()), {
@@ -67,18 +73,31 @@ async function indexImages(model: Encoder, images: readonly NamedImage[], cache:
   missing.forEach(({ name }, i) => known.set(name, { stamp: stamps.get(name)!, row: made.row(i) }));
   const names = images.map((i) => i.name).filter((name) => !bad.has(name));
   const rows = Embeddings.from(names.map((name) => known.get(name)!.row), model.dim);
-  if (missing.length > 0)
+  if (missing.length > 0 && cache !== undefined)
     await writeSafetensors(cache, [{ name: 'embeddings', dtype: 'F32', shape: [rows.rows, model.dim], data: rows.data }],
-      { files: JSON.stringify(names.map((name) => ({ name, stamp: stamps.get(name)! }))) });
+      { of, files: JSON.stringify(names.map((name) => ({ name, stamp: stamps.get(name)! }))) });
   return { names, rows };
 }
 
-/** Where the embeddings of these images by this model are kept. `model.source` is a run's newest checkpoint. */
-function cachePath(folder: string, model: Encoder, alpha = 'drop'): string {
-  const weights = stamp(join(model.source, 'model.safetensors')) || stamp(model.source);
-  const parts = [resolve(folder), resolve(model.source), weights, model.processor, model.dtype, alpha];
-  const key = createHash('sha256').update(JSON.stringify(parts)).digest('hex');
-  return join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
+/** What a cache's rows are of: the weights by their files, and all that makes other rows of the same image. */
+async function rowsOf({ source, processor, dtype }: Encoder, alpha: string = DEFAULT_ALPHA): Promise<string> {
+  const at = existsSync(source) ? source : await hubFolder(source), path = resolve(at);
+  const files = statSync(at).isDirectory() ? readdirSync(at).filter((name) => /\.(safetensors|json)$/.test(name)).sort() : [''];
+  return JSON.stringify([path, files.map((name) => [name, stamp(join(path, name))]), processor, dtype, alpha]);
+}
+
+/** Where the embeddings of these images by this model are kept; undefined, with a note, where there is no place for them. */
+async function cachePath(folder: string, of: string): Promise<string | undefined> {
+  const key = createHash('sha256').update(JSON.stringify([resolve(folder), of])).digest('hex'), home = cacheHome();
+  const path = home && join(home, 'siglip2', `search-${key.slice(0, 16)}.safetensors`);
+  try {
+    if (path !== undefined) await prepareToWrite(path);
+  } catch (error) {
+    console.error(`siglip2: goes on without a cache of the embeddings (${(error as Error).message}); --cache names another place`);
+    return undefined;
+  }
+  if (path === undefined) console.error('siglip2: goes on without a cache of the embeddings, since this user has no home; --cache or XDG_CACHE_HOME names a place');
+  return path;
 }
 
 export const command: Command = {
@@ -97,9 +116,9 @@ export const command: Command = {
       throw new ConfigError(`--cache must be a file that ends in .safetensors but is ${values.cache}`);
     await prepareToWrite(values.out);
     using model = await openModel('search', values);
-    const cache = values.cache ?? cachePath(folder, model, values.alpha);
-    await prepareToWrite(cache);
-    const { names, rows } = await indexImages(model, images, cache, values.batch ? wholeNumber('batch', values.batch) : undefined);
+    const of = await rowsOf(model, values.alpha), cache = values.cache ?? await cachePath(folder, of);
+    if (cache !== undefined) await prepareToWrite(cache);
+    const { names, rows } = await indexImages(model, images, cache, of, values.batch ? wholeNumber('batch', values.batch) : undefined);
     if (names.length === 0) throw new ConfigError(`no image in ${folder} can be decoded`);
     const results: SearchResult[] = [];
     const answer = async (query: string): Promise<void> => {
@@ -119,7 +138,8 @@ export const command: Command = {
         if (process.stdin.isTTY) typed.prompt();
       }
     }
-    console.error(`${names.length} images, page: ${values.out}`);
+    console.error(`${counted(names.length, 'image')}, ${results.length > 0 ? `page: ${values.out}`
+      : 'no page, for nothing was asked; give queries as arguments or one a line'}`);
     return 0;
   },
 };

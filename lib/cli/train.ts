@@ -1,47 +1,55 @@
-/** `siglip2 train`: runs a config, shows progress, writes checkpoints, stops cleanly on Ctrl-C. */
+/** `siglip2 train`: runs a config, shows progress, writes checkpoints, saves and ends on a signal. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { buildEmojiDataset, type EmojiManifest } from '../data/datasets/emoji.js';
 import { buildScenes, type SceneOptions } from '../data/datasets/scenes.js';
+import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { STAGES_FILE } from '../io/run.js';
 import { checkTrainConfig, type TrainConfig } from '../train/config.js';
 import { checkStages, isStaged, readStages, stageProgress, withStart } from '../train/recipe.js';
 import { Trainer, type StepMetrics } from '../train/trainer.js';
 import { configArgument } from './config_argument.js';
 import type { Command } from './main.js';
 import { Progress } from './progress.js';
+import { heeding, statusOf, type Ending } from './signals.js';
 
 export const command: Command = {
-  usage: 'train CONFIG|--preset NAME [--out DIR] [--set key=value]… [--resume] [--print]',
+  usage: 'train CONFIG|--preset NAME [--out DIR] [--set key=value]… [--resume] [--accept-changes] [--print]',
   summary: 'trains a model, in stages where the config has them, which go on where they were; CONFIG is .json, .js or .ts; ' +
-    '--print shows the whole config; Ctrl-C saves and exits 130',
+    '--print shows the whole config; --accept-changes resumes on other data; Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save and exit with 128 and the signal\'s number',
   async run(args) {
     const { values, positionals } = parseArgs({
       args, allowPositionals: true, options: {
         set: { type: 'string', multiple: true, default: [] }, preset: { type: 'string' }, out: { type: 'string' },
-        resume: { type: 'boolean', default: false }, print: { type: 'boolean', default: false },
+        resume: { type: 'boolean', default: false }, 'accept-changes': { type: 'boolean', default: false }, print: { type: 'boolean', default: false },
       },
     });
     const sets = [...values.set, ...(values.out === undefined ? [] : [`out=${JSON.stringify(values.out)}`])];
+    const acceptChanges = values['accept-changes'];
     const value = await configArgument('train', positionals, values.preset, sets);
-    if (isStaged(value)) return trainStages(value, values.print);
+    if (isStaged(value)) return trainStages(value, values.print, acceptChanges);
     const config = checkTrainConfig(value);
     if (values.print) {
       console.log(JSON.stringify(config, null, 2));
       return 0;
     }
-    return (await train(config, { resume: values.resume })).interrupted ? 130 : 0;
+    const { interrupted } = await train(config, { resume: values.resume, acceptChanges });
+    return interrupted ? statusOf(interrupted) : 0;
   },
 };
 
 /** Runs the stages that are not finished, one after the other; the process's exit code. */
-async function trainStages(value: unknown, print: boolean): Promise<number> {
+async function trainStages(value: unknown, print: boolean, acceptChanges: boolean): Promise<number> {
   const stages = readStages(value);
   if (print) {
     console.log(JSON.stringify(Object.fromEntries(stages.map(({ name, from, config }) => [name, { from, ...config }])), null, 2));
     return 0;
   }
   checkStages(stages);
+  const { out } = value as { out: string };
+  await makeFolder(out);
+  await writeFileAtomic(join(out, STAGES_FILE), `${JSON.stringify(stages.map(({ name }) => name))}\n`);
   for (const stage of stages) {
     const progress = stageProgress(stage.config.out);
     if (progress === 'finished') {
@@ -50,7 +58,8 @@ async function trainStages(value: unknown, print: boolean): Promise<number> {
     }
     console.error(`stage ${stage.name}${stage.from ? ` from ${stage.from}` : ''}`);
     const resume = progress === 'begun';
-    if ((await train(resume ? stage.config : withStart(stage, stages), { resume })).interrupted) return 130;
+    const { interrupted } = await train(resume ? stage.config : withStart(stage, stages), { resume, acceptChanges });
+    if (interrupted) return statusOf(interrupted);
   }
   return 0;
 }
@@ -69,7 +78,7 @@ async function buildSource(source: Exclude<TrainConfig['data']['source'], { type
   const progress = new Progress('scenes');
   await buildScenes(source.path, {
     ...source.build as SceneOptions,
-    onProgress: (done, total) => { if (done % 200 === 0 || done === total) progress.update(done, total, {}); },
+    onProgress: (done, total) => progress.update(done, total, {}),
   });
   progress.end();
 }
@@ -92,8 +101,9 @@ export async function buildArtwork(folder: string,
 }
 
 export interface TrainResult {
-  interrupted: boolean;
-  /** Folder of the last checkpoint. */
+  /** The signal that ended the run early. */
+  interrupted: Ending | null;
+  /** Folder of the last checkpoint that this process wrote; empty when it ended before its first step. */
   checkpoint: string;
   last: StepMetrics | undefined;
   trainer: { step: number; totalSteps: number };
@@ -103,53 +113,79 @@ function rounded(losses: Record<string, number>): Record<string, number> {
   return Object.fromEntries(Object.entries(losses).map(([name, value]) => [name, Number(value.toFixed(3))]));
 }
 
-/** Trains a config to its end with progress on stderr; the first SIGINT or SIGTERM saves and ends, the second quits. */
-export async function train(config: TrainConfig, options: { resume?: boolean } = {}): Promise<TrainResult> {
-  const stop = new AbortController();
-  const onSignal = (): void => {
-    if (stop.signal.aborted) process.exit(130);
-    console.error('\nstopping after this step; once more to quit without saving');
+/**
+ * Trains a config to its end with progress on stderr. A signal ends it after the step and saves; before the first step
+ * there is nothing to save, and the process ends at once.
+ */
+export async function train(config: TrainConfig, options: { resume?: boolean; acceptChanges?: boolean } = {}): Promise<TrainResult> {
+  const stop = new AbortController(), progress = new Progress('train', process.stderr, 0);  // every step that is to be logged
+  let trainer: Trainer | undefined, interrupted: Ending | null = null, saved = 0;
+  const onSignal = (signal: Ending): void => {
+    if (!trainer) {
+      console.error(`\n${signal}: ended before the first step; there is nothing to save`);
+      process.exit(statusOf(signal));
+    }
+    console.error(`\n${signal}: stopping after this step; Ctrl-C once more, a second from now or later, to quit ` +
+      'without saving');
+    interrupted = signal;
     stop.abort();
   };
-  process.on('SIGINT', onSignal);
-  process.on('SIGTERM', onSignal);
-  const progress = new Progress('train');
-  let trainer: Trainer | undefined;
-  try {
-    await buildData(config);
-    trainer = await Trainer.open(config, { ...options, note: (m) => console.error(m) });
-    let last: StepMetrics | undefined;
-    let saved = trainer.step, checkpoint = '', images = 0, since = performance.now();
-    for await (const m of trainer.run(stop.signal)) {
-      last = m;
-      images += config.batch;
-      if (m.step % config.logEvery === 0 || m.step === trainer.totalSteps) {
-        for (const alarm of m.alarms ?? []) console.error(`step ${m.step}: ${alarm}`);
-        const now = performance.now();
-        progress.update(m.step, trainer.totalSteps, {
-          step: m.step, loss: Number(m.loss.toFixed(4)),
-          ...(Object.keys(m.losses).length > 1 ? rounded(m.losses) : {}),
-          lr: Number(m.lr.toPrecision(3)), scale: Number(m.scale.toFixed(2)),
-          bias: Number(m.bias.toFixed(2)), 'images/s': Math.round(images / (now - since) * 1000), 'data wait %': Number(m.dataWait.toFixed(0)),
-          'peak MiB': Math.round(m.peakBytes / 2 ** 20),
-        });
-        [images, since] = [0, now];
+  return heeding(onSignal, async () => {
+    try {
+      await buildData(config);
+      const run = trainer = await Trainer.open(config, { ...options, note: (m) => console.error(m) });
+      let last: StepMetrics | undefined;
+      saved = run.step;
+      let checkpoint = '', images = 0, since = performance.now();
+      for await (const m of run.run(stop.signal)) {
+        last = m;
+        images += config.batch;
+        if (m.step % config.logEvery === 0 || m.step === run.totalSteps) {
+          for (const alarm of m.alarms ?? []) console.error(`step ${m.step}: ${alarm}`);
+          const now = performance.now();
+          progress.update(m.step, run.totalSteps, figures(m, images / (now - since) * 1000));
+          [images, since] = [0, now];
+        }
+        // The trainer drains its pipeline at these steps, so that metrics and weights are of the same step.
+        if (m.step === run.step && run.checkpointDue && m.step < run.totalSteps) {
+          const began = performance.now();
+          checkpoint = await run.save();
+          saved = run.step;
+          since += performance.now() - began;
+        }
       }
-      // The trainer drains its pipeline at these steps, so that metrics and weights are of the same step.
-      if (m.step === trainer.step && trainer.checkpointDue && m.step < trainer.totalSteps) {
-        checkpoint = await trainer.save();
-        saved = trainer.step;
+      progress.end();
+      // Ended before its first step a run has nothing that is not on the disk.
+      if (saved !== run.step || (checkpoint === '' && !interrupted)) checkpoint = await run.save();
+      if (run.loader.skips.total > 0) console.error(`skipped samples: ${run.loader.skips.summary()}`);
+      const { all, cut } = run.loader.texts;
+      if (cut > 0)
+        console.error(`${cut} of ${all} texts (${(100 * cut / all).toPrecision(2)} %) are longer than ${run.model.config.text.length} tokens ` +
+          'and were cut (model.length)');
+      console.error(`${interrupted ? 'interrupted at' : 'done:'} step ${run.step}${checkpoint && `, ${checkpoint}`}`);
+      return { interrupted, checkpoint, last, trainer: { step: run.step, totalSteps: run.totalSteps } };
+    } catch (error) {
+      progress.end();
+      // Data that fail, a disk or a worker, spoil no weights.
+      if (trainer?.sound && trainer.step > saved) {
+        const folder = await trainer.save().catch(() => null);
+        if (folder) console.error(`saved step ${trainer.step} before ending with an error: ${folder}`);
       }
+      throw error;
+    } finally {
+      progress.end();
+      await trainer?.close();
     }
-    progress.end();
-    if (saved !== trainer.step || checkpoint === '') checkpoint = await trainer.save();
-    if (trainer.loader.skips.total > 0) console.error(`skipped samples: ${trainer.loader.skips.summary()}`);
-    console.error(`${stop.signal.aborted ? 'interrupted at' : 'done:'} step ${trainer.step}, ${checkpoint}`);
-    return { interrupted: stop.signal.aborted, checkpoint, last, trainer: { step: trainer.step, totalSteps: trainer.totalSteps } };
-  } finally {
-    progress.end();
-    process.off('SIGINT', onSignal);
-    process.off('SIGTERM', onSignal);
-    await trainer?.close();
-  }
+  });
+}
+
+/** What a progress line says of a step. */
+function figures(m: StepMetrics, imagesPerSecond: number): Record<string, string | number> {
+  return {
+    step: m.step, loss: Number(m.loss.toFixed(4)),
+    ...(Object.keys(m.losses).length > 1 ? rounded(m.losses) : {}),
+    lr: Number(m.lr.toPrecision(3)), scale: Number(m.scale.toFixed(2)), bias: Number(m.bias.toFixed(2)),
+    'images/s': Math.round(imagesPerSecond), 'data wait %': Number(m.dataWait.toFixed(0)),
+    'peak MiB': Math.round(m.peakBytes / 2 ** 20),
+  };
 }

@@ -4,7 +4,8 @@ import { extname, join } from 'node:path';
 import { FileReader } from '../data/files.js';
 import { keyLine } from '../data/keys.js';
 import type { Sample } from '../data/sample.js';
-import { indexTar, memberKey, type TarEntry } from '../data/tar.js';
+import { memberKey } from '../data/members.js';
+import { indexTar, type TarEntry } from '../data/tar.js';
 import { TarWriter } from '../data/tar_writer.js';
 import { ConfigError, DataError } from '../errors.js';
 import { makeFolder, writeFileAtomic } from '../io/files.js';
@@ -13,7 +14,10 @@ import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';
 
 export interface FilterOptions {
-  /** Conditions that a row has to meet, all of them: `cosine>=0.2`, `language=de`, `flags!~leaked` (does not contain). */
+  /**
+   * Conditions that a row has to meet, all of them: `cosine>=0.2`, `language=de`, `caption~dog` (contains). Flags are a list:
+   * `flags=leaked` has it, `flags!=leaked` has it not, `flags=` has none.
+   */
   where?: readonly string[];
   /** Column for `percentile` and `top`. Default `cosine`. */
   by?: string;
@@ -62,9 +66,18 @@ function parseCondition(text: string): { column: Column; meets: (value: Value) =
     throw new ConfigError(`filter: ${name} is a number but "${text}" compares it with "${right}"`);
   if (operator.includes('~') && !textual)
     throw new ConfigError(`filter: ${name} is a number, which ${operator} is not for`);
-  if (column === 'flags' && operator.includes('~') && !Object.hasOwn(FLAGS, right))
-    throw new ConfigError(`filter: there is no flag "${right}"; the flags are ${Object.keys(FLAGS).join(', ')}`);
+  if (column === 'flags') return { column, meets: flagTest(operator, right) };
   return { column, meets: (v) => v !== null && compare(v, value) };
+}
+
+/** A condition on the list of a row's flags. */
+function flagTest(operator: string, flag: string): (value: Value) => boolean {
+  if (!/^!?[=~]$/.test(operator))
+    throw new ConfigError(`filter: flags are a list, which ${operator} is not for; use flags=${flag || 'FLAG'} or flags!=${flag || 'FLAG'}`);
+  if (flag !== '' && !Object.hasOwn(FLAGS, flag))
+    throw new ConfigError(`filter: there is no flag "${flag}"; the flags are ${Object.keys(FLAGS).join(', ')}`);
+  const wanted = !operator.startsWith('!');
+  return (value) => (flag === '' ? value === '' : String(value).split(',').includes(flag)) === wanted;
 }
 
 /** Rows with the largest values, ties to the earlier row. */
@@ -119,9 +132,20 @@ export async function chooseRows(folder: string, options: FilterOptions): Promis
   return { rows: table.rows, kept: rows.map((row) => ({ shard: shard![row]!, key: key![row]! })) };
 }
 
-/** Writes the chosen rows as a key list, for `keys` of a data source. */
+/**
+ * Writes the chosen rows as a key list, for `keys` of a data source.
+ * @throws ConfigError when the name is that of another kind of file
+ */
 export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
+  checkKeysFile(path);
   await writeFileAtomic(path, kept.map(({ shard, key }) => `${keyLine(shard, key)}\n`).join(''));
+}
+
+/** Throws ConfigError unless the name fits a key list, which is text. */
+export function checkKeysFile(path: string): void {
+  if (!['', '.txt', '.tsv', '.keys', '.list'].includes(extname(path).toLowerCase()))
+    throw new ConfigError(`filter: ${path} would be a list of keys, which is text; give --out a name that ends in .txt, or write ` +
+      'the samples with --tars DIR');
 }
 
 /** What a sample of a folder or manifest is called in a tar; not as those `taken`, for x.jpg and x.png share a stem. */

@@ -2,7 +2,6 @@
  * Labels of samples for de-biasing: from columns, from regular expressions over captions, or from a model that is asked
  * about the picture. Samples come from image collections or from tables in parquet.
  */
-import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FileReader } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
@@ -11,7 +10,7 @@ import { describeSample, readCaptions } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
-import { reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 
@@ -48,7 +47,7 @@ export type DebiasConfig = z.output<typeof debiasConfigSchema>;
 export async function loadDebiasConfig(file: string): Promise<DebiasConfig> {
   let value: unknown;
   try {
-    value = JSON.parse(new TextDecoder().decode(await readFile(file)));
+    value = JSON.parse(new TextDecoder().decode(await readInput(file)));
   } catch (cause) {
     throw new ConfigError(`the config ${file} cannot be read: ${reasonOf(cause)}`, { cause });
   }

@@ -4,15 +4,16 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileError } from '../data/files.js';
 import { SkipCounter } from '../data/skips.js';
 import type { Encoder } from '../encoder.js';
 import { ConfigError, DataError } from '../errors.js';
-import { writeFileAtomic } from '../io/files.js';
+import { readInput, writeFileAtomic } from '../io/files.js';
 import { f32ToF16 } from '../io/half.js';
 import { writeTable, type Columns } from '../io/parquet.js';
+import { packageVersion } from '../native.js';
 import type { DeviceName } from '../tensor.js';
 import { groupDuplicates, nearPairs, type Duplicates, type HalfRows } from './duplicates.js';
 import {
@@ -103,7 +104,7 @@ async function findLeaks({ hashes, embeddings }: Collected, options: MergeOption
     for (const [i, image] of images.entries()) {
       const input = image.open();
       const bytes = typeof input !== 'string' ? input.bytes
-        : await readFile(input).catch((cause: unknown) => { throw fileError(cause, 'read', input); });
+        : await readInput(input).catch((cause: unknown) => { throw fileError(cause, 'read', input); });
       byHash.set(createHash('sha256').update(bytes).digest('hex'), i);
       yield { bytes, name: image.name };
     }
@@ -155,7 +156,8 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
       const { notes, ...table } = await openUnit(folder, unit), columns = await table.read(Object.keys(SCORE_COLUMNS));
       summary.starts.push(at);
       for (const skip of notes.skipped) {
-        summary.skips.add(skip.reason, skip.example);
+        const { reason, example, ...more } = skip;
+        summary.skips.add(reason, example, more);
         skipped.push({ unit, ...skip });
       }
       for (const name of ['cosine', 'probability', 'learnability', 'caption_length'] as const)
@@ -179,7 +181,10 @@ export async function mergeScores(folder: string, options: MergeOptions = {}): P
       at += table.rows;
     }
   }
-  await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups());
+  const { units: _, ...made } = settings, { near = 0.97 } = options;
+  await writeTable(join(folder, 'scores.parquet'), SCORE_COLUMNS, groups(), {
+    siglip2: JSON.stringify({ by: `siglip2 ${packageVersion()}`, ...made, near, leakage: options.leakage !== undefined }),
+  });
   const asLines = (list: readonly object[]): string => list.map((item) => `${JSON.stringify(item)}\n`).join('');
   await writeFileAtomic(join(folder, 'skipped.jsonl'), asLines(skipped));
   const leaks = join(folder, 'leaks.jsonl');

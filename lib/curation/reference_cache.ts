@@ -5,7 +5,8 @@
  */
 import { existsSync } from 'node:fs';
 import { FileReader } from '../data/files.js';
-import { decodeImage } from '../data/image.js';
+import { decodeImage, releaseDecoded } from '../data/image.js';
+import { decodingLanes } from '../data/lanes.js';
 import type { Batch } from '../data/loader.js';
 import { describeSample, readCaptions, type Sample, type SampleSource } from '../data/sample.js';
 import { CheckpointError, DataError } from '../errors.js';
@@ -119,16 +120,17 @@ async function embedSamples({ model }: LoadedModel, samples: readonly Sample[]):
   const S = model.config.vision.imageSize, E = model.config.embed, pixels = new Uint8Array(samples.length * S * S * 3);
   const reader = new FileReader(), broken: number[] = [];
   try {
-    await Promise.all(samples.map(async (sample, i) => {
+    await Promise.all(samples.map((sample, i) => decodingLanes.run(async () => {
       try {
-        const { data, height, width } = await decodeImage(reader.read(sample.image), describeSample(sample),
-          { profile: 'ignore' });
+        const image = await decodeImage(reader.read(sample.image), describeSample(sample));
+        const { data, height, width } = image;
         pixels.set(await resizeImageAsync(data, height, width, 3, S, S, 'pil-bilinear'), i * S * S * 3);
+        releaseDecoded(image);
       } catch (error) {
         if (!(error instanceof DataError)) throw error;
         broken.push(i);
       }
-    }));
+    })));
   } finally {
     reader.close();
   }

@@ -11,16 +11,17 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { chooseCaptions, groupCaptions, type Caption } from '../data/captions.js';
 import { FileReader } from '../data/files.js';
-import { releaseDecoded, type RawImage } from '../data/image.js';
-import { decodeInput, type RawPixels } from '../data/input.js';
+import { isBadFile } from '../data/exhausted.js';
+import { DEFAULT_ALPHA, releaseDecoded, type RawImage } from '../data/image.js';
+import { useDecoded, type RawPixels } from '../data/input.js';
 import { resizeTo } from '../data/processor.js';
 import { Random, Stream } from '../data/random.js';
-import { SkipCounter } from '../data/skips.js';
+import { SkipCounter, type Tolerance } from '../data/skips.js';
 import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import type { Encoder } from '../encoder.js';
 import { inBatches } from '../encoder/batching.js';
-import { ConfigError, DataError, IoError } from '../errors.js';
-import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { ConfigError, DataError } from '../errors.js';
+import { draftTarget, makeFolder, writeFileAtomic } from '../io/files.js';
 import { addChosenScores, addDiagonalScores } from '../ops/pair_scores.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, tensor, zeros } from '../tensor.js';
@@ -45,7 +46,7 @@ export interface ScoreOptions {
   index?: number;
   count?: number;
   /** Most samples without a score. Default 1 % of all or 100, the larger, judged at the end. */
-  maxSkips?: number;
+  maxSkips?: Tolerance;
   signal?: AbortSignal;
   /** Called after every chunk; `samples` counts those scored or skipped by this call. */
   onProgress?: (progress: { units: number; ofUnits: number; samples: number; skipped: number }) => void;
@@ -62,7 +63,7 @@ export interface ScoreSummary {
 
 /** Samples that are read, decoded and encoded together. */
 const CHUNK = 32;
-/** Samples of a chunk that are decoded at a time. */
+/** Samples of a chunk that are read at a time. */
 const LANES = 16;
 
 /** What a row says about an image and its caption. */
@@ -169,7 +170,7 @@ class Scorer {
     const about = ({ source, dim, scale, bias }: Encoder) => ({ source, dim, scale, bias });
     return {
       version: 1, learner: about(learner), reference: reference ? about(reference) : null,
-      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? 'drop', pick, block, units: units.map(({ name }) => name),
+      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? DEFAULT_ALPHA, pick, block, units: units.map(({ name }) => name),
     };
   }
 
@@ -208,7 +209,7 @@ class Scorer {
     });
   }
 
-  /** A few at a time: a decoded photograph takes 36 MiB until it is shrunk. */
+  /** A few at a time, for what they hold until they are shrunk. */
   private async readAll(samples: readonly Sample[]): Promise<(DecodedPair | Skipped)[]> {
     const out: (DecodedPair | Skipped)[] = [];
     let next = 0;
@@ -220,21 +221,23 @@ class Scorer {
   }
 
   private async read(sample: Sample): Promise<DecodedPair | Skipped> {
-    const example = describeSample(sample), { alpha = 'drop', signal } = this.options;
+    const example = describeSample(sample), { alpha = DEFAULT_ALPHA, signal } = this.options;
     try {
       const { captions } = readCaptions(this.reader, sample);
       const caption = pickCaption(captions, this.pick, sample);
       if (!caption) return { example, reason: 'the caption is in no language' };
       const bytes = this.reader.read(sample.image);
-      const image = await decodeInput({ bytes, name: example }, { alpha, signal });
-      const [learner, reference] = await Promise.all([
-        shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
-      ]);
-      if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
+      const { width, height, learner, reference } = await useDecoded({ bytes, name: example }, { alpha, signal }, async (image) => {
+        const [learner, reference] = await Promise.all([
+          shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
+        ]);
+        if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
+        return { width: image.width, height: image.height, learner, reference };
+      });
       const sha256 = createHash('sha256').update(bytes).digest('hex');
-      return { pair: { sample, caption, width: image.width, height: image.height, sha256 }, learner, reference };
+      return { pair: { sample, caption, width, height, sha256 }, learner, reference };
     } catch (error) {
-      if (!(error instanceof DataError || error instanceof IoError) || signal?.aborted) throw error;
+      if (!isBadFile(error) || signal?.aborted) throw error;
       const undecoded = error.message.includes('cannot decode');
       return { example, reason: undecoded ? 'the image cannot be decoded' : 'the file cannot be read' };
     }
@@ -283,17 +286,28 @@ class Scorer {
   }
 }
 
+/** In what two ways of scoring differ, in words; the name of a model may change, for it may have moved. */
+function differences(before: ScoreSettings, now: ScoreSettings): string[] {
+  const model = (name: 'learner' | 'reference', option: string): string[] => {
+    const [a, b] = [before[name], now[name]], numbers = ['dim', 'scale', 'bias'] as const;
+    if (!a || !b) return a === b ? [] : [`${option} was ${a?.source ?? 'not given'} but is ${b?.source ?? 'not given'}`];
+    const wrong = numbers.filter((key) => a[key] !== b[key]);
+    return wrong.length === 0 ? [] : [`${option} was ${a.source} but is ${b.source} (${
+      wrong.map((key) => `${key} ${a[key]} and ${b[key]}`).join(', ')})`];
+  };
+  const options = (['pick', 'block', 'processor', 'dtype', 'alpha'] as const).filter((key) => before[key] !== now[key]);
+  return [...model('learner', '--model'), ...model('reference', '--reference'),
+    ...options.map((key) => `--${key} was ${before[key]} but is ${now[key]}`)];
+}
+
 /** Writes score.json, or checks that the folder's earlier scores were made in the same way and adds the new units. */
 async function claimFolder(out: string, settings: ScoreSettings): Promise<void> {
   const file = join(out, 'score.json');
   let units = settings.units;
   if (existsSync(file)) {
-    const before = readSettings(out), nameless = <T>(model: T): T => ({ ...model, source: '' });
-    const own = (s: ScoreSettings) => JSON.stringify({
-      ...s, units: null, learner: nameless(s.learner), reference: s.reference && nameless(s.reference),
-    });
-    if (own(before) !== own(settings))
-      throw new ConfigError(`${out} has scores of another model or with other options (score.json); ` +
+    const before = readSettings(out), other = differences(before, settings);
+    if (other.length > 0)
+      throw new ConfigError(`${out} has scores that were made otherwise (score.json): ${other.join('; ')}; ` +
         'choose another --out, or remove the folder');
     units = [...new Set([...before.units, ...units])];
     if (units.length === before.units.length) return;
@@ -303,9 +317,9 @@ async function claimFolder(out: string, settings: ScoreSettings): Promise<void> 
 
 /** Removes what a killed process left of the units' files. */
 async function removeDrafts(out: string, units: readonly ScoreUnit[]): Promise<void> {
-  const own = new Set(units.flatMap(({ name }) => [`.${name}.parquet`, `.${name}.safetensors`]));
+  const own = new Set(units.flatMap(({ name }) => [`${name}.parquet`, `${name}.safetensors`]));
   for (const name of await readdir(out)) {
-    const draft = /^(.*)\.tmp-\d+-\d+$/.exec(name)?.[1];
+    const draft = draftTarget(name);
     if (draft !== undefined && own.has(draft)) await rm(join(out, name), { force: true });
   }
 }
@@ -337,7 +351,7 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
       }
       const { rows: n, notes } = await openUnit(out, unit.name);
       rows += n;
-      for (const { reason, example } of notes.skipped) skips.add(reason, example);
+      for (const { reason, example, ...more } of notes.skipped) skips.add(reason, example, more);
     }
     await removeDrafts(out, missing);
     let open: Scored[] = [], done = 0, samples = 0;
@@ -346,7 +360,8 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
     const finish = async (chunks: readonly Scored[]): Promise<void> => {
       const unit = await scorer.finish(out, chunks);
       rows += unit.rows;
-      for (const { reason, example } of unit.skipped) skips.add(reason, example);
+      for (const { reason, example, ...more } of unit.skipped) skips.add(reason, example, more);
+      skips.checkEnds();
       done++;
       report();
       if (maxSkips !== undefined) skips.check(rows + skips.total, out);

@@ -4,8 +4,10 @@
  */
 import { statSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
+import { MANIFEST } from '../data/manifest.js';
 import { expandPaths } from '../data/paths.js';
 import type { Sample } from '../data/sample.js';
+import type { Skipped } from '../data/skips.js';
 import { openSource, type SourceSpec } from '../data/source.js';
 import { ConfigError, DataError } from '../errors.js';
 
@@ -15,12 +17,7 @@ export interface UnitContent {
   skipped: readonly Skipped[];
 }
 
-/** A sample, or a whole file, that has no row. */
-export interface Skipped {
-  /** File and key, or the error that says them. */
-  example: string;
-  reason: string;
-}
+export type { Skipped };
 
 export interface ScoreUnit {
   /** Name of its output files, unique in a run. */
@@ -32,7 +29,7 @@ export interface ScoreUnit {
   open(signal?: AbortSignal): Promise<UnitContent>;
 }
 
-const KINDS = 'give .tar shards, folders, or .jsonl or .parquet manifests';
+const KINDS = 'give .tar shards, folders, or .jsonl, .csv, .tsv or .parquet manifests';
 
 /** Samples of a unit of a folder or manifest. */
 const UNIT_SAMPLES = 4096;
@@ -43,7 +40,7 @@ function specOf(path: string, language: string | undefined): SourceSpec {
   if (!info) throw new DataError(`${path}: there is no such file; check the path`);
   if (info.isDirectory()) return { type: 'folder', path: resolve(path), ...choice };
   if (/\.tar$/i.test(path)) return { type: 'webdataset', tars: [resolve(path)], ...choice };
-  if (/\.(jsonl|parquet)$/i.test(path)) return { type: 'manifest', path: resolve(path), ...choice };
+  if (MANIFEST.test(path)) return { type: 'manifest', path: resolve(path), ...choice };
   throw new ConfigError(`${path}: is no collection of images with captions; ${KINDS}`);
 }
 

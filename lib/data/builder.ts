@@ -70,6 +70,8 @@ export type BuilderReply =
 export interface BuiltBatch {
   images: Uint8Array;
   ids: Int32Array;
+  /** How many of the captions are longer than a row of `ids`. */
+  cut?: number;
   keys: string[];
   langs: string[];
   texts: string[];
@@ -222,7 +224,7 @@ export class Builder {
       this.post({ type: 'failed', index: request.index, failures }, []);
       return;
     }
-    if (config.tokenizer !== undefined) draft.ids = await this.tokenize(draft.texts);
+    if (config.tokenizer !== undefined) await this.tokenize(draft);
     if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
     if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
     this.drafts.delete(request.index);
@@ -338,7 +340,6 @@ export class Builder {
     const image = await decodeImage(bytes, describeSample(sample), {
       alpha: wantsAlpha(config.transforms) ? 'keep' : config.alpha,
       // As the encoder does, and the pipeline that the released models were trained with.
-      profile: 'ignore',
       ...(config.maxPixels === undefined ? {} : { maxPixels: config.maxPixels }),
     });
     if (image.channels === 4) premultiply(image.data);
@@ -346,10 +347,11 @@ export class Builder {
     return image;
   }
 
-  private async tokenize(texts: string[]): Promise<Int32Array> {
+  private async tokenize(draft: Draft): Promise<void> {
     const tokenizer = await this.loadedTokenizer();
     this.mark(Stage.tokenize, -1);
-    return tokenizer.encodeBatch(texts);
+    draft.ids = await tokenizer.encodeBatch(draft.texts);
+    draft.cut = await tokenizer.countCut(draft.texts);
   }
 
   private loadedTokenizer(): Promise<GemmaTokenizer> {

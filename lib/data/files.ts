@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import { DataError, Siglip2Error } from '../errors.js';
 import { unpackPage, type InPage } from '../io/codecs.js';
-import { ioError } from '../io/files.js';
+import { ioError, openInputSync } from '../io/files.js';
 
 /** A byte range of a file; `size` -1 means the whole file. */
 export interface Location {
@@ -70,6 +70,20 @@ export function readExactly(fd: number, offset: number, size: number, file: stri
   return out;
 }
 
+/** All bytes of a file. Throws DataError or IoError naming it. */
+function readWhole(file: string): Buffer {
+  try {
+    const fd = openInputSync(file);
+    try {
+      return fs.readFileSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+  } catch (cause) {
+    throw fileError(cause, 'read', file);
+  }
+}
+
 /** Keeps a bounded number of files open for positional reads. */
 export class FileReader {
   private readonly open = new Map<string, number>();
@@ -82,11 +96,7 @@ export class FileReader {
   /** The bytes of a location. Throws DataError or IoError naming the file. */
   read(location: Location): Buffer {
     if (location.size < 0) {
-      try {
-        return fs.readFileSync(location.path);
-      } catch (cause) {
-        throw fileError(cause, 'read', location.path);
-      }
+      return readWhole(location.path);
     }
     const { path, offset, size, within } = location;
     if (!within) return readExactly(this.descriptor(path), offset, size, path);
@@ -121,7 +131,7 @@ export class FileReader {
       this.open.delete(oldest);
     }
     try {
-      fd = fs.openSync(file, 'r');
+      fd = openInputSync(file);
     } catch (cause) {
       throw fileError(cause, 'read', file);
     }
@@ -135,12 +145,7 @@ export class FileReader {
  * read.
  */
 export function readJson(file: string): unknown {
-  let text: string;
-  try {
-    text = new TextDecoder().decode(fs.readFileSync(file));
-  } catch (cause) {
-    throw fileError(cause, 'read', file);
-  }
+  const text = new TextDecoder().decode(readWhole(file));
   try {
     return JSON.parse(text);
   } catch (cause) {

@@ -6,7 +6,7 @@
  * from `state` goes on with exactly those it would have had. Nothing waits forever: a worker that
  * dies or stops making progress is an error that names the sample and what was being done with it.
  */
-import { availableParallelism } from 'node:os';
+import { availableCores } from '../cores.js';
 import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
 import {
   Progress,
@@ -85,6 +85,8 @@ interface Pending {
 export class DataLoader implements AsyncIterable<Batch> {
   /** Samples that could not be used, those of indexing included. */
   readonly skips: SkipCounter;
+  /** Captions of the batches so far, and those that were cut to the tokenizer's length. */
+  readonly texts = { all: 0, cut: 0 };
   private readonly sampler: Sampler;
   private readonly config: BuilderConfig;
   private readonly sites: Site[] = [];
@@ -196,7 +198,7 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   private workerCount(): number {
-    return this.options.workers ?? Math.max(1, availableParallelism() - 1);
+    return this.options.workers ?? Math.max(1, availableCores() - 1);
   }
 
   private start(): void {
@@ -249,6 +251,8 @@ export class DataLoader implements AsyncIterable<Batch> {
     this.pump();
     const { built, plan } = entry;
     this.account?.add(entry.current);
+    this.texts.all += built.texts.length;
+    this.texts.cut += built.cut ?? 0;
     return {
       ...built,
       ...(this.account ? { drawn: this.account.drawn } : {}),

@@ -3,10 +3,11 @@ import { ConfigError } from '../errors.js';
 import { checkTransforms, type ImageTransform } from './augment.js';
 import type { BuilderConfig } from './builder.js';
 import { checkCaptionChoice, type CaptionChoice } from './captions.js';
-import type { AlphaMode } from './image.js';
+import { DEFAULT_ALPHA, type AlphaMode } from './image.js';
 import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
 import { checkBoxFormat } from './regions.js';
 import type { DecoderTargets } from './sequences.js';
+import type { Tolerance } from './skips.js';
 import type { TokenizerOptions } from './tokenizer.js';
 import { checkViews, type ViewsConfig } from './views.js';
 
@@ -61,7 +62,7 @@ export interface LoaderOptions {
    * Most samples that may turn out unusable, those of indexing included. Default: as for the
    * source.
    */
-  maxSkips?: number;
+  maxSkips?: Tolerance;
   /** Ends loading; `next` then throws the signal's reason. */
   signal?: AbortSignal;
 }
@@ -122,7 +123,7 @@ export function builderConfig(options: LoaderOptions, classes: boolean): Builder
     transforms,
     captions,
     classes,
-    alpha: options.alpha ?? 'white',
+    alpha: options.alpha ?? DEFAULT_ALPHA,
     cacheBytes:
       options.cacheBytes ?? (transforms.some(({ name }) => name === 'place') ? 256 << 20 : 0),
     tokenizer:

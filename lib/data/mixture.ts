@@ -211,6 +211,7 @@ function append(whole: SampleSource, part: SampleSource): void {
     whole.samples.push({
       ...sample, index: whole.length, ...(sample.class === undefined ? {} : { class: sample.class + base }),
     });
+  whole.fingerprint.append(part.fingerprint.mark);
   for (const list of part.sampleLanguages) whole.sampleLanguages.push(list);
   for (const [language, count] of part.languages) whole.languages.set(language, (whole.languages.get(language) ?? 0) + count);
   whole.skips.addAll(part.skips);

@@ -22,6 +22,11 @@ export type SizedNaflexBatch = NaflexBatch & { length: number };
 /** The paper's lengths. */
 export const NAFLEX_LENGTHS: readonly number[] = [128, 256, 576, 784, 1024];
 
+/** Most patches of an image that a model of these lengths is used with: 256 as released ones, if it has learnt that many. */
+export function patchBudget({ lengths }: Pick<NaflexTargets, 'lengths'>): number {
+  return Math.min(256, Math.max(...lengths));
+}
+
 /** Throws ConfigError unless there are lengths and all are positive integers. */
 export function checkNaflexTargets({ lengths }: NaflexTargets): void {
   if (lengths.length === 0 || !lengths.every((n) => Number.isSafeInteger(n) && n > 0))

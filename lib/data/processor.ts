@@ -3,15 +3,14 @@
  *
  * - `hf`: what the published preprocessors do (transformers' SiglipImageProcessor over PIL): resize to the model's
  *   square whatever the aspect ratio (NaFlex: to its grid), antialiased bilinear (bicubic for SigLIP 1), rounded to uint8.
- *   Bit-identical to PIL. The default.
+ *   Bit-identical to PIL up to version 12. The default.
  * - `big_vision`: what the authors' demo does: TensorFlow's bilinear without antialiasing, truncated to uint8. Aliases
  *   when it shrinks; for reproducing their numbers.
  * - `aa-f32`: the antialiased bilinear filter in f32 without rounding. Pixels are then f32 and only the CPU takes them;
  *   on CUDA it is an error, never a silent rounding.
  *
- * All of them take the numbers of the file as they are (no colour management) and forget transparency unless told
- * otherwise, as PIL's `convert("RGB")` does; EXIF orientation is applied first. Scaling to [−1, 1] happens in the
- * model's patch embedding.
+ * All of them take decoded pixels (`image.ts`): upright, without colour management, transparency laid on white unless told
+ * otherwise. Scaling to [−1, 1] happens in the model's patch embedding.
  */
 import { ConfigError } from '../errors.js';
 import { resizeImageAsync, type ResizeMethod } from '../native.js';

@@ -3,6 +3,7 @@ import { DataError } from '../errors.js';
 import { captionsFromJson, captionsFromText, type ParsedCaptions } from './captions.js';
 import type { EmojiClass } from './datasets/emoji.js';
 import type { FileReader, Location } from './files.js';
+import { Fingerprint } from './fingerprint.js';
 import type { Mixture } from './mixture.js';
 import { SkipCounter, type Tolerance } from './skips.js';
 import { NotText } from './text.js';
@@ -46,6 +47,8 @@ export class SampleSource {
   readonly sampleLanguages: (readonly string[])[] = [];
   /** Of a mixture: what is drawn from it. */
   mixture: Mixture | undefined;
+  /** Of the samples, as they are added. */
+  readonly fingerprint = new Fingerprint();
   /** The classes, where the collection says what they are called. */
   classes: EmojiClass[] | undefined;
 

@@ -98,16 +98,20 @@ export class SkipCounter {
     return [...this.#seen.values()];
   }
 
+  /** Throws DataError for a file that lost its end, with nobody knows how many samples, unless a tolerance is given. */
+  checkEnds(): void {
+    if (this.#uncounted === undefined || this.maxSkips !== undefined) return;
+    throw new DataError(`${this.#uncounted}; how many samples are lost with its end nobody can say: ` +
+      'fetch the file again, leave it out, or set maxSkips (--max-skips) to go on with what is there');
+  }
+
   /**
    * Throws DataError when more samples were skipped than allowed. @param samples size of the whole
    * collection
    */
   check(samples: number, what: string): void {
+    this.checkEnds();
     const { maxSkips } = this;
-    if (this.#uncounted !== undefined && maxSkips === undefined) {
-      throw new DataError(`${this.#uncounted}; how many samples are lost with its end nobody can say: ` +
-        'fetch the file again, leave it out, or set maxSkips (--max-skips) to go on with what is there');
-    }
     const share = maxSkips === undefined ? undefined : shareOf(maxSkips, 'maxSkips');
     const limit = share !== undefined ? Math.floor(samples * share) : maxSkips as number | undefined ?? Math.max(100, Math.floor(samples / 100));
     if (this.#total > limit) {

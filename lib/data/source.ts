@@ -288,6 +288,7 @@ class Indexer {
     if (typeof id === 'number' && Number.isInteger(id) && id >= 0 && id < 2 ** 31)
       sample.class = id;
     source.samples.push(sample);
+    source.fingerprint.add(key, parsed.captions, language, sample.class);
     const languages = new Set<string>();
     for (const { lang } of parsed.captions) {
       const said = lang === DETECT ? language : lang;

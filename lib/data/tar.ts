@@ -9,6 +9,7 @@
 import * as fs from 'node:fs';
 import { posix } from 'node:path';
 import { DataError } from '../errors.js';
+import { openInput } from '../io/files.js';
 import { fileError } from './files.js';
 import { isKind, kindOf } from './kinds.js';
 import { isHeader, kBlock, parseHeader, parsePax, TarFault, text } from './tar_header.js';
@@ -53,7 +54,7 @@ const ZEROS = Buffer.alloc(kBlock);
 export async function indexTar(file: string, onDamage?: OnDamage): Promise<TarEntry[]> {
   let handle: fs.promises.FileHandle;
   try {
-    handle = await fs.promises.open(file, 'r');
+    handle = await openInput(file);
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }

@@ -1,20 +1,9 @@
 /** Writing tar archives: POSIX ustar, with a pax header for names that it cannot hold. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { settleDraft, trackDraft } from '../io/files.js';
+import { settleDraft, temporary, trackDraft } from '../io/files.js';
 import { fileError } from './files.js';
 import { kBlock } from './tar_header.js';
-
-/**
- * A name for the temporary file of an atomic write: same folder (rename must not cross devices),
- * unique per process.
- */
-function temporaryName(file: string): string {
-  return path.join(
-    path.dirname(file),
-    `.${path.basename(file)}.${process.pid}.${Date.now().toString(36)}.tmp`,
-  );
-}
 
 /**
  * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
@@ -92,7 +81,7 @@ export class TarWriter {
 
   /** @param file path of the archive to make; IoError when its folder cannot be written */
   constructor(private readonly file: string) {
-    this.temporary = temporaryName(file);
+    this.temporary = temporary(file);
     try {
       this.fd = fs.openSync(this.temporary, 'w');
       trackDraft(this.temporary);

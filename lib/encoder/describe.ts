@@ -61,7 +61,8 @@ export interface Describer {
   /** Throws when the encoder is disposed. */
   open(): LoadedModel;
   words(): Promise<GemmaTokenizer>;
-  decode(input: ImageInput, signal: AbortSignal | undefined): Promise<RawImage>;
+  /** Decodes an image for `use`, which shrinks it. */
+  decode<T>(input: ImageInput, signal: AbortSignal | undefined, use: (image: RawImage) => Promise<T>): Promise<T>;
 }
 
 interface Item {
@@ -96,10 +97,10 @@ export async function describe<T>(call: string, encoder: Describer, images: read
     throw new ConfigError(`${call}: this checkpoint has no caption decoder; take one of training with model.decoder`);
   checkCount('batchSize', size);
   checkCount('beams', beams);
-  const prepare = async (input: ImageInput, index: number): Promise<Item> => {
-    const image = await encoder.decode(input, signal);
-    return { index, width: image.width, height: image.height, pixels: await encoder.vision.prepare(image) };
-  };
+  const prepare = (input: ImageInput, index: number): Promise<Item> => encoder.decode(input, signal, async (image) => {
+    const { width, height } = image;
+    return { index, width, height, pixels: await encoder.vision.prepare(image) };
+  });
   const run = async (items: Item[]): Promise<T[]> => {
     const words = await encoder.words(), { model, boxes } = encoder.open();
     const { tokens, lengths } = scope(() => noGrad(() => batchInvariant(model.params.device, () =>

@@ -13,17 +13,20 @@ export interface LoadOptions {
   dtype?: 'f32' | 'bf16';
   /** How images become pixels. Default `hf`, with the checkpoint's own filter. */
   processor?: ProcessorName;
-  /** Transparency: forgotten, as the published preprocessors do, or laid on white. Default `drop`. */
+  /** Transparency: laid on white, as people see it and as transformers 5 does, or forgotten. Default `white`. */
   alpha?: 'drop' | 'white';
   /**
-   * Lower-casing of texts before the tokenizer: `ascii` (A–Z only, what the training pipeline's `tf.strings.lower` does),
-   * `unicode` (what transformers' Siglip2Tokenizer does) or `none`. They differ for capitals beyond A–Z only. Default: as
-   * the checkpoint says, else `ascii`.
+   * Lower-casing of texts: `ascii` (A–Z only, what the authors' pipeline's `tf.strings.lower` does), `unicode` (what
+   * transformers' Siglip2Tokenizer does) or `none` (what its GemmaTokenizer does). Default: as the checkpoint says; where it
+   * says nothing, `unicode` for NaFlex models and `ascii` for others.
    */
   lowercase?: LowerMode;
   /** Images with more pixels are refused. Default 178,956,970. */
   maxPixels?: number;
-  /** NaFlex models: most patches of an image, 256 by default; trained from 128 to 1,024. Others have a fixed number. */
+  /**
+   * NaFlex models: most patches of an image, by default what the checkpoint's processor says, else 256; trained from 128 to
+   * 1,024. Others have a fixed number.
+   */
   maxPatches?: number;
   signal?: AbortSignal;
 }

@@ -82,7 +82,7 @@ function toInt8(row: Float32Array, out: Int8Array): number {
   return most / 127;
 }
 
-/** One row in another type. */
+/** One row in a type, in memory of its own: a consumer may transfer it. */
 export function convertRow<T extends OutputType>(row: Float32Array, type: T): Row<T> {
-  return type === 'f32' ? row as Row<T> : Embeddings.from([row], row.length, type).data;
+  return type === 'f32' ? row.slice() as Row<T> : Embeddings.from([row], row.length, type).data;
 }

@@ -38,7 +38,7 @@ export interface DecoderImages {
 }
 
 /** @throws ConfigError when processor or number of patches do not fit the model */
-export function makeVisionInput({ model, processor: { resample } }: LoadedModel, name: ProcessorName | undefined,
+export function makeVisionInput({ model, processor: { resample, maxPatches: usual } }: LoadedModel, name: ProcessorName | undefined,
   maxPatches: number | undefined): VisionInput {
   const processor = processorOf(resample, name);
   if (!model.config.naflex) {
@@ -47,7 +47,7 @@ export function makeVisionInput({ model, processor: { resample } }: LoadedModel,
     return fixed(model, processor);
   }
   if (processor.name !== 'hf') throw new ConfigError(`NaFlex models take the processor hf only, not ${processor.name}`);
-  return naflex(model, processor, maxPatches ?? 256);
+  return naflex(model, processor, maxPatches ?? usual);
 }
 
 function fixed({ config, params }: Siglip2Model, processor: Processor): VisionInput {

@@ -47,6 +47,13 @@ export interface Retrieval {
   results: { png: Uint8Array; correct: boolean; label: string }[];
 }
 
+/** What texts bring up in the pictures of one evaluation set. */
+export interface Gallery {
+  /** Name of the set, in `sets`. */
+  set: string;
+  retrievals: Retrieval[];
+}
+
 /** Everything the report shows. */
 export interface ReportData extends Evaluation {
   title: string;
@@ -60,9 +67,7 @@ export interface ReportData extends Evaluation {
   train: Evaluation['train'] & { steps: number; batch: number; studios: string[]; heldOut: string };
   /** By step, ascending. */
   curve: CurvePoint[];
-  retrievals: Retrieval[];
-  /** What the retrievals search in, such as `900 pictures of the held-out studio, placed`. */
-  gallery: string;
+  galleries: Gallery[];
   attributions: { name: string; license: string; author?: string; url?: string }[];
 }
 
@@ -111,7 +116,7 @@ export function renderReport(data: ReportData): string {
 <main>
 ${header(data)}
 ${headlines(data)}
-${retrievals(data)}
+${data.galleries.map((gallery) => retrievals(gallery, data.sets[gallery.set])).join('\n')}
 ${languages(sets)}
 ${curves(data.curve)}
 ${meaning(data)}
@@ -206,8 +211,10 @@ function verdict(top1: number, { pixel_1nn: pixel, chance }: EvaluationSet): str
   return chance > 0 ? `${against}<br>${times(top1 / chance)} chance.` : against;
 }
 
-function retrievals({ retrievals: list, gallery }: ReportData): string {
+function retrievals({ set: name, retrievals: list }: Gallery, set: EvaluationSet | undefined): string {
   if (list.length === 0) return '';
+  const { title, text } = SETS[name] ?? { title: name, text: '' };
+  const all = list.flatMap(({ results }) => results), hits = all.filter(({ correct }) => correct).length;
   const rows = list.map(({ query, lang, results }) => {
     const { attributes, name } = locale(lang);
     const right = results.filter(({ correct }) => correct).length;
@@ -227,9 +234,10 @@ function retrievals({ retrievals: list, gallery }: ReportData): string {
   });
   const longest = Math.max(...list.map(({ results }) => results.length));
   return `<section>
-<h2>What typed words find</h2>
-<p class="note">The ${longest} nearest pictures to each text, best first, among
-${escape(gallery)}. ✓ marks a picture of the class that the text names.</p>
+<h2>What typed words find: ${escape(title.toLowerCase())}</h2>
+<p class="note">${escape(text)} The ${longest} nearest pictures to each text, best first${
+  set ? `, of ${grouped(set.n)}` : ''}. ✓ marks a picture of the class that the text names:
+<b>${hits} of ${all.length}</b>.</p>
 ${rows.join('\n')}
 </section>`;
 }

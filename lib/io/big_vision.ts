@@ -182,24 +182,23 @@ class BigVisionReader implements TensorReader {
 
 /** Finds arrays by flax name, in either layout, with or without `params/`. */
 class Keys {
-  /** Every array of the model, by its name in the file; optimizer state is not. */
+  /** Every array of the model, by its name in the file; the optimizer's state and counters beside it are not. */
   readonly own: readonly string[];
   readonly #prefix: string;
 
   constructor(private readonly npz: NpzFile) {
-    const keys = [...npz.arrays.keys()];
-    this.#prefix = keys.some((k) => k.startsWith('params/')) ? 'params/' : '';
-    this.own = keys.filter((k) => k.startsWith(this.#prefix) && !k.startsWith('opt/'));
+    this.#prefix = npz.keys.some((k) => k.startsWith('params/')) ? 'params/' : '';
+    this.own = npz.keys.filter((k) => this.#prefix ? k.startsWith(this.#prefix) : /^(?:(?:img|txt)\/.*|t|b)$/.test(k));
   }
 
-  has(key: string): boolean { return this.npz.arrays.has(this.#prefix + key); }
+  has(key: string): boolean { return this.npz.has(this.#prefix + key); }
 
   /** The array that holds a tensor, and how many layers it stacks, if it does. */
   find(key: string, layer: number | null): { key: string; stacked: number | null } {
     const scanned = this.#prefix + key.replace('{}', '');
     if (layer === null) return { key: scanned, stacked: null };
     const single = this.#prefix + key.replace('{}', `_${layer}`);
-    if (this.npz.arrays.has(single)) return { key: single, stacked: null };
+    if (this.npz.has(single)) return { key: single, stacked: null };
     return { key: scanned, stacked: this.npz.array(scanned).shape[0] ?? 0 };
   }
 

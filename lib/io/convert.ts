@@ -1,34 +1,40 @@
 /** Checkpoints from one public layout to another, tensor by tensor, without running the model. */
 import { existsSync, readdirSync, statSync } from 'node:fs';
-import { copyFile, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { copyFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { applyEdits, modify } from 'jsonc-parser';
 import { defaultTokenizerPath } from '../data/tokenizer.js';
 import { ConfigError } from '../errors.js';
 import { saveBigVision } from './big_vision.js';
 import { openCheckpoint } from './checkpoint.js';
 import type { Checkpoint } from './checkpoint.js';
-import { writeFileAtomic, writeFolderAtomic } from './files.js';
+import { readTextLimited, writeFileAtomic, writeFolderAtomic } from './files.js';
 import { f32ToBf16, f32ToF16 } from './half.js';
-import { preprocessorConfig, saveHfFolder, tokenizerConfig, toHfConfig } from './hf.js';
+import { preprocessorConfig, saveHfFolder, saveTokenizer } from './hf.js';
+import { hfJson, toHfConfig, withFloats } from './hf_config.js';
 import type { TensorData } from './hf.js';
 import { exportOnnx } from './onnx.js';
 import type { OnnxOptions } from './onnx.js';
+import { saveOpenClip } from './open_clip.js';
+import { endsInEos, tokenizerFile } from './tokenizer_file.js';
 import { GEMMA_VOCAB } from '../model/config.js';
 
 export interface ConvertOptions extends OnnxOptions {
   /**
    * `hf`: a folder that transformers opens; `npz`: big_vision's released layout, f32; `onnx`: a folder with vision.onnx
-   * and text.onnx (see onnx.ts), f32.
+   * and text.onnx (see onnx.ts), f32; `open_clip`: a folder that open_clip opens as `local-dir:`.
    */
-  format: 'hf' | 'npz' | 'onnx';
+  format: 'hf' | 'npz' | 'onnx' | 'open_clip';
   /** Element type of a folder's weights; by default as they are. */
   dtype?: 'f32' | 'f16' | 'bf16' | undefined;
   signal?: AbortSignal | undefined;
+  /** Called with a sentence when the result will not give quite the same numbers. */
+  onNote?: (sentence: string) => void;
 }
 
 /** Files of a model folder that are carried over as they are. */
-const VERBATIM = ['preprocessor_config.json', 'processor_config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.json',
-  'tokenizer.model', 'spiece.model'];
+const PROCESSOR_FILES = ['preprocessor_config.json', 'processor_config.json'];
+const TOKENIZER_FILES = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model', 'spiece.model'];
 
 /**
  * Converts a checkpoint (folder, .npz or hub id). A folder from a folder keeps every tensor's bytes, unless another
@@ -38,17 +44,22 @@ const VERBATIM = ['preprocessor_config.json', 'processor_config.json', 'tokenize
  */
 export async function convertCheckpoint(source: string, target: string, options: ConvertOptions): Promise<void> {
   const { format, dtype } = options;
-  if (format !== 'hf' && dtype !== undefined && dtype !== 'f32') throw new ConfigError(`${format} files are written in f32; dtype ${dtype} needs the format hf`);
+  if (['npz', 'onnx'].includes(format) && dtype !== undefined && dtype !== 'f32')
+    throw new ConfigError(`${format} files are written in f32; dtype ${dtype} needs the format hf or open_clip`);
   if (existsSync(target) && !(statSync(target).isDirectory() && readdirSync(target).length === 0)) {
     throw new ConfigError(`${target}: is already there; remove it or choose another name`);
   }
   const from = await openCheckpoint(source, options);
   try {
+    if (from.vocabulary && (format === 'npz' || format === 'open_clip'))
+      throw new ConfigError(`${source}: has a trimmed token table, which the ${format} layout has no place for; convert it to hf first`);
     if (format === 'npz') {
-      if (from.vocabulary) throw new ConfigError(`${source}: has a trimmed token table, which the npz layout has no place for; convert it to hf first`);
       await saveBigVision(target, from.config, from.reader);
+      if ([from.config.vision, from.config.text].some(({ gelu }) => gelu === 'exact'))
+        options.onNote?.('big_vision computes GELU in its tanh form but this model in its exact form, so embeddings by big_vision differ in the third or fourth digit');
     } else {
-      await writeFolderAtomic(target, (folder) => format === 'hf' ? saveFolder(folder, from, options) : saveOnnx(folder, from, options));
+      const save = { hf: saveFolder, onnx: saveOnnx, open_clip: saveForOpenClip }[format];
+      await writeFolderAtomic(target, (folder) => save(folder, from, options));
     }
   } finally {
     await from.reader.close();
@@ -57,12 +68,17 @@ export async function convertCheckpoint(source: string, target: string, options:
 
 async function saveOnnx(folder: string, from: Checkpoint, options: ConvertOptions): Promise<void> {
   await exportOnnx(folder, from, options);
-  await writeJson(join(folder, 'config.json'), await configJson(from, undefined));
-  await inputFiles(folder, from);
+  await inputFiles(folder, from, undefined);
 }
 
-async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: ConvertOptions): Promise<void> {
-  const { config, reader, vocabulary, lowercase, boxes } = from;
+async function saveForOpenClip(folder: string, from: Checkpoint, options: ConvertOptions): Promise<void> {
+  const note = await saveOpenClip(folder, from, tensorsOf(from, options));
+  await tokenizerFiles(folder, from, from.generation === 1);
+  if (note !== undefined) options.onNote?.(note);
+}
+
+/** The checkpoint's tensors, in another type if asked for. */
+function tensorsOf({ reader }: Checkpoint, { dtype, signal }: ConvertOptions): Map<string, TensorData> {
   const tensors = new Map<string, TensorData>();
   for (const { name, dtype: own, shape } of reader.tensors.values()) {
     if (name.endsWith('.position_ids')) continue;
@@ -75,33 +91,51 @@ async function saveFolder(folder: string, from: Checkpoint, { dtype, signal }: C
     // A scalar of an older export is a vector of one to everything else.
     tensors.set(name, { shape: shape.length === 0 ? [1] : shape, dtype: dtype === undefined ? own : ({ f32: 'F32', f16: 'F16', bf16: 'BF16' } as const)[dtype], data: read });
   }
+  return tensors;
+}
+
+async function saveFolder(folder: string, from: Checkpoint, options: ConvertOptions): Promise<void> {
+  const { config, vocabulary, lowercase, boxes } = from, tensors = tensorsOf(from, options);
   const trimmed = vocabulary ? { vocabulary, expandVocabulary: GEMMA_VOCAB } : {};
-  await saveHfFolder(folder, { config, tensors, lowercase, boxes, ...trimmed });
-  await writeJson(join(folder, 'config.json'), await configJson(from, dtype));
-  await inputFiles(folder, from);
+  await saveHfFolder(folder, { config, tensors, lowercase, boxes, inputFiles: false, ...trimmed });
+  await inputFiles(folder, from, options.dtype);
 }
 
-/** The files that say how to make a model's inputs: the source's, or new ones. */
-async function inputFiles(folder: string, from: Checkpoint): Promise<void> {
-  const { config, vocabulary, lowercase, resample } = from, gemma = config.text.vocab === GEMMA_VOCAB || vocabulary !== null;
-  const has = (file: string): boolean => existsSync(join(folder, file));
-  for (const file of from.folder === null ? [] : VERBATIM) {
-    if (existsSync(join(from.folder!, file))) await copyFile(join(from.folder!, file), join(folder, file));
-  }
-  if (!has('preprocessor_config.json')) await writeJson(join(folder, 'preprocessor_config.json'), { ...preprocessorConfig(config), resample });
-  if (!has('tokenizer_config.json') && gemma) await writeJson(join(folder, 'tokenizer_config.json'), tokenizerConfig(config, lowercase));
-  if (!has('tokenizer.json') && gemma) await copyFile(defaultTokenizerPath(), join(folder, 'tokenizer.json'));
+/**
+ * config.json and the files that say how to make a model's inputs: the source's with their wording, or else new ones. A
+ * tokenizer that does not end texts in EOS, or begins them with BOS, is written anew.
+ */
+async function inputFiles(folder: string, from: Checkpoint, dtype: ConvertOptions['dtype']): Promise<void> {
+  const { config, vocabulary, tokenizer } = from;
+  const json = from.folder !== null && vocabulary === null ? withFloats(await readTextLimited(join(from.folder, 'config.json')))
+    : hfJson(toHfConfig(vocabulary ? { ...config, text: { ...config.text, vocab: GEMMA_VOCAB } } : config));
+  await writeFileAtomic(join(folder, 'config.json'), withDtype(json, dtype));
+  if (!await carry(PROCESSOR_FILES, from.folder, folder))
+    await writeFileAtomic(join(folder, 'preprocessor_config.json'), hfJson(preprocessorConfig(config, from)));
+  await tokenizerFiles(folder, from, from.generation === 1 || (from.folder !== null && tokenizer !== undefined && await endsInEos(tokenizer)));
 }
 
-/** The source's own config.json, sparse as it may be; otherwise a complete one. */
-async function configJson(from: Checkpoint, dtype: ConvertOptions['dtype']): Promise<Record<string, unknown>> {
-  const names = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
-  const json = from.folder !== null && from.vocabulary === null
-    ? JSON.parse(await readFile(join(from.folder, 'config.json'), 'utf8')) as Record<string, unknown>
-    : toHfConfig(from.vocabulary ? { ...from.config, text: { ...from.config.text, vocab: GEMMA_VOCAB } } : from.config);
-  return dtype === undefined ? json : { ...json, torch_dtype: names[dtype] };
+/** @param keep the tokenizer as it is, if there is one */
+async function tokenizerFiles(folder: string, { config, lowercase, tokenizer, noTokenizer }: Checkpoint, keep: boolean): Promise<void> {
+  if (keep && tokenizer !== undefined) await carry(TOKENIZER_FILES, dirname(tokenizer), folder);
+  else if (noTokenizer === undefined) await saveTokenizer(folder, config, lowercase, await tokenizerFile(tokenizer ?? defaultTokenizerPath(), lowercase));
 }
 
-function writeJson(path: string, value: unknown): Promise<void> {
-  return writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`);
+/** Copies files of a folder as they are. @returns whether there were any */
+async function carry(names: readonly string[], from: string | null, to: string): Promise<boolean> {
+  const there = from === null ? [] : names.filter((name) => existsSync(join(from, name)));
+  for (const name of there) await copyFile(join(from!, name), join(to, name));
+  return there.length > 0;
+}
+
+const NAMES = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' };
+
+/** A config.json that names this type of weights wherever it names one; everything else keeps its wording. */
+function withDtype(text: string, dtype: ConvertOptions['dtype']): string {
+  if (dtype === undefined) return text;
+  const named = (value: unknown, path: string[]): string[][] => typeof value !== 'object' || value === null ? []
+    : Object.entries(value).flatMap(([key, v]) => /^(torch_)?dtype$/.test(key) ? [[...path, key]] : named(v, [...path, key]));
+  const found = named(JSON.parse(text), []);
+  return [...found, ...(found.length > 0 ? [] : [['torch_dtype'], ['dtype']])].reduce((json, path) =>
+    applyEdits(json, modify(json, path, NAMES[dtype], { formattingOptions: { insertSpaces: true, tabSize: 2 } })), text);
 }

@@ -5,7 +5,8 @@
  * rename, which POSIX makes atomic within a file system. Every failure is an IoError that names the
  * file and a remedy.
  */
-import { constants, rmSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
+import { closeSync, constants, fstatSync, openSync, rmSync, type Stats } from 'node:fs';
 import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -19,9 +20,17 @@ const WRITE_BYTES = 2 ** 26;
 
 let serial = 0;
 
+/** Of this process: in containers every process has the number 1, and Workers share one. */
+const mine = randomBytes(8).toString('hex');
+
 /** A hidden sibling of `path` that no other process and no other call uses. */
-function temporary(path: string): string {
-  return join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${serial++}`);
+export function temporary(path: string): string {
+  return join(dirname(path), `.${basename(path)}.tmp-${mine}-${serial++}`);
+}
+
+/** What a draft that was left behind by a killed process was to become; undefined for other names. */
+export function draftTarget(name: string): string | undefined {
+  return /^\.(.+)\.tmp-[\da-f]+-\d+$/.exec(name)?.[1];
 }
 
 const drafts = new Set<string>();
@@ -279,9 +288,59 @@ export async function cleanFolder(folder: string): Promise<void> {
   for (const name of names) {
     const path = join(folder, name), [, swapped] = /^\.(.+)\.previous$/.exec(name) ?? [];
     if (swapped !== undefined) await recoverFolder(join(folder, swapped));
-    else if (/^\..+\.tmp-\d+-\d+$/.test(name))
+    else if (draftTarget(name) !== undefined)
       await rm(path, { recursive: true, force: true })
         .catch((error: unknown) => { throw ioError('remove', path, error); });
+  }
+}
+
+/** Pipes that are open already, by the shell's `<(…)` say: opening these waits for nobody. */
+const OPENED = /^\/(dev\/(stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
+/** Opening a pipe without a writer would wait for one, and with it a thread that the process waits for at its end. */
+const TO_READ = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0);
+
+function checkInput(info: Stats): void {
+  if (info.isFile() || info.isDirectory()) return;
+  throw new Error(`it is ${info.isFIFO() ? 'a named pipe' : info.isSocket() ? 'a socket' : 'a device'} and not a regular ` +
+    'file; write what it gives into a file first');
+}
+
+/**
+ * Opens a file that a user named for reading. Throws the system's error, or one like it for `ioError` when the file is a
+ * named pipe, a socket or a device.
+ */
+export async function openInput(path: string): Promise<FileHandle> {
+  if (OPENED.test(path)) return open(path, constants.O_RDONLY);
+  const handle = await open(path, TO_READ);
+  try {
+    checkInput(await handle.stat());
+    return handle;
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
+}
+
+/** The same at once; returns the descriptor. */
+export function openInputSync(path: string): number {
+  if (OPENED.test(path)) return openSync(path, constants.O_RDONLY);
+  const fd = openSync(path, TO_READ);
+  try {
+    checkInput(fstatSync(fd));
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** The bytes of such a file; throws as `openInput` does. */
+export async function readInput(path: string): Promise<Buffer> {
+  const handle = await openInput(path);
+  try {
+    return await handle.readFile();
+  } finally {
+    await handle.close();
   }
 }
 
@@ -293,7 +352,7 @@ export async function cleanFolder(folder: string): Promise<void> {
  */
 export async function readFileLimited(path: string, maxBytes = 2 ** 30): Promise<Buffer> {
   try {
-    const handle = await open(path, constants.O_RDONLY);
+    const handle = await openInput(path);
     try {
       const info = await handle.stat();
       if (!info.isFile()) {

@@ -2,83 +2,25 @@
  * Model folders in the Hugging Face layout: config.json, model.safetensors,
  * preprocessor_config.json, tokenizer_config.json, tokenizer.json, and siglip2.json for what that
  * layout has no place for.
- *
- * Fixed-resolution models are `siglip`, NaFlex models are `siglip2`, as in the released
- * checkpoints. Published config.json files leave out keys that equal the class defaults, so the
- * defaults of transformers' SiglipTextConfig, SiglipVisionConfig and Siglip2VisionConfig are filled
- * in here.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { checkBoxFormat, type BoxFormat } from '../data/regions.js';
-import { CheckpointError, ConfigError } from '../errors.js';
-import {
-  checkModelConfig, GEMMA_VOCAB, gridSide, modelConfig, patchCount, VARIANTS,
-} from '../model/config.js';
+import type { LowerMode } from '../data/tokenizer.js';
+import { CheckpointError } from '../errors.js';
+import { GEMMA_VOCAB } from '../model/config.js';
 import type { ModelConfig } from '../model/config.js';
 import { decoderSchema } from '../model/decoder_shapes.js';
 import { errorCode, readTextLimited, recoverFolder, writeFileAtomic } from './files.js';
+import { check, fromHfConfig, hfJson, toHfConfig } from './hf_config.js';
 import { checkTensors } from './hf_tensors.js';
-import { readProcessor } from './processor.js';
+import { defaultProcessor, readProcessor } from './processor.js';
 import type { Processor } from './processor.js';
 import { elementBytes, openSafetensors, writeSafetensors } from './safetensors.js';
 import type { Dtype, TensorEntry, TensorReader } from './safetensors.js';
-
-const ACTIVATION = 'gelu_pytorch_tanh';
-
-type TowerShape = Pick<ModelConfig['vision'], 'width' | 'depth' | 'heads' | 'mlp'>;
-
-/** config.json of a model. The pad, bos and eos ids are Gemma's, unlike the class defaults. */
-export function toHfConfig(config: ModelConfig): Record<string, unknown> {
-  const { vision, text, naflex } = config;
-  const family = naflex ? 'siglip2' : 'siglip';
-  const tower = ({ width, mlp, depth, heads }: TowerShape): Record<string, unknown> => ({
-    hidden_size: width, intermediate_size: mlp,
-    num_hidden_layers: depth, num_attention_heads: heads,
-    hidden_act: ACTIVATION, layer_norm_eps: config.layerNormEps, attention_dropout: 0,
-  });
-  return {
-    architectures: [naflex ? 'Siglip2Model' : 'SiglipModel'],
-    model_type: family,
-    initializer_factor: 1,
-    torch_dtype: 'float32',
-    text_config: {
-      model_type: `${family}_text_model`, ...tower(text), vocab_size: text.vocab,
-      max_position_embeddings: text.length, projection_size: config.embed,
-      pad_token_id: 0, eos_token_id: 1, bos_token_id: 2,
-    },
-    vision_config: {
-      model_type: `${family}_vision_model`, ...tower(vision),
-      num_channels: 3, patch_size: vision.patch,
-      ...(naflex ? { num_patches: patchCount(config) } : { image_size: vision.imageSize }),
-      vision_use_head: true,
-    },
-  };
-}
-
-/** Bounds what a hostile config makes us lay out before the tensors are compared with it. */
-const MOST_LAYERS = 1024;
-
-const count = z.int().min(1).max(2 ** 31 - 1);
-const tower = {
-  hidden_size: count.default(768), intermediate_size: count.default(3072),
-  num_hidden_layers: count.max(MOST_LAYERS).default(12), num_attention_heads: count.default(12),
-  hidden_act: z.literal(ACTIVATION).default(ACTIVATION),
-  layer_norm_eps: z.number().positive().default(1e-6),
-};
-const hfConfig = z.looseObject({
-  model_type: z.enum(['siglip', 'siglip2']),
-  text_config: z.looseObject({
-    ...tower, vocab_size: count.default(32000), max_position_embeddings: count.default(64),
-    projection_size: count.optional(),
-  }).prefault({}),
-  vision_config: z.looseObject({
-    ...tower, num_channels: z.literal(3).default(3),
-    patch_size: count.default(16), image_size: count.default(224),
-    num_patches: count.default(256), vision_use_head: z.literal(true).default(true),
-  }).prefault({}),
-});
+import { isLfsPointer, lfsPointer, parseObject } from './safetensors_header.js';
+import { missingTokenizer } from './tokenizer_file.js';
 
 const siglip2Json = z.strictObject({
   version: z.literal(1),
@@ -104,109 +46,38 @@ const siglip2Json = z.strictObject({
 /** Contents of siglip2.json. */
 export type Siglip2Json = z.output<typeof siglip2Json>;
 
-/** Checks a parsed JSON value; the error names the file and the key. */
-function check<T>(schema: z.ZodType<T>, value: unknown, file: string): T {
-  const parsed = schema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0];
-  const path = (issue?.path ?? []).map(String);
-  const found = path.reduce<unknown>((at, key) =>
-    (at as Record<string, unknown> | null | undefined)?.[key], value);
-  const where = path.length ? `key "${path.join('.')}"` : 'the contents';
-  throw new CheckpointError(`${file}: ${where} ` +
-    `${found === undefined ? 'is missing' : `is ${JSON.stringify(found)?.slice(0, 80)}`}: ` +
-      `${issue?.message ?? 'not valid'}`);
-}
-
-/**
- * The model of a config.json. What transformers leaves out is filled in with its class defaults
- * (the vocabulary's is 32,000). Keys that do not change the tensors or the result are ignored.
- *
- * @param json The parsed file.
- * @param extra siglip2.json, when there is one.
- * @param file Its name, for errors.
- * @throws CheckpointError naming the key: a missing model type, a wrong type, or a model that is
- *   not SigLIP's.
- */
-export function fromHfConfig(
-  json: unknown, extra?: Siglip2Json, file = 'config.json',
-): ModelConfig {
-  const parsed = check(hfConfig, json, file);
-  const { model_type: family, text_config: text, vision_config: vision } = parsed;
-  const naflex = family === 'siglip2';
-  if (text.layer_norm_eps !== vision.layer_norm_eps) {
-    throw new CheckpointError(`${file}: layer_norm_eps must be the same in both towers but is ` +
-      `${text.layer_norm_eps} and ${vision.layer_norm_eps}`);
-  }
-  const side = Math.sqrt(vision.num_patches);
-  if (naflex && !Number.isInteger(side)) {
-    throw new CheckpointError(`${file}: key "vision_config.num_patches" is ` +
-      `${vision.num_patches}: it must be a square`);
-  }
-  const shape = (t: typeof text | typeof vision): TowerShape => ({
-    width: t.hidden_size, depth: t.num_hidden_layers,
-    heads: t.num_attention_heads, mlp: t.intermediate_size,
-  });
-  const patch = vision.patch_size;
-  const config: ModelConfig = {
-    name: extra?.name ?? variantName(vision.hidden_size, vision.num_hidden_layers, patch),
-    naflex,
-    vision: { ...shape(vision), patch, imageSize: naflex ? side * patch : vision.image_size },
-    text: {
-      ...shape(text), vocab: text.vocab_size,
-      length: text.max_position_embeddings, pool: extra?.textPool ?? 'last',
-    },
-    embed: text.projection_size ?? text.hidden_size,
-    initLogitScale: extra?.initLogitScale ?? Math.log(10),
-    initLogitBias: extra?.initLogitBias ?? -10,
-    layerNormEps: text.layer_norm_eps,
-    ...(extra?.decoder ? { decoder: extra.decoder } : {}),
-  };
-  try {
-    return checkModelConfig(config);
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    throw new CheckpointError(`${file}: ${error.message}`, { cause: error });
-  }
-}
-
-function variantName(width: number, depth: number, patch: number): string {
-  return VARIANTS.find((name) => {
-    const { vision } = modelConfig(name);
-    return vision.width === width && vision.depth === depth && vision.patch === patch;
-  }) ?? `custom/${patch}`;
-}
-
-/** preprocessor_config.json: bilinear resize whatever the aspect ratio, [0, 255] to [-1, 1]. */
-export function preprocessorConfig(config: ModelConfig): Record<string, unknown> {
+/** preprocessor_config.json: resize whatever the aspect ratio, [0, 255] to [-1, 1]. */
+export function preprocessorConfig(
+  config: ModelConfig, { resample, maxPatches }: Pick<Processor, 'resample' | 'maxPatches'> = defaultProcessor(config),
+): Record<string, unknown> {
   const side = config.vision.imageSize;
   const own = config.naflex
     ? { image_processor_type: 'Siglip2ImageProcessor', processor_class: 'Siglip2Processor',
-        patch_size: config.vision.patch, max_num_patches: gridSide(config) ** 2 }
+        patch_size: config.vision.patch, max_num_patches: maxPatches }
     : { image_processor_type: 'SiglipImageProcessor', processor_class: 'SiglipProcessor',
         size: { height: side, width: side } };
   return {
     ...own, do_convert_rgb: true, do_resize: true,
-    // 2 is PIL's bilinear; the SigLIP 1 files had 3, bicubic.
-    resample: 2,
+    resample,
     do_rescale: true, rescale_factor: 1 / 255,
     do_normalize: true, image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5],
   };
 }
 
 /**
- * tokenizer_config.json for the Gemma tokenizer: no BOS, EOS, padding on the right to the model's
- * length. `do_lower_case` documents the training; older transformers do not act on it, so callers
- * lower-case.
+ * tokenizer_config.json beside a tokenizer.json of `tokenizerFile`, which says all about ids: no BOS, EOS at the end,
+ * lower-casing. Readers pad on the right to the model's length and pass no mask. The class is the one that changes nothing
+ * of that file: transformers 4 knows no Siglip2Tokenizer, and the GemmaTokenizer of 5 does not lower-case. (For NaFlex
+ * models, transformers 5 takes its Siglip2Tokenizer whatever is written here.)
  */
 export function tokenizerConfig(
-  config: ModelConfig, lowercase: Siglip2Json['lowercase'] = 'ascii',
+  config: ModelConfig, lowercase: LowerMode = 'unicode',
 ): Record<string, unknown> {
   return {
-    tokenizer_class: 'GemmaTokenizer',
+    tokenizer_class: 'PreTrainedTokenizerFast',
     processor_class: config.naflex ? 'Siglip2Processor' : 'SiglipProcessor',
-    add_bos_token: false, add_eos_token: true, do_lower_case: lowercase !== 'none',
-    padding_side: 'right', model_max_length: config.text.length,
+    model_input_names: ['input_ids'], do_lower_case: lowercase !== 'none',
+    padding_side: 'right', truncation_side: 'right', model_max_length: config.text.length,
     pad_token: '<pad>', eos_token: '<eos>', bos_token: '<bos>', unk_token: '<unk>',
     clean_up_tokenization_spaces: false,
   };
@@ -224,9 +95,13 @@ export interface HfModel {
   config: ModelConfig;
   /** By Hugging Face name; exactly the tensors of the config. */
   tensors: ReadonlyMap<string, TensorData>;
-  /** Contents of tokenizer.json. */
+  /** Contents of tokenizer.json, as `tokenizerFile` makes them. */
   tokenizer?: string | Uint8Array;
-  lowercase?: Siglip2Json['lowercase'];
+  lowercase?: LowerMode;
+  /** Whether to write the files of processor and tokenizer, which the following describes. Default true. */
+  inputFiles?: boolean;
+  /** How images are resized, and into how many patches; by default as `defaultProcessor` says. */
+  processor?: Pick<Processor, 'resample' | 'maxPatches'>;
   /** How the decoder writes boxes. */
   boxes?: BoxFormat | undefined;
   /** Full id of every row of a trimmed token table, ascending. */
@@ -249,7 +124,7 @@ const UNKNOWN = 3;
  *   disk says no.
  */
 export async function saveHfFolder(folder: string, model: HfModel): Promise<void> {
-  const { config, vocabulary, lowercase = 'ascii' } = model;
+  const { config, vocabulary, lowercase = 'unicode' } = model;
   const path = join(folder, 'model.safetensors');
   checkTensors(path, config, model.tensors);
   if (vocabulary !== undefined) checkVocabulary(folder, config, vocabulary, model.expandVocabulary);
@@ -270,18 +145,20 @@ export async function saveHfFolder(folder: string, model: HfModel): Promise<void
     ...(saved.decoder && model.boxes ? { boxes: model.boxes } : {}),
   };
   await writeSafetensors(path, [...tensors].map(([name, tensor]) => ({ name, ...tensor })));
-  const json: [string, unknown][] = [
-    ['config.json', toHfConfig(saved)], ['preprocessor_config.json', preprocessorConfig(saved)],
-    ['tokenizer_config.json', tokenizerConfig(saved, lowercase)], ['siglip2.json', extra],
-  ];
-  for (const [name, value] of json) {
-    // The vocabulary is one long list; a line for each of its numbers would help nobody.
-    const indent = name === 'siglip2.json' ? undefined : 2;
-    await writeFileAtomic(join(folder, name), `${JSON.stringify(value, null, indent)}\n`);
-  }
-  if (model.tokenizer !== undefined) {
-    await writeFileAtomic(join(folder, 'tokenizer.json'), model.tokenizer);
-  }
+  await writeFileAtomic(join(folder, 'config.json'), hfJson(toHfConfig(saved)));
+  // The vocabulary is one long list; a line for each of its numbers would help nobody.
+  await writeFileAtomic(join(folder, 'siglip2.json'), `${JSON.stringify(extra)}\n`);
+  if (model.inputFiles === false) return;
+  await writeFileAtomic(join(folder, 'preprocessor_config.json'), hfJson(preprocessorConfig(saved, model.processor)));
+  await saveTokenizer(folder, saved, lowercase, model.tokenizer);
+}
+
+/** Writes tokenizer_config.json, and tokenizer.json where its contents are given. */
+export async function saveTokenizer(
+  folder: string, config: ModelConfig, lowercase: LowerMode, tokenizer: string | Uint8Array | undefined,
+): Promise<void> {
+  await writeFileAtomic(join(folder, 'tokenizer_config.json'), hfJson(tokenizerConfig(config, lowercase)));
+  if (tokenizer !== undefined) await writeFileAtomic(join(folder, 'tokenizer.json'), tokenizer);
 }
 
 function checkVocabulary(
@@ -330,7 +207,9 @@ export interface HfFolder extends Processor {
   reader: TensorReader;
   /** Path of tokenizer.json, when the folder has one. */
   tokenizer: string | undefined;
-  lowercase: Siglip2Json['lowercase'];
+  /** Why there is none, if texts cannot do without; see `missingTokenizer`. */
+  noTokenizer: string | undefined;
+  lowercase: LowerMode;
   /** How the decoder writes boxes; undefined: LocCa's way. */
   boxes?: BoxFormat | undefined;
   /** Full id of every row of a trimmed token table; null when it is complete. */
@@ -352,19 +231,30 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const config = fromHfConfig(await readJson(configPath), extra, configPath);
   const vocabulary = extra?.vocabulary ?? null;
   if (vocabulary !== null) checkVocabulary(extraPath, config, vocabulary, 2 ** 24 + 1);
-  const processor = await readProcessor(folder, config), boxes = boxFormat(extra, extraPath);
+  const boxes = boxFormat(extra, extraPath);
   const reader = await openSafetensors(folder);
   try {
     checkTensors(folder, config, reader.tensors);
+    const processor = await readProcessor(folder, config), lowercase = extra?.lowercase ?? await readLowercase(folder, config);
+    const path = join(folder, 'tokenizer.json'), tokenizer = existsSync(path) ? path : undefined;
+    const noTokenizer = tokenizer ? undefined : missingTokenizer(folder, folder, config.text.vocab, vocabulary !== null);
+    return { ...processor, folder, config, reader, vocabulary, lowercase, tokenizer, noTokenizer, boxes };
   } catch (error) {
     await reader.close();
     throw error;
   }
-  const tokenizer = join(folder, 'tokenizer.json');
-  return {
-    ...processor, folder, config, reader, vocabulary, lowercase: extra?.lowercase ?? 'ascii',
-    tokenizer: existsSync(tokenizer) ? tokenizer : undefined, boxes,
-  };
+}
+
+/**
+ * How transformers, or else the authors' pipeline, lower-cases the texts of a folder without siglip2.json. Its
+ * Siglip2Tokenizer lower-cases all letters; the older GemmaTokenizer of the fixed-resolution checkpoints none, but they
+ * were trained on lower-cased text, by `tf.strings.lower` (A–Z).
+ */
+async function readLowercase(folder: string, config: ModelConfig): Promise<LowerMode> {
+  const path = join(folder, 'tokenizer_config.json');
+  const json = existsSync(path) ? parseObject(path, await readTextLimited(path)) : {};
+  if (config.naflex || json['tokenizer_class'] === 'Siglip2Tokenizer') return 'unicode';
+  return json['do_lower_case'] === false ? 'none' : 'ascii';
 }
 
 function boxFormat(extra: Siglip2Json | undefined, path: string): BoxFormat | undefined {
@@ -376,7 +266,8 @@ function boxFormat(extra: Siglip2Json | undefined, path: string): BoxFormat | un
   return extra?.boxes;
 }
 
-async function readJson(path: string): Promise<unknown> {
+/** The value of a JSON file. @throws CheckpointError when it is missing or damaged; IoError when the disk says no */
+export async function readJson(path: string): Promise<unknown> {
   let text: string;
   try {
     text = await readTextLimited(path);
@@ -385,6 +276,7 @@ async function readJson(path: string): Promise<unknown> {
     if (!['ENOENT', undefined].includes(errorCode(cause))) throw error;
     throw new CheckpointError(message, { cause });
   }
+  if (isLfsPointer(text)) throw lfsPointer(path);
   try {
     return JSON.parse(text);
   } catch (cause) {

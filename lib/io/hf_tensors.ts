@@ -1,5 +1,6 @@
 /** Whether tensors are those of a model. */
 import { CheckpointError } from '../errors.js';
+import { isSmallFloat, smallFloat } from './foreign.js';
 import { parameterShapes } from '../model/parameters.js';
 import type { ModelConfig } from '../model/config.js';
 import type { Dtype, TensorInfo } from './safetensors.js';
@@ -8,6 +9,13 @@ import type { Dtype, TensorInfo } from './safetensors.js';
 const TRAINING_ONLY = /^ssl\./;
 
 const FLOATS: readonly Dtype[] = ['F32', 'F16', 'BF16', 'F64'];
+
+/** @param names of all tensors of the file @throws CheckpointError unless the tensor has a floating-point type that is read here */
+export function checkFloat(path: string, { name, dtype }: Pick<TensorInfo, 'name' | 'dtype'>, names: Iterable<string>): void {
+  if (FLOATS.includes(dtype)) return;
+  throw new CheckpointError(`${path}: tensor "${name}" ` +
+    (isSmallFloat(dtype) ? `is ${dtype}: ${smallFloat(path, names)}` : `must be floating-point but is ${dtype}`));
+}
 
 /**
  * Proves that tensors are those of a config: none missing, none more, right shapes, floating-point.
@@ -31,10 +39,7 @@ export function checkTensors(
       throw new CheckpointError(`${path}: tensor "${name}" must be [${shape.join(', ')}] but is ` +
         `[${tensor.shape.join(', ')}]; the config is of another model`);
     }
-    if (!FLOATS.includes(tensor.dtype)) {
-      throw new CheckpointError(`${path}: tensor "${name}" must be floating-point but is ` +
-        `${tensor.dtype}`);
-    }
+    checkFloat(path, { ...tensor, name }, tensors.keys());
   }
   const known = new Set(shapes.map(({ name }) => name));
   for (const name of tensors.keys()) {

@@ -2,12 +2,10 @@
  * Arrays of numpy's .npz files (a zip of .npy members), read by ranges where they are stored uncompressed. The header
  * of every array is read and proved against its member's size when the file is opened. Format: numpy's NEP 1.
  */
-import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { constants as zlib, inflateRawSync } from 'node:zlib';
 import { CheckpointError } from '../errors.js';
-import { errorCode, ioError, writeFileAtomic } from './files.js';
+import { errorCode, ioError, openInput, writeFileAtomic } from './files.js';
 import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
 import { readExactly } from './safetensors_header.js';
@@ -36,20 +34,20 @@ export class NpzFile {
   /** The last member that had to be decompressed or reordered: scanned arrays are asked for layer by layer. */
   #decoded: { key: string; values: Float32Array } | null = null;
 
-  private constructor(readonly path: string, private readonly handle: FileHandle, readonly arrays: ReadonlyMap<string, ArrayPlace>) {}
+  private constructor(readonly path: string, private readonly handle: FileHandle, private readonly places: ReadonlyMap<string, ArrayPlace | CheckpointError>) {}
 
   /** @throws CheckpointError naming file and member; IoError when the disk says no */
   static async open(path: string): Promise<NpzFile> {
     let handle: FileHandle;
     try {
-      handle = await open(path, constants.O_RDONLY);
+      handle = await openInput(path);
     } catch (error) {
       if (errorCode(error) !== 'ENOENT') throw ioError('read', path, error);
       throw new CheckpointError(`${path}: does not exist; check the path`, { cause: error });
     }
     try {
       if (!(await handle.stat()).isFile()) throw new CheckpointError(`${path}: is not a regular file; check the path`);
-      const arrays = new Map<string, ArrayPlace>();
+      const arrays = new Map<string, ArrayPlace | CheckpointError>();
       for (const member of (await readZip(path, handle)).values()) {
         if (!member.name.endsWith('.npy')) throw new CheckpointError(`${path}: member "${member.name}" is no .npy array`);
         arrays.set(member.name.slice(0, -4), await readHeader(path, handle, member));
@@ -61,8 +59,14 @@ export class NpzFile {
     }
   }
 
+  /** Names of all arrays, of whatever type. */
+  get keys(): string[] { return [...this.places.keys()]; }
+  has(key: string): boolean { return this.places.has(key); }
+
+  /** @throws CheckpointError when there is none, or it holds no floats: counters, flags and objects are left alone until asked for */
   array(key: string): ArrayPlace {
-    const array = this.arrays.get(key);
+    const array = this.places.get(key);
+    if (array instanceof CheckpointError) throw array;
     if (!array) throw new CheckpointError(`${this.path}: holds no array "${key}"; is it a checkpoint of another model?`);
     return array;
   }
@@ -105,7 +109,8 @@ export class NpzFile {
   }
 }
 
-async function readHeader(path: string, handle: FileHandle, member: ZipMember): Promise<ArrayPlace> {
+/** Where an array lies, or why it is none of floats, which matters only if it is needed. @throws CheckpointError for no array at all */
+async function readHeader(path: string, handle: FileHandle, member: ZipMember): Promise<ArrayPlace | CheckpointError> {
   const fail = (what: string): CheckpointError => new CheckpointError(`${path}: member "${member.name}" ${what}`);
   const packed = new Uint8Array(Math.min(member.packed, MOST_HEADER_BYTES));
   if (!await readExactly(handle, packed, member.offset)) throw fail('ends early; the file is cut');
@@ -120,13 +125,13 @@ async function readHeader(path: string, handle: FileHandle, member: ZipMember): 
   if (head.length < 12 || head.toString('latin1', 0, 6) !== '\x93NUMPY') throw fail('is no .npy array; the file is damaged');
   const [start, length] = head[6] === 1 ? [10, head.readUInt16LE(8)] : [12, head.readUInt32LE(8)];
   const begin = start + length;
-  if (begin > head.length) throw fail(`has a header of ${length} bytes; a plain array needs fewer than ${MOST_HEADER_BYTES}`);
+  if (begin > head.length) return fail(`has a header of ${length} bytes; a plain array needs fewer than ${MOST_HEADER_BYTES}`);
   const text = head.toString('latin1', start, begin);
   const [, descr] = /'descr': *'([^']*)'/.exec(text) ?? [], [, order] = /'fortran_order': *(True|False)/.exec(text) ?? [];
   const [, dims] = /'shape': *\(([\d, ]*)\)/.exec(text) ?? [];
-  if (descr === undefined || order === undefined || dims === undefined) throw fail('has a header that is not numpy\'s; the file is damaged');
+  if (descr === undefined || order === undefined || dims === undefined) return fail('has a header that is not one of a plain array');
   const dtype = Object.hasOwn(DTYPES, descr) ? DTYPES[descr] : undefined;
-  if (!dtype) throw fail(`has values of type ${JSON.stringify(descr)}; known are ${Object.keys(DTYPES).join(', ')}`);
+  if (!dtype) return fail(`has values of type ${JSON.stringify(descr)}; known are ${Object.keys(DTYPES).join(', ')}`);
   const shape = dims.split(',').map((d) => d.trim()).filter((d) => d !== '').map(Number);
   const bytes = shape.reduce((a, b) => a * b, BYTES[dtype]);
   if (bytes !== member.size - begin) throw fail(`of ${dtype} [${shape.join(', ')}] needs ${bytes} bytes but has ${member.size - begin}`);

@@ -20,7 +20,8 @@
  */
 import { ConfigError } from '../errors.js';
 import { GEMMA_VOCAB, gridSide, patchCount } from '../model/config.js';
-import type { ModelConfig } from '../model/config.js';
+import type { ModelConfig, Tower } from '../model/config.js';
+import type { Gelu } from '../ops/linear.js';
 import type { Checkpoint } from './checkpoint.js';
 import { OnnxGraph } from './onnx_proto.js';
 import type { TensorReader } from './safetensors.js';
@@ -47,10 +48,10 @@ export async function exportOnnx(folder: string, from: Checkpoint, options: Onnx
     logit_scale: await scalar('logit_scale'), logit_bias: await scalar('logit_bias'), patch_size: String(from.config.vision.patch),
     ...(from.config.naflex ? {} : { image_size: String(from.config.vision.imageSize) }), resample: String(from.resample),
   };
-  const vision = new Tower(new OnnxGraph('vision', opset), from.config, from.reader);
+  const vision = new TowerGraph(new OnnxGraph('vision', opset), from.config, from.reader);
   vision.vision();
   await vision.graph.write(`${folder}/vision.onnx`, { opset, externalAbove, metadata });
-  const text = new Tower(new OnnxGraph('text', opset), from.config, from.reader);
+  const text = new TowerGraph(new OnnxGraph('text', opset), from.config, from.reader);
   text.text(from.vocabulary);
   await text.graph.write(`${folder}/text.onnx`, { opset, externalAbove, metadata });
 }
@@ -64,11 +65,11 @@ interface Tokens {
   bias: string | null;
 }
 
-class Tower {
+class TowerGraph {
   constructor(readonly graph: OnnxGraph, private readonly config: ModelConfig, private readonly reader: TensorReader) {}
 
   vision(): void {
-    const { graph: g, config } = this, { width: D, heads, depth, patch: P, imageSize: S } = config.vision;
+    const { graph: g, config } = this, { width: D, depth, patch: P, imageSize: S } = config.vision;
     const name = 'vision_model.embeddings';
     let x: string, tokens: Tokens;
     if (config.naflex) {
@@ -93,11 +94,11 @@ class Tower {
     x = this.#norm('vision_model.post_layernorm', x, D);
     const length = config.naflex ? 'patches' : patchCount(config);
     g.output('last_hidden_state', g.op('Reshape', [x, g.op('Concat', [tokens.batch, tokens.length, g.ints([D])], { axis: 0 })]), ['batch', length, D]);
-    this.#outputs('image_embeds', this.#mapPool('vision_model.head', x, D, heads, config.vision.mlp, tokens));
+    this.#outputs('image_embeds', this.#mapPool('vision_model.head', x, config.vision, tokens));
   }
 
   text(vocabulary: readonly number[] | null): void {
-    const { graph: g, config } = this, { width: D, heads, depth, vocab, length, pool, mlp } = config.text;
+    const { graph: g, config } = this, { width: D, depth, vocab, length, pool } = config.text;
     const name = 'text_model.embeddings';
     let ids = g.input('input_ids', 'int64', ['batch', 'length']);
     const tokens = this.#tokens(ids);
@@ -113,7 +114,7 @@ class Tower {
     // With last-token pooling the last block computes one token; keys and values still come from all.
     if (pool === 'last') x = this.#block(`text_model.encoder.layers.${depth - 1}`, x, config.text, tokens, true);
     x = this.#norm('text_model.final_layer_norm', x, D);
-    if (pool === 'map') x = this.#mapPool('text_model.pool', x, D, heads, mlp, tokens);
+    if (pool === 'map') x = this.#mapPool('text_model.pool', x, config.text, tokens);
     this.#outputs('text_embeds', this.#dense('text_model.head', x, config.embed, D));
   }
 
@@ -156,14 +157,17 @@ class Tower {
       { axis: -1, epsilon: { float: this.config.layerNormEps } });
   }
 
-  #mlp(name: string, x: string, D: number, M: number): string {
-    return this.#dense(`${name}.mlp.fc2`, this.#gelu(this.#dense(`${name}.mlp.fc1`, x, M, D)), D, M);
+  #mlp(name: string, x: string, { width: D, mlp: M, gelu }: Tower): string {
+    return this.#dense(`${name}.mlp.fc2`, this.#gelu(this.#dense(`${name}.mlp.fc1`, x, M, D), gelu), D, M);
   }
 
-  /** GELU in its tanh form. */
-  #gelu(x: string): string {
+  #gelu(x: string, form: Gelu = 'tanh'): string {
     const g = this.graph;
-    if (g.opset >= 20) return g.op('Gelu', [x], { approximate: 'tanh' });
+    if (g.opset >= 20) return g.op('Gelu', [x], { approximate: form === 'exact' ? 'none' : 'tanh' });
+    if (form === 'exact') {
+      const erf = g.op('Erf', [g.op('Mul', [x, g.floats([Math.SQRT1_2])])]);
+      return g.op('Mul', [g.op('Mul', [x, g.floats([0.5])]), g.op('Add', [erf, g.floats([1])])]);
+    }
     const cubic = g.op('Add', [g.op('Mul', [g.op('Mul', [x, x]), g.floats([0.044715])]), g.floats([1])]);
     const inner = g.op('Mul', [g.op('Mul', [x, cubic]), g.floats([Math.sqrt(2 / Math.PI)])]);
     return g.op('Mul', [g.op('Mul', [x, g.floats([0.5])]), g.op('Add', [g.op('Tanh', [inner]), g.floats([1])])]);
@@ -174,13 +178,13 @@ class Tower {
     return { batch: g.op('Gather', [shape, g.ints([0])]), length: g.op('Gather', [shape, g.ints([1])]), bias: null };
   }
 
-  #encoder(layers: string, x: string, tower: { width: number; heads: number; mlp: number }, tokens: Tokens, depth: number): string {
+  #encoder(layers: string, x: string, tower: Tower, tokens: Tokens, depth: number): string {
     for (let i = 0; i < depth; i++) x = this.#block(`${layers}.${i}`, x, tower, tokens, false);
     return x;
   }
 
-  #block(name: string, x: string, { width: D, heads: H, mlp: M }: { width: number; heads: number; mlp: number }, tokens: Tokens, last: boolean): string {
-    const g = this.graph, y = this.#norm(`${name}.layer_norm1`, x, D);
+  #block(name: string, x: string, tower: Tower, tokens: Tokens, last: boolean): string {
+    const g = this.graph, { width: D, heads: H } = tower, y = this.#norm(`${name}.layer_norm1`, x, D);
     let mixed: string;
     if (last) {
       const kv = this.#heads(this.#project(name, 'kv', y, D), 2, D, H, tokens);
@@ -192,7 +196,7 @@ class Tower {
       mixed = this.#attend(q, k, v, D, H, tokens);
     }
     x = g.op('Add', [x, this.#dense(`${name}.self_attn.out_proj`, mixed, D, D)]);
-    return g.op('Add', [x, this.#mlp(name, this.#norm(`${name}.layer_norm2`, x, D), D, M)]);
+    return g.op('Add', [x, this.#mlp(name, this.#norm(`${name}.layer_norm2`, x, D), tower)]);
   }
 
   /** Row -1 of every sequence: (batch · length, D) → (batch, D). */
@@ -218,8 +222,8 @@ class Tower {
   }
 
   /** Attention pooling: (batch · length, D) → (batch, D). */
-  #mapPool(name: string, x: string, D: number, H: number, M: number, tokens: Tokens): string {
-    const g = this.graph, proj = `${name}.attention`;
+  #mapPool(name: string, x: string, tower: Tower, tokens: Tokens): string {
+    const g = this.graph, { width: D, heads: H } = tower, proj = `${name}.attention`;
     const part = (kind: 'q' | 'kv', rows: [number, number]): [string, string] => [
       this.#stacked(`${proj}.${kind}_proj_weight`, [(rows[1] - rows[0]) * D, D], [`${proj}.in_proj_weight`], [rows[0] * D * D, rows[1] * D * D]),
       this.#stacked(`${proj}.${kind}_proj_bias`, [(rows[1] - rows[0]) * D], [`${proj}.in_proj_bias`], [rows[0] * D, rows[1] * D]),
@@ -228,7 +232,7 @@ class Tower {
     const q = g.op('Reshape', [g.op('Gemm', [probe, ...part('q', [0, 1])], { transB: 1 }), g.ints([1, H, 1, D / H])]);
     const [k, v] = this.#heads(g.op('Gemm', [x, ...part('kv', [1, 3])], { transB: 1 }), 2, D, H, tokens) as [string, string];
     const a = this.#dense(`${proj}.out_proj`, this.#attend(q, k, v, D, H, tokens), D, D);
-    return g.op('Add', [a, this.#mlp(name, this.#norm(`${name}.layernorm`, a, D), D, M)]);
+    return g.op('Add', [a, this.#mlp(name, this.#norm(`${name}.layernorm`, a, D), tower)]);
   }
 
   /**

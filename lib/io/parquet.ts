@@ -4,7 +4,7 @@ import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaDa
 import { DataError } from '../errors.js';
 import type { Location } from '../data/files.js';
 import { CODECS, unpackPage } from './codecs.js';
-import { ioError, writeFileAtomic } from './files.js';
+import { ioError, openInput, writeFileAtomic } from './files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
 const GROUP = 4096;
@@ -63,7 +63,7 @@ export async function writeTable(path: string, schema: Readonly<Record<string, C
       ...(schema[name] === 'string' ? { type: 'BYTE_ARRAY' as const, converted_type: 'UTF8' as const }
         : { type: schema[name]!.startsWith('int') ? 'INT32' as const : 'FLOAT' as const }),
     }))],
-    kvMetadata: Object.entries(metadata).map(([key, value]) => ({ key, value })),
+    kvMetadata: Object.entries({ ...metadata, ...pandasTypes(schema) }).map(([key, value]) => ({ key, value })),
   });
   await writeFileAtomic(path, (async function* () {
     for await (const group of groups) {
@@ -75,6 +75,15 @@ export async function writeTable(path: string, schema: Readonly<Record<string, C
     await parquet.finish();
     yield writer.take();
   })());
+}
+
+/** What pandas needs to be told: it reads an integer column with nulls as floats otherwise. */
+function pandasTypes(schema: Readonly<Record<string, ColumnType>>): Record<string, string> {
+  const columns = Object.keys(schema).filter((name) => schema[name] === 'int?').map((name) => ({
+    name, field_name: name, pandas_type: 'int32', numpy_type: 'Int32', metadata: null,
+  }));
+  return columns.length === 0 ? {}
+    : { pandas: JSON.stringify({ index_columns: [], column_indexes: [], columns, pandas_version: '1.0.0' }) };
 }
 
 /** An open table. */
@@ -113,6 +122,7 @@ export async function openTable(path: string): Promise<Table> {
   };
   let file: Awaited<ReturnType<typeof asyncBufferFromFile>>, metadata: FileMetaData;
   try {
+    await (await openInput(path)).close();  // the library would wait for a pipe's writer
     file = await asyncBufferFromFile(path);
     const end = Buffer.from(await file.slice(Math.max(0, file.byteLength - 4), file.byteLength)).toString('latin1');
     if (end === 'PARE') throw encrypted(path);

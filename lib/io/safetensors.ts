@@ -6,12 +6,10 @@
  * little-endian. The bytes of a file are untrusted: whatever they hold, the outcome is tensors or a
  * CheckpointError naming the file and the tensor. Format: the README of the safetensors project.
  */
-import { constants } from 'node:fs';
-import { open } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
-import { errorCode, ioError, readTextLimited, writeFileAtomic } from './files.js';
+import { errorCode, ioError, openInput, readTextLimited, writeFileAtomic } from './files.js';
 import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
 import {
@@ -223,7 +221,7 @@ class SafetensorsFile implements TensorReader {
 
 async function openToRead(path: string): Promise<FileHandle> {
   try {
-    return await open(path, constants.O_RDONLY);
+    return await openInput(path);
   } catch (error) {
     if (errorCode(error) !== 'ENOENT') throw ioError('read', path, error);
     throw new CheckpointError(`${path}: does not exist; check the path`, { cause: error });

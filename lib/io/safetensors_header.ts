@@ -1,6 +1,7 @@
 /** The header of a safetensors file: read it and prove every statement against the file's size. */
 import type { FileHandle } from 'node:fs/promises';
 import { CheckpointError } from '../errors.js';
+import { isSmallFloat, smallFloat } from './foreign.js';
 
 /** Bytes of one element by dtype. */
 export const ELEMENT_BYTES = {
@@ -47,6 +48,7 @@ export async function readHeader(
     'is cut or not a safetensors file');
   const prefix = Buffer.alloc(8);
   if (!await readExactly(handle, prefix, 0)) throw cut;
+  if (isLfsPointer(prefix.toString('latin1'))) throw lfsPointer(path);
   const length = prefix.readBigUInt64LE();
   if (length > MAX_HEADER_BYTES) {
     throw new CheckpointError(`${path}: states a header of ${length} bytes, more than ` +
@@ -58,6 +60,16 @@ export async function readHeader(
   const bytes = Buffer.alloc(Number(length));
   if (!await readExactly(handle, bytes, 8)) throw cut;
   return checkHeader(path, bytes, end, info.size, strict);
+}
+
+/** Whether a file begins as what git-LFS leaves in the place of one that it has not fetched. */
+export function isLfsPointer(head: string): boolean {
+  return head.startsWith('version ');
+}
+
+/** The error for such a file. */
+export function lfsPointer(path: string): CheckpointError {
+  return new CheckpointError(`${path}: is a git-LFS pointer and not the file itself; fetch it with \`git lfs pull\`, or download the file`);
 }
 
 /** Proves a header against the file's size. `base` is the offset of the first tensor byte. */
@@ -91,6 +103,7 @@ function decodeUtf8(path: string, bytes: Buffer): string {
 
 /** The object that a JSON text holds. Throws CheckpointError naming the file. */
 export function parseObject(path: string, text: string): Record<string, unknown> {
+  if (isLfsPointer(text)) throw lfsPointer(path);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -148,6 +161,7 @@ function checkTensor(
   if (!isObject(value)) throw fail('must be described by an object; the file is damaged');
   const { dtype, shape, data_offsets: offsets } = value;
   if (typeof dtype !== 'string' || !Object.hasOwn(ELEMENT_BYTES, dtype)) {
+    if (isSmallFloat(dtype)) throw fail(`is ${String(dtype)}: ${smallFloat(path, [])}`);
     throw fail(`has dtype ${JSON.stringify(dtype)}; known are ` +
       `${Object.keys(ELEMENT_BYTES).join(', ')}`);
   }

@@ -3,9 +3,9 @@
  * its large view. Model outputs to a scalar.
  */
 import type { ModelConfig } from '../model/config.js';
-import type { ParamStore } from '../model/params.js';
+import type { Siglip2Model } from '../model/siglip2.js';
 import { sslHead } from '../model/ssl_head.js';
-import { visionTower, type TowerOptions } from '../model/vision.js';
+import { visionTower } from '../model/vision.js';
 import { distillLoss } from '../ops/distill_loss.js';
 import type { Tensor } from '../tensor.js';
 
@@ -40,14 +40,14 @@ export function sslFactor(config: ModelConfig): number {
 /**
  * Mean over images and local views of the cross-entropy between the teacher's view of the whole and the student's of a
  * part.
- * @param p the student's parameters
+ * @param model the student, with the heads of `sslShapes`
  * @param views (V·B, s, s, 3) u8 local views, view by view: row v·B + b belongs to image b
  * @param target the teacher's logits (B, K) for the global views
  * @returns (1), a root of backward()
  */
-export function distillationLoss(p: ParamStore, config: ModelConfig, views: Tensor, target: Target, o: TowerOptions,
+export function distillationLoss({ params, config, options }: Siglip2Model, views: Tensor, target: Target,
   t: Temperatures = TEMPERATURES): Tensor {
-  const logits = sslHead(p, 'ssl.image_head', visionTower(p, config, views, o));
+  const logits = sslHead(params, 'ssl.image_head', visionTower(params, config, views, options));
   return distillLoss(logits, target.logits, target.centre,
     { studentTemperature: t.student, teacherTemperature: t.teacher, overwriteStudent: true });
 }

@@ -3,6 +3,7 @@
  * image, the patch kernel by FlexiViT's pseudo-inverse (PI-resize), and convolution kernels become flat ones and back.
  * Everything is computed in double precision; all other tensors stay as they are.
  */
+import { check } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import { gridSide, type ModelConfig } from './config.js';
 import { parameterShapes } from './parameters.js';
@@ -94,14 +95,19 @@ function alongBoth(x: ArrayLike<number>, n: number, left: Matrix, right: Matrix,
   return out;
 }
 
+const isSize = (n: number): boolean => Number.isSafeInteger(n) && n > 0;
+
 /**
  * Position embeddings for another grid.
  * @param positions (rows·columns, D), row-major
  * @returns (rows·columns of `to`, D); a copy when the grids are equal
+ * @throws ShapeError when the positions are not those of the grid
  */
 export function resizePositions(positions: Float32Array, from: readonly [rows: number, columns: number],
   to: readonly [rows: number, columns: number], filter: Filter = 'antialias'): Float32Array {
   const D = positions.length / (from[0] * from[1]);
+  check([...from, ...to].every(isSize) && isSize(D), 'resizePositions', `${positions.length} values from a grid of ${from.join(' × ')} ` +
+    `to one of ${to.join(' × ')}: grids have two positive integers, and each place the same number of values`);
   return alongBoth(positions, 1, resizeMatrix(from[0], to[0], filter), resizeMatrix(from[1], to[1], filter), D);
 }
 
@@ -111,8 +117,11 @@ export function resizePositions(positions: Float32Array, from: readonly [rows: n
  * the best in the least-squares sense.
  * @param kernels (planes, from, from): one for every output and input channel
  * @returns (planes, to, to)
+ * @throws ShapeError when the kernels are not of that size
  */
 export function piResize(kernels: Float32Array, from: number, to: number): Float32Array {
+  check([from, to, kernels.length / (from * from)].every(isSize), 'piResize',
+    `${kernels.length} values are no kernels of ${from} × ${from}, or there are none of ${to} × ${to}`);
   const inverse = pseudoInverse(resizeMatrix(from, to, 'linear'));  // (from, to)
   const data = new Float64Array(to * from);
   for (let i = 0; i < to; i++) for (let j = 0; j < from; j++) data[i * from + j] = inverse.data[j * to + i]!;

@@ -4,10 +4,10 @@
  */
 import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
-import { linear } from '../ops/linear.js';
+import { linear, type Gelu } from '../ops/linear.js';
 import { mlp as mlpOp } from '../ops/mlp.js';
 import { selectToken } from '../ops/select_token.js';
-import { checkpoint, isRecording } from '../tape.js';
+import { checkpoint, isRecording, needsGrad, noGrad } from '../tape.js';
 import { scope, type Tensor } from '../tensor.js';
 import type { ParamStore } from './params.js';
 
@@ -23,6 +23,7 @@ export interface EncoderOptions extends Lengths {
   heads: number;
   depth: number;
   eps: number;
+  gelu?: Gelu | undefined;
   /** Keeps only the blocks' inputs for backward and computes them again. */
   checkpoint: boolean;
 }
@@ -36,9 +37,9 @@ function norm(p: ParamStore, name: string, h: Tensor, d: Tensor | null, eps: num
 }
 
 /** fc2(gelu(fc1(x))) with the parameters under `${name}.mlp`. x (…, D) → (…, D). */
-export function mlp(p: ParamStore, name: string, x: Tensor): Tensor {
+export function mlp(p: ParamStore, name: string, x: Tensor, gelu: Gelu = 'tanh'): Tensor {
   const layer = (fc: string) => ({ weight: p.get(`${name}.mlp.${fc}.weight`), bias: p.get(`${name}.mlp.${fc}.bias`) });
-  return mlpOp(x, layer('fc1'), layer('fc2'));
+  return mlpOp(x, layer('fc1'), layer('fc2'), gelu);
 }
 
 /** Frees at once what `fn` makes and does not return, unless backward will read it. */
@@ -47,10 +48,10 @@ function passing<T>(fn: () => T): T {
 }
 
 /** The second half of a block, behind the attention's result `a`. */
-function mlpHalf(p: ParamStore, name: string, eps: number, h: Tensor, a: Tensor): Stream {
+function mlpHalf(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, a: Tensor): Stream {
   return passing(() => {
-    const second = norm(p, `${name}.layer_norm2`, h, a, eps);
-    return [second.sum, mlp(p, name, second.y)];
+    const second = norm(p, `${name}.layer_norm2`, h, a, o.eps);
+    return [second.sum, mlp(p, name, second.y, o.gelu)];
   });
 }
 
@@ -63,7 +64,7 @@ function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Ten
     const out = `${name}.self_attn.out_proj`;
     return [first.sum, linear(mixed, p.get(`${out}.weight`), p.get(`${out}.bias`))];
   }) as Stream;
-  return mlpHalf(p, name, o.eps, sum, a);
+  return mlpHalf(p, name, o, sum, a);
 }
 
 /** The block for the last token alone: keys and values come from all tokens, everything after them is one row. */
@@ -74,7 +75,7 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
   const q = linear(selectToken(first.y, -1), proj(['q'], 'weight'), proj(['q'], 'bias'));
   const mixed = crossAttention(q, kv, o.heads, { keyLengths: o.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
-  return mlpHalf(p, name, o.eps, selectToken(first.sum, -1), a);
+  return mlpHalf(p, name, o, selectToken(first.sum, -1), a);
 }
 
 /**
@@ -87,18 +88,20 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
  */
 export function encoder(p: ParamStore, layers: string, finalNorm: string, o: EncoderOptions, x: Tensor,
   only: 'all' | 'last' = 'all'): Tensor {
-  let h = x, d: Tensor | null = null;
+  let h: Tensor = x, d: Tensor | null = null;
   // Inputs of every checkpoint, so that they live until backward needs them again.
   const lengths = [o.packed?.offsets, o.keyLengths].filter((t) => t != null);
   for (let i = 0; i < o.depth; i++) {
     const run = only === 'last' && i === o.depth - 1 ? lastTokenBlock : block;
     const name = `${layers}.${i}`;
     const [before, added]: [Tensor, Tensor | null] = [h, d];
-    [h, d] = o.checkpoint && isRecording()
-      ? checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
-        ...lengths, ...(added ? [before, added] : [before])) as Stream
-      : passing(() => run(p, name, o, before, added));
-    if (isRecording()) continue;
+    // A frozen block on what nobody trains is as in inference.
+    const recorded: boolean = isRecording() && (needsGrad(before) || needsGrad(added) || p.trains(`${name}.`));
+    [h, d] = !recorded ? noGrad(() => scope(() => run(p, name, o, before, added)))
+      : !o.checkpoint ? run(p, name, o, before, added)
+        : checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
+          ...lengths, ...(added ? [before, added] : [before])) as Stream;
+    if (recorded) continue;
     if (before !== x) before.dispose();
     added?.dispose();
   }

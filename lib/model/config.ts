@@ -1,6 +1,7 @@
 /** The shapes of SigLIP 2 (arXiv 2502.14786, section 2.1): the variants, and configs made of them and checked. */
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
+import type { Gelu } from '../ops/linear.js';
 import { checkDecoder, decoderConfig, decoderSchema, type DecoderConfig } from './decoder_shapes.js';
 
 /** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
@@ -20,6 +21,8 @@ export interface VisionConfig {
    * grid.
    */
   imageSize: number;
+  /** Form of GELU; 'tanh' when absent, as in SigLIP 2's training. */
+  gelu?: Gelu | undefined;
 }
 
 /** Shape of the text tower. */
@@ -37,6 +40,7 @@ export interface TextConfig {
    * paper).
    */
   pool: 'last' | 'map';
+  gelu?: Gelu | undefined;
 }
 
 /** Everything that decides the tensors of a two-tower model. Make one with `modelConfig`. */
@@ -80,7 +84,7 @@ export interface ModelOverrides {
 }
 
 /** What both towers have. */
-export type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp'>;
+export type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp' | 'gelu'>;
 
 /** Tower shapes by letter; MLP widths are spelled out, for So400m's is no multiple of its width. */
 const TOWERS = {
@@ -116,7 +120,7 @@ export const VARIANTS: readonly string[] =
   ['B/32', 'B/16', 'L/16', 'So400m/14', 'So400m/16', 'g-opt/16', ...Object.keys(SMALL)];
 
 const count = z.int().min(1).max(2 ** 31 - 1);
-const tower = { width: count, depth: count, heads: count, mlp: count };
+const tower = { width: count, depth: count, heads: count, mlp: count, gelu: z.enum(['tanh', 'exact']).optional() };
 
 /** Checks the fields of a ModelConfig alone; `checkModelConfig` adds the rules between them. */
 export const modelConfigSchema: z.ZodType<ModelConfig> = z.strictObject({

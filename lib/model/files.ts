@@ -1,14 +1,15 @@
 /** A model from every kind of checkpoint, and to a Hugging Face folder. */
-import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { BoxFormat } from '../data/regions.js';
-import { defaultTokenizerPath } from '../data/tokenizer.js';
+import { defaultTokenizerPath, type LowerMode } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import { CheckpointError, DeviceError } from '../errors.js';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint.js';
-import { loadHfFolder, saveHfFolder, type TensorData } from '../io/hf.js';
+import { writeFileAtomic, writeFolderAtomic } from '../io/files.js';
+import { saveHfFolder, type TensorData } from '../io/hf.js';
 import type { Processor } from '../io/processor.js';
 import { writeSafetensors } from '../io/safetensors.js';
+import { tokenizerFile } from '../io/tokenizer_file.js';
 import { loadFile } from '../ops/load_file.js';
 import { synchronize, type Tensor } from '../tensor.js';
 import { Siglip2Model, type ModelOptions } from './siglip2.js';
@@ -16,9 +17,11 @@ import { Siglip2Model, type ModelOptions } from './siglip2.js';
 export interface ModelFilesOptions {
   /** Of a model with a trimmed token table. */
   vocab: VocabMap | null;
-  /** Path of the tokenizer.json to put into the folder; null: the Gemma one. */
+  /** Path of the tokenizer.json that was trained with; null: the Gemma one. */
   tokenizer: string | null;
-  lowercase: 'ascii' | 'unicode' | 'none';
+  lowercase: LowerMode;
+  /** How images are resized, and into how many patches; by default as `defaultProcessor` says. */
+  processor?: Pick<Processor, 'resample' | 'maxPatches'>;
   /** How the decoder was taught to write boxes; LocCa's way by default. */
   boxes?: BoxFormat | undefined;
   /** Moving average of the weights, written beside them as model_ema.safetensors. */
@@ -34,13 +37,39 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
     [...await model.params.read(source)].map(([name, t]) => [name, { ...t, dtype: 'F32' }]));
   await saveHfFolder(folder, {
     config: model.config, tensors: await tensors(model.params.values), lowercase: options.lowercase,
-    boxes: options.boxes, ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
+    tokenizer: await tokenizerFile(options.tokenizer ?? defaultTokenizerPath(), options.lowercase), boxes: options.boxes,
+    ...(options.processor ? { processor: options.processor } : {}),
+    ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
   });
-  await copyFile(options.tokenizer ?? defaultTokenizerPath(), join(folder, 'tokenizer.json'));
+  if (options.vocab) await writeFileAtomic(join(folder, 'README.md'), trimmedReadme(options.vocab.size));
   if (options.ema) {
     await writeSafetensors(join(folder, 'model_ema.safetensors'),
       [...await tensors(options.ema)].map(([name, t]) => ({ name, ...t })));
   }
+}
+
+/**
+ * Writes a model as a Hugging Face folder, which `load`, `loadModel` and other tools open. The folder is there whole or not
+ * at all; it takes the place of one of its name.
+ * @param options what texts need where it is not the default: a trimmed vocabulary, a tokenizer, `lowercase`; and the
+ *   moving average, `optimizer.ema`
+ * @throws IoError naming the file
+ */
+export function saveModel(folder: string, model: Siglip2Model, options: Partial<ModelFilesOptions> = {}): Promise<void> {
+  return writeFolderAtomic(folder, (tmp) =>
+    modelFiles(tmp, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null, ...options }));
+}
+
+/** For whoever opens the folder with another tool. */
+function trimmedReadme(rows: number): string {
+  return `# A siglip2 checkpoint with a trimmed vocabulary
+
+The token table has ${rows} rows, those of the tokens in the training captions; config.json says which ("vocabulary"). siglip2
+opens this folder as it is. **Other tools need a complete table first**: with the ids of tokenizer.json they would read beyond
+this one (an index error). Export it, and open what was written:
+
+    npx siglip2 export THIS_FOLDER --format hf --out full
+`;
 }
 
 /** How a checkpoint is loaded. */
@@ -98,13 +127,13 @@ async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onPro
 }
 
 /**
- * Writes a checkpoint's weights into a model of the same shape.
+ * Writes a checkpoint's weights, those of any kind that `loadModel` takes, into a model of the same shape.
  * @param options.fresh parameters whose name begins with it may be missing from the checkpoint and then keep the values
  *   they have: heads that a new stage of training adds, `ssl.` say
  * @throws CheckpointError naming the first tensor that is missing or has another shape
  */
 export async function loadModelInto(model: Siglip2Model, folder: string, options: { fresh?: string } = {}): Promise<void> {
-  const from = await loadHfFolder(folder);
+  const from = await openCheckpoint(folder);
   try {
     for (const { name, shape } of model.params.shapes) {
       const there = from.reader.tensors.get(name)?.shape;
@@ -126,8 +155,10 @@ export interface LoadedModel {
   vocab: VocabMap | null;
   /** Path of the folder's tokenizer.json, if it has one. */
   tokenizer: string | undefined;
-  lowercase: 'ascii' | 'unicode' | 'none';
-  /** Filter of image resizing, and the generation of the texts. */
+  /** Why there is no tokenizer, if texts cannot do without. */
+  noTokenizer?: string | undefined;
+  lowercase: LowerMode;
+  /** How images are resized, and which generation the texts are of. */
   processor: Processor;
   /** How the decoder writes boxes; undefined: LocCa's way. */
   boxes?: BoxFormat | undefined;
@@ -151,8 +182,8 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
     }
     return {
       model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, lowercase: from.lowercase, boxes: from.boxes,
-      processor: { resample: from.resample, generation: from.generation },
+      tokenizer: from.tokenizer, noTokenizer: from.noTokenizer, lowercase: from.lowercase, boxes: from.boxes,
+      processor: { resample: from.resample, generation: from.generation, maxPatches: from.maxPatches, clean: from.clean },
     };
   } finally {
     await from.reader.close();
@@ -161,7 +192,7 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
 
 /** The trimmed vocabulary of a checkpoint folder; null when its token table is complete. */
 export async function readVocabulary(folder: string): Promise<VocabMap | null> {
-  const from = await loadHfFolder(folder);
+  const from = await openCheckpoint(folder);
   await from.reader.close();
   return from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null;
 }

@@ -5,7 +5,8 @@
  * A bf16 model that is not trained has no f32 masters of its matrices: `values` then holds the vectors and positions
  * alone, and `copy` holds the matrices.
  */
-import { CheckpointError } from '../errors.js';
+import { check } from '../check.js';
+import { CheckpointError, ConfigError } from '../errors.js';
 import { native, op, type Handle } from '../native.js';
 import { bf16ToF32 } from '../io/half.js';
 import { initialize } from '../ops/init.js';
@@ -32,12 +33,16 @@ export interface Segment {
   size: number;
   shape: readonly number[];
   decay: boolean;
+  /** First element in `grads` and in the optimizer's moments, which have no place for frozen ones: null. */
+  trained: number | null;
 }
 
 export class ParamStore {
   readonly segments: readonly Segment[];
   /** Elements of `values`, gaps included (they stay zero while training). */
   readonly size: number;
+  /** The same of `grads` and the moments. */
+  readonly trainedSize: number;
   readonly values: Tensor;
   readonly grads: Tensor | null;
   /** What kernels multiply with when activations are bf16: a copy of `values`, or just the matrices; null for f32. */
@@ -46,35 +51,49 @@ export class ParamStore {
   readonly #compact: boolean;
   readonly #byName: Map<string, Segment>;
   readonly #params = new Map<string, Param>();
+  /** Answers of `trains`. */
+  readonly #trains = new Map<string, boolean>();
 
   /**
    * @param shapes from parameterShapes(config)
    * @param options.train whether there are gradients
    * @param options.dtype type of the activations
    * @param options.values an arena of this layout to share instead of a new one
+   * @param options.frozen names of parameters without gradient
+   * @throws ConfigError when a part of a matrix is frozen and a part is not
    */
   constructor(readonly shapes: readonly ParameterShape[],
-    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor } = {}) {
+    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor;
+      frozen?: ReadonlySet<string> } = {}) {
     const device = options.device ?? 'cpu', train = options.train ?? false;
     const compact = options.dtype === 'bf16' && !train && !options.values;
     this.#compact = compact;
     const segments: Segment[] = [];
-    const end = { full: 0, half: 0 };
+    const end = { full: 0, half: 0, trained: 0 };
+    const align = (n: number): number => Math.ceil(n / ALIGN) * ALIGN;
+    let joined: Segment | undefined;
     for (const { name, shape, decay } of shapes) {
       // Exactly the dense and convolution kernels decay, and exactly they are multiplied with.
       const half = compact && (decay || (name === TOKEN_TABLE && device === 'cpu'));
       const arena = half ? 'half' : 'full', size = sizeOf(shape);
-      segments.push({ name, half, offset: end[arena], size, shape, decay });
+      const trained = train && !options.frozen?.has(name) ? end.trained : null;
+      const segment: Segment = { name, half, offset: end[arena], size, shape, decay, trained };
+      segments.push(segment);
+      if (joined && (joined.trained === null) !== (trained === null))
+        throw new ConfigError(`freeze: ${joined.name} and ${name} are parts of one matrix; freeze both or none of them`);
+      joined = JOINED.test(name) ? segment : undefined;
       end[arena] += size;
-      if (!JOINED.test(name)) end[arena] = Math.ceil(end[arena] / ALIGN) * ALIGN;
+      if (trained !== null) end.trained += size;
+      if (!joined) [end[arena], end.trained] = [align(end[arena]), align(end.trained)];
     }
     this.segments = segments;
     this.size = end.full;
+    this.trainedSize = end.trained;
     this.#byName = new Map(segments.map((s) => [s.name, s]));
     // Without training nothing runs over the gaps, and touching every page twice would double the time to load.
     const arena = (n: number, dtype: 'f32' | 'bf16'): Tensor => (train ? zeros : empty)([n], dtype, device).detach();
     this.values = options.values?.reshape([this.size]).detach() ?? arena(this.size, 'f32');
-    this.grads = train ? arena(this.size, 'f32') : null;
+    this.grads = train ? arena(this.trainedSize, 'f32') : null;
     this.copy = options.dtype === 'bf16' ? arena(compact ? end.half : this.size, 'bf16') : null;
   }
 
@@ -93,6 +112,16 @@ export class ParamStore {
     const s = this.#byName.get(name);
     if (!s) throw new CheckpointError(`the model has no parameter ${name}`);
     return s;
+  }
+
+  /** Whether a parameter whose name begins so has a gradient. */
+  trains(prefix: string): boolean {
+    let known = this.#trains.get(prefix);
+    if (known === undefined) {
+      known = this.segments.some((s) => s.trained !== null && s.name.startsWith(prefix));
+      this.#trains.set(prefix, known);
+    }
+    return known;
   }
 
   /** A parameter by its Hugging Face name, `shape` as stored or given (same size). The store owns it. */
@@ -117,13 +146,13 @@ export class ParamStore {
     return this.#view(first, first.offset, [n, ...first.shape.slice(1)], names.join('+'));
   }
 
-  #view({ half }: Segment, offset: number, shape: readonly number[], name: string): Param {
+  #view({ half, trained, offset: first }: Segment, offset: number, shape: readonly number[], name: string): Param {
     const key = `${half}${offset}:${shape.join('x')}`;
     let p = this.#params.get(key);
     if (p) return p;
     const n = sizeOf(shape), bytes = half ? 2 : 4, arena = half ? this.copy! : this.values;
     p = new Param(native().view(arena.handle, offset * bytes, n * bytes, half ? 1 : 0), shape, half ? 'bf16' : 'f32', this.device, name).detach();
-    if (this.grads) p.grad = this.grads.view(offset, shape).detach();
+    if (this.grads && trained !== null) p.grad = this.grads.view(trained + offset - first, shape).detach();
     // A compact store's copy holds other parameters than `values`.
     if (this.copy && !this.#compact) p.compute = this.copy.view(offset, shape).detach();
     this.#params.set(key, p);
@@ -162,14 +191,24 @@ export class ParamStore {
   }
   zeroGrad(): void { this.grads?.zero(); }
 
-  /** Every parameter's values, by Hugging Face name; those of another arena of the same layout, moments say, if given. */
+  /**
+   * Every parameter's values on the host, by Hugging Face name.
+   * @param source another arena of the same layout, an optimizer's `ema` say, or one with the layout of the gradients
+   *   (`grads`, `m`, `v`), which holds the trained parameters alone
+   * @throws ShapeError when it is none
+   */
   async read(source: Tensor = this.values): Promise<Map<string, { shape: readonly number[]; data: Float32Array }>> {
+    check((source?.size === this.size || source?.size === this.trainedSize) && source.dtype === 'f32', 'params.read',
+      `the source must be an f32 arena of ${this.size} ` +
+      'values, such as params.grads of a model made with train: true');
     const all = await source.read() as Float32Array;
     const half = this.segments.some((s) => s.half) ? await this.copy!.read() as Uint16Array : null;
-    return new Map(this.segments.map((s) => [s.name, {
-      shape: s.shape,
-      data: s.half ? bf16ToF32(half!.subarray(s.offset, s.offset + s.size)) : all.subarray(s.offset, s.offset + s.size),
-    }]));
+    const trained = source.size !== this.size;
+    return new Map(this.segments.filter((s) => !trained || s.trained !== null).map((s) => {
+      const at = trained ? s.trained! : s.offset;
+      const data = s.half ? bf16ToF32(half!.subarray(at, at + s.size)) : all.subarray(at, at + s.size);
+      return [s.name, { shape: s.shape, data }];
+    }));
   }
   dispose(): void {
     for (const p of this.#params.values()) {

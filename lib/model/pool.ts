@@ -6,6 +6,7 @@ import { linear } from '../ops/linear.js';
 import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import { mlp, type Lengths } from './block.js';
+import type { Tower } from './config.js';
 import type { ParamStore } from './params.js';
 
 /**
@@ -14,7 +15,8 @@ import type { ParamStore } from './params.js';
  * @param x (B, T, D), or (T, D) with `lengths.packed`: tokens after the final LayerNorm
  * @returns (B, D)
  */
-export function mapPool(p: ParamStore, name: string, x: Tensor, heads: number, eps: number, lengths: Lengths = {}): Tensor {
+export function mapPool(p: ParamStore, name: string, x: Tensor, { heads, gelu }: Pick<Tower, 'heads' | 'gelu'>, eps: number,
+  lengths: Lengths = {}): Tensor {
   const D = x.shape.at(-1)!;
   const weight = (from: number, to: number) => p.rows(`${name}.attention.in_proj_weight`, from * D, to * D);
   const bias = (from: number, to: number) => p.rows(`${name}.attention.in_proj_bias`, from * D, to * D);
@@ -25,5 +27,5 @@ export function mapPool(p: ParamStore, name: string, x: Tensor, heads: number, e
     { packedKeys: lengths.packed ?? null, keyLengths: lengths.keyLengths ?? null });
   const a = linear(mixed, p.get(`${name}.attention.out_proj.weight`), p.get(`${name}.attention.out_proj.bias`));
   const y = layerNorm(a, p.get(`${name}.layernorm.weight`), p.get(`${name}.layernorm.bias`), eps);
-  return reshape(add(a, mlp(p, name, y)), [mixed.shape[0]!, D]);
+  return reshape(add(a, mlp(p, name, y, gelu)), [mixed.shape[0]!, D]);
 }

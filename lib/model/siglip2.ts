@@ -4,8 +4,8 @@ import type { NaflexBatch } from '../data/naflex.js';
 import { ConfigError } from '../errors.js';
 import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
-import type { Param } from '../tape.js';
-import type { DeviceName, Tensor } from '../tensor.js';
+import { isRecording, needsGrad, noGrad, type Param } from '../tape.js';
+import { scope, type DeviceName, type Tensor } from '../tensor.js';
 import type { Lengths } from './block.js';
 import type { ModelConfig } from './config.js';
 import { parameterShapes, type ParameterShape } from './parameters.js';
@@ -22,9 +22,14 @@ export interface ModelOptions {
   train?: boolean;
   /** Gradient checkpointing per block: less memory for one more forward. Default false. */
   checkpoint?: boolean;
+  /** Names of parameters that are not trained. Default none. */
+  frozen?: ReadonlySet<string>;
   /** Parameters beside the two towers, the self-distillation heads say (`sslShapes`). Default none. */
   extra?: readonly ParameterShape[];
 }
+
+/** Beginnings of the names of what makes image tokens. */
+const TOKENS = ['embeddings', 'encoder', 'post_layernorm'].map((part) => `vision_model.${part}.`);
 
 /** A SigLIP 2 model, of fixed resolution or NaFlex. Parameters carry their Hugging Face names. */
 export class Siglip2Model {
@@ -60,7 +65,7 @@ export class Siglip2Model {
    */
   imageTokens(pixels: Tensor): Tensor {
     this.#checkPixels('imageTokens', pixels);
-    return visionTokens(this.params, this.config, pixels, this.options);
+    return this.#part(TOKENS, [], () => visionTokens(this.params, this.config, pixels, this.options));
   }
 
   /**
@@ -82,7 +87,7 @@ export class Siglip2Model {
    */
   naflexTokens(batch: NaflexBatch): PackedTokens {
     this.#checkNaflex('naflexTokens');
-    return naflexTokens(this.params, this.config, batch, this.options);
+    return this.#part(TOKENS, [], () => naflexTokens(this.params, this.config, batch, this.options));
   }
 
   /**
@@ -93,7 +98,8 @@ export class Siglip2Model {
    */
   poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
     const { vision, layerNormEps } = this.config;
-    return l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision.heads, layerNormEps, lengths), 'f32'));
+    return this.#part(['vision_model.head.'], [tokens], () =>
+      l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision, layerNormEps, lengths), 'f32')));
   }
 
   /**
@@ -104,7 +110,14 @@ export class Siglip2Model {
    */
   encodeTexts(ids: Tensor): Tensor {
     checkShape('encodeTexts', 'ids', ids, [ids.shape[0] ?? 0, this.config.text.length]);
-    return l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32'));
+    return this.#part(['text_model.'], [], () =>
+      l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32')));
+  }
+
+  /** Runs a part of the model; one that is frozen, and whose input is, leaves nothing behind but its result. */
+  #part<T>(parameters: readonly string[], inputs: readonly Tensor[], fn: () => T): T {
+    if (!isRecording() || inputs.some(needsGrad) || parameters.some((prefix) => this.params.trains(prefix))) return fn();
+    return noGrad(() => scope(fn));
   }
 
   #checkPixels(name: string, pixels: Tensor): void {

@@ -7,10 +7,10 @@ import { CheckpointError } from '../errors.js';
 import { teacherMean, updateCentre } from '../ops/teacher_centre.js';
 import { noGrad } from '../tape.js';
 import { scope, zeros, type Tensor } from '../tensor.js';
-import type { ModelConfig } from './config.js';
 import type { ParamStore } from './params.js';
+import type { Siglip2Model } from './siglip2.js';
 import { sslHead, tokensAt } from './ssl_head.js';
-import { visionPool, visionTokens, type TowerOptions } from './vision.js';
+import { visionPool, visionTokens } from './vision.js';
 
 /** Teacher logits of a batch. */
 export interface TeacherOutput {
@@ -33,13 +33,13 @@ export class Teacher {
   readonly #patchMean: Tensor;
 
   /**
-   * @param student parameters with the heads of `sslShapes`
+   * @param student a model with the heads of `sslShapes`
    * @param average the optimizer's moving average of them, which starts as a copy (`AdamW.resetEma`)
    */
-  constructor(student: ParamStore, average: Tensor) {
-    this.params = student.withValues(average);
+  constructor(readonly student: Siglip2Model, average: Tensor) {
+    this.params = student.params.withValues(average);
     const perPrototype = (head: string): Tensor =>
-      zeros([student.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.device).detach();
+      zeros([student.params.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.params.device).detach();
     [this.imageCentre, this.#imageMean] = [perPrototype('image_head'), perPrototype('image_head')];
     [this.patchCentre, this.#patchMean] = [perPrototype('patch_head'), perPrototype('patch_head')];
     this.refresh();
@@ -53,9 +53,10 @@ export class Teacher {
    * @param images (B, H, W, 3) u8 global views
    * @param rows (M) i32, the masked patches (`maskedRows`)
    */
-  forward(config: ModelConfig, images: Tensor, rows: Tensor, o: TowerOptions): TeacherOutput {
+  forward(images: Tensor, rows: Tensor): TeacherOutput {
+    const { config, options } = this.student;
     return noGrad(() => scope(() => {
-      const tokens = visionTokens(this.params, config, images, o);
+      const tokens = visionTokens(this.params, config, images, options);
       return {
         image: sslHead(this.params, 'ssl.image_head', visionPool(this.params, config, tokens)),
         patches: sslHead(this.params, 'ssl.patch_head', tokensAt(tokens, rows)),

@@ -54,7 +54,7 @@ export function visionPositions(p: ParamStore, config: ModelConfig, rows: number
  */
 export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions,
   masked?: PatchMask): Tensor {
-  const { heads, depth, patch } = config.vision;
+  const { heads, depth, patch, gelu } = config.vision;
   const [rows, columns] = [1, 2].map((axis) => Math.floor((pixels.shape[axis] ?? 0) / patch)) as [number, number];
   check(rows > 0 && columns > 0, 'visionTokens',
     `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`);
@@ -63,7 +63,7 @@ export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor,
     position, { patch, dtype: o.dtype });
   const seen = masked ? maskTokens(x, masked.token, position, masked.mask) : x;
   return encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, eps: config.layerNormEps, checkpoint: o.checkpoint }, seen);
+    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint }, seen);
 }
 
 /**
@@ -72,7 +72,7 @@ export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor,
  * @returns (B, E)
  */
 export function visionPool(p: ParamStore, config: ModelConfig, tokens: Tensor): Tensor {
-  return mapPool(p, 'vision_model.head', tokens, config.vision.heads, config.layerNormEps);
+  return mapPool(p, 'vision_model.head', tokens, config.vision, config.layerNormEps);
 }
 
 /**
@@ -99,7 +99,7 @@ export interface PackedTokens {
  * @throws ShapeError when the parts of the batch do not fit together
  */
 export function naflexTokens(p: ParamStore, config: ModelConfig, batch: NaflexBatch, o: TowerOptions): PackedTokens {
-  const { heads, depth, patch } = config.vision;
+  const { heads, depth, patch, gelu } = config.vision;
   const { images, tokens, longest } = checkNaflexBatch(batch, patch);
   const name = 'vision_model.embeddings', device = p.device;
   const packed = { offsets: tensor(batch.offsets, [images + 1], device), longest };
@@ -107,6 +107,6 @@ export function naflexTokens(p: ParamStore, config: ModelConfig, batch: NaflexBa
   const x = patchEmbedPacked(tensor(batch.patches, [tokens, patch * patch * 3], device),
     p.get(`${name}.patch_embedding.weight`), p.get(`${name}.patch_embedding.bias`), position, { dtype: o.dtype });
   const y = encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, eps: config.layerNormEps, checkpoint: o.checkpoint, packed }, x);
+    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint, packed }, x);
   return { tokens: y, packed };
 }

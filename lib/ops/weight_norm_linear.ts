@@ -36,14 +36,14 @@ export function weightNormLinear(x: Tensor, weight: Tensor): Tensor {
     wide.dispose();
   }
   const y = empty([...x.shape.slice(0, -1), N], x.dtype, device);
-  linearForward(y.handle, 0, x.handle, unit.handle, 0, M, N, K);
+  linearForward(y.handle, 0, x.handle, unit.handle, 0, M, N, K, false);
   record({
     inputs: [x], outputs: [y], saved: [unit, norm], params: [weight],
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, device) : null;
       const accumulator = gradHandle(weight);
       const dunit = accumulator ? zeros([N, K], 'f32', device) : null;
-      linearBackward(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K);
+      linearBackward(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K, false);
       if (dunit) {
         const dweight = empty([N, K], 'f32', device);
         normalizeBack(dweight.handle, dunit.handle, weight.handle, norm.handle, N, K, EPS);

@@ -97,12 +97,12 @@ export function noSslGradient(share: number): string | null {
 /**
  * Σ g² over the parameters whose name begins with `prefix`; with the optimizer's `norm2` it gives the share of a loss's
  * own heads.
- * @returns (1) f32 per parameter; read them later, with the step's other figures
+ * @returns (1) f32 per trained parameter; read them later, with the step's other figures
  */
 export function gradientParts(params: ParamStore, prefix: string): Tensor[] {
-  return params.segments.filter((s) => s.name.startsWith(prefix)).map(({ offset, size }) => {
+  return params.segments.filter((s) => s.name.startsWith(prefix) && s.trained !== null).map(({ trained, size }) => {
     const result = empty([1], 'f32', params.device);
-    scope(() => sumOfSquares(result, params.grads!.view(offset, [size])));
+    scope(() => sumOfSquares(result, params.grads!.view(trained!, [size])));
     return result;
   });
 }

@@ -3,12 +3,17 @@
  * files) plus what exact continuation needs (training_state.*). It is written aside and renamed, so a crash leaves the
  * previous one; the newest is the one with the highest step.
  */
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import type { CollectionMark } from '../data/fingerprint.js';
 import { CheckpointError } from '../errors.js';
 import { writeFileAtomic, writeFolderAtomic } from '../io/files.js';
+import { listCheckpoints } from '../io/run.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
+import type { TrainConfig } from './config.js';
 import type { AdamW } from './optimizer.js';
+
+export { listCheckpoints };
 
 /** Everything beside tensors that a run continues from. */
 export interface TrainState {
@@ -22,23 +27,22 @@ export interface TrainState {
   marks: string[];
   /** `AdamWOptions.since`. */
   since: Record<string, number>;
-  /** Where each parameter lies in the optimizer's tensors, in elements. */
+  /** Where each trained parameter lies in the optimizer's moments, in elements. */
   layout: [name: string, offset: number, size: number][];
   /** The sampler's position; opaque here. */
   loader: unknown;
   seconds: number;
+  /** Where each parameter lies in the moving average; `layout` where nothing is frozen. */
+  averageLayout?: TrainState['layout'];
+  /** What the run was trained on and with; earlier versions did not say. */
+  collection?: CollectionMark;
+  config?: TrainConfig;
+  dtype?: 'f32' | 'bf16';
 }
 
 /** Folder of the checkpoint at a step. */
 export function checkpointFolder(out: string, step: number): string {
   return join(out, 'checkpoints', `step-${String(step).padStart(8, '0')}`);
-}
-
-/** Checkpoint folders of a run, oldest first. */
-export function listCheckpoints(out: string): string[] {
-  const dir = join(out, 'checkpoints');
-  if (!existsSync(dir)) return [];
-  return readdirSync(dir).filter((f) => /^step-\d{8}$/.test(f)).sort().map((f) => join(dir, f));
 }
 
 /**

@@ -1,14 +1,15 @@
 /** The training config: one plain object, checked here, every default in one place. */
-import { access, readFile } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
-import { reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../io/files.js';
 import { native } from '../native.js';
 import { FORMS } from './duration.js';
+import { ADAMW_DEFAULTS } from './optimizer.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);
@@ -22,12 +23,16 @@ const duration = z.union([
 const percent = z.string().regex(/^\d+(\.\d+)?%$/, 'must be a percentage such as "80%"');
 
 /** Of the user's own collections: language of captions that do not say theirs; a key list of the samples to use. */
-const choice = { language: z.string().optional(), keys: z.string().optional() };
+const choice = {
+  language: z.string().optional(), keys: z.string().optional(),
+  /** Which members, columns or keys are image and caption, where they are not the usual ones. */
+  members: z.strictObject({ image: z.string(), caption: z.string() }).partial().optional(),
+};
 
 const single = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('webdataset'), tars: z.union([z.string(), z.array(z.string())]), ...choice }),
   z.strictObject({ type: z.literal('folder'), path: z.string(), ...choice }),
-  z.strictObject({ type: z.literal('manifest'), path: z.string(), ...choice }),
+  z.strictObject({ type: z.literal('manifest'), path: z.union([z.string(), z.array(z.string())]), ...choice }),
   z.strictObject({
     type: z.literal('emoji'), path: z.string().default('data/emoji'),
     split: z.enum(['train', 'val', 'test']).optional(), studios: z.array(z.string()).optional(),
@@ -147,14 +152,21 @@ export const trainConfigSchema = z.strictObject({
     }).default({ pick: ['any'] }),
     /** Path of a tokenizer.json; default: the Gemma one. */
     tokenizer: z.string().optional(),
-    lowercase: z.enum(['ascii', 'unicode', 'none']).default('ascii'),
+    lowercase: z.enum(['ascii', 'unicode', 'none']).default('unicode'),
     /** Keep only the token ids that the data uses: for small models. */
     trimVocabulary: z.boolean().default(false),
     /** No two samples of a batch share a class. */
     uniqueClasses: z.boolean().default(false),
+    /** Transparency of images: laid on white, or forgotten; placed artwork keeps it. */
+    alpha: z.enum(['white', 'drop']).optional(),
+    /** Images with more pixels are refused; default 178,956,970. */
+    maxPixels: count.optional(),
     workers: z.int().min(0).optional(),
+    /** Batches made ahead; default twice the workers. */
+    prefetch: count.optional(),
     cacheBytes: z.int().min(0).optional(),
-    maxSkips: z.int().min(0).optional(),
+    /** Samples that may be skipped, a number or a share such as "2%"; default 1 % or 100, the larger. */
+    maxSkips: z.union([z.int().min(0), percent]).optional(),
     /** Milliseconds without any progress of loading after which the run fails; default 30,000. For disks that sleep. */
     timeoutMs: count.optional(),
     /** For experiments: a share of the samples, chosen by the seed, that get each other's captions. */
@@ -184,17 +196,22 @@ export const trainConfigSchema = z.strictObject({
   /** Positions on the schedule whose checkpoints are always kept, for other runs to start from. */
   keepAt: z.array(percent).default([]),
   optimizer: z.strictObject({
-    lr: positive.default(1e-3),
-    weightDecay: z.number().min(0).default(1e-4),
-    beta1: z.number().min(0).max(1).default(0.9),
-    beta2: z.number().min(0).max(1).default(0.95),
-    eps: positive.default(1e-8),
-    clip: positive.default(1),
+    lr: positive.default(ADAMW_DEFAULTS.lr),
+    weightDecay: weight.default(ADAMW_DEFAULTS.weightDecay),
+    beta1: share.default(ADAMW_DEFAULTS.beta1),
+    beta2: share.default(ADAMW_DEFAULTS.beta2),
+    eps: positive.default(ADAMW_DEFAULTS.eps),
+    clip: positive.default(ADAMW_DEFAULTS.clip),
     warmup: duration.default('2%'),
     schedule: z.enum(['cosine', 'constant']).default('cosine'),
-    lrScale: z.record(z.string(), weight).default({}),
-    ema: z.number().min(0).max(1).nullable().default(null),
+    lrScale: z.record(z.string(), weight).default(ADAMW_DEFAULTS.lrScale),
+    ema: share.nullable().default(ADAMW_DEFAULTS.ema),
   }).prefault({}),
+  /**
+   * Parameters that keep their bits: names, or beginnings of names up to a dot, such as "vision_model" or
+   * "text_model.embeddings"; `*` stands for any characters. An optimizer.lrScale of 0 freezes too.
+   */
+  freeze: z.array(z.string().min(1)).default([]),
   /**
    * Gradient caching: at most so many images at a time, with the gradient of the whole batch, for one more forward pass of
    * both towers. A batch may then be far larger than what fits in memory.
@@ -293,7 +310,7 @@ export async function readConfigValue(path: string, sets: readonly string[] = []
   try {
     await access(path);
     if (path.endsWith('.json')) {
-      value = JSON.parse(new TextDecoder().decode(await readFile(path)));
+      value = JSON.parse(new TextDecoder().decode(await readInput(path)));
     } else {
       const module = await import(pathToFileURL(resolve(path)).href) as { default?: unknown };
       value = typeof module.default === 'function' ? await (module.default as () => unknown)() : module.default;

@@ -26,23 +26,24 @@ export type PartEncoder = (from: number, to: number, others?: Roots) => Tensor;
  * @param batch examples in all
  * @param part examples that are embedded at a time; the last part may be smaller
  * @param encoders one for each set of embeddings: images, first captions, second captions …
+ * @param trained whether an encoder has anything to train, for each; the others run once
  * @param loss from the embeddings (batch, E), in the encoders' order, to weighted roots of backward(); gradients of
  *   parameters that it uses itself, the logit scale say, are added as well
  * @returns the losses
  * @throws ShapeError
  */
 export function gradCache(batch: number, part: number, encoders: readonly PartEncoder[],
-  loss: (...embeddings: Tensor[]) => Roots): Tensor[] {
+  loss: (...embeddings: Tensor[]) => Roots, trained: readonly boolean[] = encoders.map(() => true)): Tensor[] {
   for (const [name, n] of [['batch', batch], ['part', part]] as const)
     check(Number.isSafeInteger(n) && n > 0, 'gradCache', `${name} must be a positive integer but is ${n}`);
   const parts = partsOf(batch, part);
   return scope(() => {
     const embeddings = noGrad(() => encoders.map((encode) => embedAll(encode, batch, parts)));
     // Nothing else than the loss is on the tape, so this backward pass ends at the embeddings.
-    const roots = loss(...embeddings.map(requireGrad));
+    const roots = loss(...embeddings.map((e, i) => trained[i] ? requireGrad(e) : e));
     const gradients = backward(roots);
     encoders.forEach((encode, i) => {
-      const gradient = gradients.get(embeddings[i]!);
+      const gradient = trained[i] && gradients.get(embeddings[i]!);
       if (!gradient) return;
       const width = gradient.size / batch;
       for (const [from, to] of parts) {

@@ -1,10 +1,12 @@
 /**
  * Beginning a stage of training where another one stands (SigLIP 2 §2.3, §2.4): weights go over, adapted to another
  * resolution, patch or NaFlex; so do Adam's moments, the moving average and the teacher's centres. What the new stage
- * adds keeps its initial values; what it adds or changes in shape gets fresh moments with a step count of their own.
+ * adds keeps its initial values; what it adds, changes in shape or trains where it was frozen gets fresh moments with a step
+ * count of their own.
  */
 import { CheckpointError } from '../errors.js';
 import { loadHfFolder } from '../io/hf.js';
+import { checkpointOf } from '../io/run.js';
 import type { TensorReader } from '../io/safetensors.js';
 import { adaptTensors, type HostTensor } from '../model/adapt.js';
 import type { Siglip2Model } from '../model/siglip2.js';
@@ -28,11 +30,12 @@ export interface Inheritance {
 
 /**
  * Reads a checkpoint for a model of another stage.
+ * @param folder of the checkpoint, or of a run, which means its newest
  * @param fresh parameters whose name begins with it may be missing from the checkpoint
  * @throws CheckpointError, ConfigError when more than the resolution differs
  */
 export async function readInheritance(folder: string, model: Siglip2Model, fresh: string): Promise<Inheritance> {
-  const { state, tensors: arenas } = await loadTrainState(folder);
+  const { state, tensors: arenas } = await loadTrainState(folder = checkpointOf(folder));
   const from = await loadHfFolder(folder);
   let old: Map<string, HostTensor>;
   try {
@@ -41,8 +44,8 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
     await from.reader.close();
   }
   const weights = adaptTensors(old, from.config, model.config), since = { ...state.since };
-  const parts = (arena: Float32Array | undefined): Map<string, Float32Array> => new Map(state.layout.map(([name, offset, size]) =>
-    [name, arena?.subarray(offset, offset + size) ?? new Float32Array(size)]));
+  const parts = (arena: Float32Array | undefined, layout = state.layout): Map<string, Float32Array> =>
+    new Map(layout.map(([name, offset, size]) => [name, arena?.subarray(offset, offset + size) ?? new Float32Array(size)]));
   const centres = new Map([...arenas].filter(([name]) => name.endsWith('_centre')));
   const taught = model.params.shapes.some(({ name }) => name.startsWith('ssl.') && weights.has(name));
   if (taught && (!arenas.has('ema') || centres.size === 0)) {
@@ -56,14 +59,14 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
       throw new CheckpointError(`${folder}: tensor "${name}" is ${there ? `[${there.shape.join(', ')}]` : 'missing'} but this ` +
         `stage needs [${shape.join(', ')}]; begin with a checkpoint of the same model`);
     }
-    if (there && there.data === old.get(name)?.data) continue;
+    if (there && there.data === old.get(name)?.data && moments.m.has(name)) continue;
     since[name] = state.optimizerStep;
     moments.m.delete(name);
     moments.v.delete(name);
   }
   return {
     state, weights, moments, since,
-    average: arenas.has('ema') ? adaptTensors(shaped(parts(arenas.get('ema')), old), from.config, model.config) : null,
+    average: arenas.has('ema') ? adaptTensors(shaped(parts(arenas.get('ema'), state.averageLayout), old), from.config, model.config) : null,
     centres,
   };
 }
@@ -74,10 +77,10 @@ export function takeOver(from: Inheritance, model: Siglip2Model, optimizer: Adam
   for (const { name, shape } of params.shapes) {
     const weight = from.weights.get(name);
     if (weight) params.write(name, weight.data);
-    const { offset } = params.segment(name), size = shape.reduce((a, b) => a * b, 1);
+    const { trained } = params.segment(name), size = shape.reduce((a, b) => a * b, 1);
     const put = (arena: typeof optimizer.m, data: Float32Array | undefined): void => {
-      if (!data) return;
-      const view = arena.view(offset, [size]);
+      if (!data || trained === null) return;
+      const view = arena.view(trained, [size]);
       view.write(data);
       view.dispose();
     };

@@ -17,7 +17,7 @@ import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
 import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward, concatRows } from '../tape.js';
+import { backward, concatRows, needsGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
@@ -78,11 +78,14 @@ export function objectiveData({ caption, distill }: ObjectivesConfig, model: Mod
 export class Objectives {
   /** Null without self-distillation. */
   readonly ssl: SelfDistillation | null;
+  /** A parameter that tells whether the teacher follows. */
+  readonly #watched: string = '';
 
   /** @param optimizer its moving average, the teacher, must have its first values */
   constructor(readonly config: Pick<TrainConfig, 'objectives' | 'seed' | 'microBatch'>, readonly model: Siglip2Model,
     readonly optimizer: AdamW) {
     const { distill } = config.objectives;
+    if (distill) this.#watched = watchedParameter(model);
     const factor = distill?.factor ?? sslFactor(model.config);
     this.ssl = distill ? new SelfDistillation(model, optimizer, {
       temperatures: distill.temperatures, centreMomentum: distill.centreMomentum,
@@ -150,14 +153,13 @@ export class Objectives {
 
   /** The losses of images and their texts; one pass through the vision tower serves both. */
   #pairs(batch: Batch, turn: number): Promise<Figures> {
-    const { model, config: { microBatch, objectives: { caption } } } = this;
+    const { model, model: { params }, config: { microBatch, objectives: { caption } } } = this;
     const L = model.config.text.length, B = batch.size, captions = batch.ids.length / (B * L);
     const parallel = caption
       ? parallelCount(B, caption.parallel, new Random(this.config.seed, Stream.parallel, batch.index, turn)) : 0;
     const said: Promise<ArrayLike<number>>[] = [];  // of each part, the tasks' losses
     const embedImages: PartEncoder = (from, to, others) => {
-      const part = batchPart(batch, from, to), { tokens, packed } = this.tokens(part);
-      const whole = tokens && model.poolTokens(tokens, packed ? { packed } : {});
+      const part = batchPart(batch, from, to), { tokens, packed, whole } = this.embedded(part);
       const images = part.coarse?.count ? this.#withCoarse(whole, part.coarse, part.size) : whole!;
       if (caption && others) {
         // The last examples of the whole batch are in parallel prediction.
@@ -169,13 +171,16 @@ export class Objectives {
     };
     // The first B rows of ids are every image's first caption.
     const embedTexts = Array.from({ length: captions }, (_, c): PartEncoder => (from, to) =>
-      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], model.params.device)));
+      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], params.device)));
     const contrast = (images: Tensor, ...texts: Tensor[]): Roots =>
       this.#weighted(contrastiveLoss(model, images, texts));
     const [read] = scope(() => {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
-        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast);
+        // Frozen image tokens are needed again for the captioning losses.
+        const trained = [caption !== undefined || params.trains('vision_model.'),
+          ...embedTexts.map(() => params.trains('text_model.'))];
+        sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast, trained);
       } else {
         const others: Roots = [];
         const roots = contrast(embedImages(0, B, others), ...embedTexts.map((embed) => embed(0, B)));
@@ -211,6 +216,14 @@ export class Objectives {
     return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
   }
 
+  /** The tokens of `tokens()` with their embeddings. Frozen tokens that no decoder reads are gone already. */
+  embedded(batch: Batch): { tokens: Tensor | null; packed: Packed | null; whole: Tensor | null } {
+    const { tokens, packed } = this.tokens(batch);
+    const whole = tokens && this.model.poolTokens(tokens, packed ? { packed } : {});
+    if (tokens && !needsGrad(tokens) && !this.config.objectives.caption) tokens.dispose();
+    return { tokens, packed, whole };
+  }
+
   /** Tokens of the images that are trained on at the model's size, on the tape; null where there is none. */
   tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
     const { model } = this, { imageSize: S } = model.config.vision;
@@ -238,7 +251,7 @@ export class Objectives {
     const moved = Math.max(0, optimizer.step - joined - 1);
     // One small parameter tells whether the teacher moves at all.
     const distance = scope(() => [Promise.all(
-      distanceParts(params, ssl!.teacher.params, 'vision_model.post_layernorm.weight').map((d) => d.item()))])[0]!;
+      distanceParts(params, ssl!.teacher.params, this.#watched).map((d) => d.item()))])[0]!;
     const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) =>
       [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
     ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
@@ -270,6 +283,15 @@ export class Objectives {
       };
     });
   }
+}
+
+/** A small parameter of what self-distillation trains. */
+function watchedParameter({ params }: Siglip2Model): string {
+  const trained = params.segments.filter((s) => s.trained !== null && s.name.startsWith('vision_model.'));
+  const usual = 'vision_model.post_layernorm.weight';
+  if (trained.length === 0)
+    throw new ConfigError('objectives.distill trains the vision tower, but all of it is frozen; remove one of the two');
+  return trained.find(({ name }) => name === usual)?.name ?? trained.reduce((a, b) => b.size < a.size ? b : a).name;
 }
 
 function figures(read: ArrayLike<number>): TeacherFigures {

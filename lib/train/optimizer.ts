@@ -3,6 +3,7 @@
  * global norm, Adam, × learning rate, + weight decay · θ, × schedule (SigLIP 2 §2.1; decay is not multiplied by the
  * learning rate). Nothing waits for the host: the clip factor is taken from a device scalar.
  */
+import { definedOnly } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
 import { op, type Handle } from '../native.js';
@@ -21,7 +22,10 @@ export interface AdamWOptions {
   eps: number;
   /** Largest global gradient norm. */
   clip: number;
-  /** Multiplies `lr` for parameters whose name contains the key, e.g. `{ token_embedding: 10 }`. */
+  /**
+   * Multiplies `lr` for parameters whose name contains the key, e.g. `{ token_embedding: 10 }`. Those with 0 keep their
+   * bits: they do not decay either.
+   */
   lrScale: Record<string, number>;
   /** Decay of the exponential moving average of the weights; null keeps none. */
   ema: number | null;
@@ -32,14 +36,19 @@ export interface AdamWOptions {
   since?: Record<string, number>;
 }
 
-/** A run of neighbours in the arena that joined at the same step: one call of the kernel. */
+/** What training uses where its config says nothing (SigLIP 2 §2.1). */
+export const ADAMW_DEFAULTS: Readonly<Omit<AdamWOptions, 'since'>> = {
+  lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null,
+};
+
+/** A run of trained neighbours in the arena that joined at the same step: one call of the kernel. */
 interface Group {
   since: number;
   segments: Tensor;
   lrScale: Tensor;
   /** Learning rate, decay and bias corrections of the present step, (4). */
   rates: Tensor;
-  /** Views of the arenas. */
+  /** Views of the arenas; those of the moments and the gradient have no gaps for frozen parameters. */
   param: Tensor;
   m: Tensor;
   v: Tensor;
@@ -48,7 +57,12 @@ interface Group {
   copy: Tensor | null;
 }
 
+/**
+ * The optimizer of a model's parameters. Each step: `params.zeroGrad()`, `backward(…)`, `update(…)`, which clips the
+ * gradient, moves the weights and, with `ema`, their average; nothing of it waits for the device. Dispose it.
+ */
 export class AdamW {
+  readonly options: AdamWOptions;
   readonly m: Tensor;
   readonly v: Tensor;
   readonly ema: Tensor | null;
@@ -58,42 +72,55 @@ export class AdamW {
   step = 0;
   readonly #groups: Group[] = [];
 
-  constructor(readonly params: ParamStore, readonly options: AdamWOptions) {
-    const { device, size, segments } = params;
+  /**
+   * @param params a model's, made with `train: true`
+   * @param given changes of `ADAMW_DEFAULTS`
+   * @throws ConfigError when there are no gradients, or an option cannot be
+   */
+  constructor(readonly params: ParamStore, given: Partial<AdamWOptions> = {}) {
+    const options = this.options = checkOptions({ ...ADAMW_DEFAULTS, ...definedOnly(given) });
+    if (!params.grads) throw new ConfigError('AdamW: these parameters have no gradients; make the model with train: true');
+    const { device, size, trainedSize, segments } = params;
     const nothing = Object.keys(options.lrScale).find((part) => !segments.some((s) => s.name.includes(part)));
     if (nothing !== undefined) {
       throw new ConfigError(`lrScale: no parameter's name contains "${nothing}"; they are called ` +
         `${segments[0]!.name}, …, ${segments.at(-1)!.name}`);
     }
-    this.m = zeros([size], 'f32', device).detach();
-    this.v = zeros([size], 'f32', device).detach();
+    this.m = zeros([trainedSize], 'f32', device).detach();
+    this.v = zeros([trainedSize], 'f32', device).detach();
     this.ema = options.ema === null ? null : zeros([size], 'f32', device).detach();
     this.norm2 = empty([1], 'f32', device).detach();
     const joined = Object.entries(options.since ?? {});
     const since = segments.map((s) => joined.find(([start]) => s.name.startsWith(start))?.[1] ?? 0);
-    for (let first = 0; first < segments.length;) {
+    const trains = segments.map((s) => s.trained !== null && this.#lrScale(s.name) > 0);
+    for (let first = trains.indexOf(true); first >= 0; first = trains.indexOf(true, first)) {
       let next = first + 1;
-      while (next < segments.length && since[next] === since[first]) next++;
+      while (trains[next] && since[next] === since[first]) next++;
       this.#groups.push(this.#group(since[first]!, first, next));
       first = next;
     }
   }
 
+  #lrScale(name: string): number {
+    return Object.entries(this.options.lrScale).find(([part]) => name.includes(part))?.[1] ?? 1;
+  }
+
   /** The segments from `first` up to but not including `next`. */
   #group(since: number, first: number, next: number): Group {
     const { device, size, segments, values, grads, copy } = this.params;
-    const from = segments[first]!.offset, to = segments[next]?.offset ?? size;
+    const { offset: from, trained } = segments[first]!, n = (segments[next]?.offset ?? size) - from;
     const ends: number[] = [], scales: number[] = [];
     for (let i = first; i < next; i++) {
       const s = segments[i]!;
       ends.push((segments[i + 1]?.offset ?? size) - from, s.decay ? 1 : 0);
-      scales.push(Object.entries(this.options.lrScale).find(([part]) => s.name.includes(part))?.[1] ?? 1);
+      scales.push(this.#lrScale(s.name));
     }
-    const view = (arena: Tensor): Tensor => arena.view(from, [to - from]).detach();
+    const view = (arena: Tensor): Tensor => arena.view(from, [n]).detach();
+    const trainedView = (arena: Tensor): Tensor => arena.view(trained!, [n]).detach();
     return {
       since, segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
       lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(), rates: zeros([4], 'f32', device).detach(),
-      param: view(values), m: view(this.m), v: view(this.v), grad: view(grads!),
+      param: view(values), m: trainedView(this.m), v: trainedView(this.v), grad: trainedView(grads!),
       ema: this.ema && view(this.ema), copy: copy && view(copy),
     };
   }
@@ -103,8 +130,11 @@ export class AdamW {
     if (this.ema) scaleCast(this.ema.handle, this.params.values.handle, this.ema.size, 1);
   }
 
-  /** One update from `params.grads`; `schedule` in [0, 1] multiplies the learning rate and the decay. */
-  update(schedule: number): void {
+  /**
+   * One update from `params.grads`, clipped to the norm `clip`; their norm before that is √`norm2`.
+   * @param schedule in [0, 1], multiplies the learning rate and the decay: `scheduleMultiplier`
+   */
+  update(schedule = 1): void {
     this.advance(schedule);
     this.apply();
   }
@@ -149,4 +179,17 @@ export class AdamW {
       for (const t of Object.values(tensors) as (Tensor | null)[]) t?.dispose();
     for (const t of [this.m, this.v, this.ema, this.norm2]) t?.dispose();
   }
+}
+
+function checkOptions(options: AdamWOptions): AdamWOptions {
+  const { lr, weightDecay, beta1, beta2, eps, clip, ema } = options;
+  const refuse = (name: string, what: string, value: number): never => {
+    throw new ConfigError(`AdamW: ${name} must be ${what} but is ${value}`);
+  };
+  for (const [name, value] of Object.entries({ lr, weightDecay }))
+    if (!(value >= 0 && Number.isFinite(value))) refuse(name, 'a number from 0 on', value);
+  for (const [name, value] of Object.entries({ eps, clip })) if (!(value > 0)) refuse(name, 'positive', value);
+  for (const [name, value] of Object.entries({ beta1, beta2, ema }))
+    if (value !== null && !(value >= 0 && value <= 1)) refuse(name, 'in [0, 1]', value);
+  return options;
 }

@@ -12,11 +12,11 @@ import { patchesOf, type ViewsConfig } from '../data/views.js';
 import { maskedRows } from '../losses/masked.js';
 import { modelConfig, patchCount, type ModelConfig, type ModelOverrides } from '../model/config.js';
 import { decoderFlops, imageFlops, sigmoidLossFlops, textFlops } from '../model/flops.js';
-import { Siglip2Model } from '../model/siglip2.js';
 import { clearTape, noGrad, requireGrad } from '../tape.js';
 import { memory, resetPeak, scope, tensor, type DryDeviceName } from '../tensor.js';
 import { chosenDtype, type TrainConfig } from './config.js';
-import { Objectives, TASKS, objectiveData, objectiveShapes } from './objectives.js';
+import { trainedModel } from './freeze.js';
+import { Objectives, TASKS, objectiveData } from './objectives.js';
 import { AdamW } from './optimizer.js';
 
 /** A number for each part of the model that has one. */
@@ -31,6 +31,8 @@ export interface StepPlan {
   microBatch: number;
   checkpointBlocks: boolean;
   parameters: number;
+  /** Those that are not frozen. */
+  trained: number;
   /** What stays from step to step. */
   fixed: { weights: number; bf16Copies: number; gradients: number; moments: number; average: number };
   /** What backward finds of each part for one micro-batch. Self-distillation comes after the others have gone. */
@@ -43,7 +45,10 @@ export interface StepPlan {
   peak: number;
   /** What the free lists keep beyond that, as long as the device is not full. */
   cached: number;
-  /** Forward and backward, without what is computed twice. Of captions: as if every token were scored. */
+  /**
+   * Forward and backward, without what is computed twice. Of captions: as if every token were scored. A part that is
+   * frozen whole has no backward; of one that is frozen in part it is counted whole.
+   */
   flops: Parts & { total: number };
   /** Computed again for gradient checkpointing and caching. */
   recomputed: number;
@@ -82,8 +87,7 @@ async function planLength(config: TrainConfig, shape: ModelConfig, length: numbe
   const updates = naflexUpdates(batch, config.naflex), first = updates[0]!;
   const microBatch = Math.min(config.microBatch ?? first.size, first.size);
   const idle = memory(dry).live;
-  using model = new Siglip2Model(shape, { device: dry, dtype, train: true, checkpoint: config.checkpointBlocks,
-    extra: objectiveShapes(config.objectives, shape) });
+  using model = trainedModel(config, shape, dry, dtype);
   const { warmup: _w, schedule: _s, ...adam } = config.optimizer;
   const optimizer = new AdamW(model.params, adam);
   let objectives: Objectives | undefined;
@@ -104,7 +108,8 @@ async function planLength(config: TrainConfig, shape: ModelConfig, length: numbe
     const flops = stepFlops(config, shape, length, objectives, updates, views);
     return {
       device, dtype, batch: config.batch, microBatch, checkpointBlocks: config.checkpointBlocks,
-      parameters: params.segments.reduce((n, s) => n + s.size, 0), fixed, activations,
+      parameters: params.segments.reduce((n, s) => n + s.size, 0),
+      trained: params.segments.reduce((n, s) => n + (s.trained === null ? 0 : s.size), 0), fixed, activations,
       transient: peak - idle - sum(fixed) - kept, workspace: scratchPeak, peak: peak - idle + scratchPeak,
       cached: Math.max(0, reserved - peak), ...flops,
       pixels: { most: constants.MAX_LENGTH, largest: Math.max(...[batch.images, batch.naflex?.patches,
@@ -165,16 +170,13 @@ function keptActivations(objectives: Objectives, part: Batch, device: DryDeviceN
     clearTape();
     return kept;
   });
-  const vision = left(() => {
-    const { tokens, packed } = objectives.tokens(part);
-    model.poolTokens(tokens!, packed ? { packed } : {});
-  });
+  const vision = left(() => objectives.embedded(part));
   const text = left(() => {
     for (let i = 0; i < ids.length; i += n * L) model.encodeTexts(tensor(ids.subarray(i, i + n * L), [n, L], device));
   });
   const decoder = part.sequences && scope(() => {
     const { tokens, packed } = noGrad(() => scope(() => objectives.tokens(part)));
-    requireGrad(tokens!);
+    if (model.params.trains('vision_model.')) requireGrad(tokens!);
     return left(() => objectives.captionLoss(part, tokens!, packed, 0, n));
   });
   const distillation = ssl && left(() => ssl.losses(part.views!));
@@ -188,7 +190,12 @@ function stepFlops(config: TrainConfig, shape: ModelConfig, length: number, { mo
     vision: B * imageFlops(shape, length), text: B * captions * textFlops(shape),
     ...(config.objectives.caption ? { decoder: B * TASKS.length * decoderFlops(shape, length) } : {}),
   };
-  const parts: Parts = Object.fromEntries(Object.entries(forward).map(([name, f]) => [name, 3 * f]));
+  const trains = (part: keyof typeof forward): boolean =>
+    part === 'decoder' || model.params.trains(`${part}_model.`);
+  const parts: Parts = Object.fromEntries(Object.entries(forward).map(([name, f]) =>
+    [name, (trains(name as keyof typeof forward) ? 3 : 1) * f]));
+  const again = Object.entries(forward).reduce((sum, [name, f]) => sum + (trains(name as keyof typeof forward) ? f : 0), 0);
+  const encoded = (config.objectives.caption || trains('vision') ? forward.vision : 0) + (trains('text') ? forward.text : 0);
   parts.sigmoid = captions * updates.reduce((n, u) => n + sigmoidLossFlops(shape, u.size), 0);
   let student = 0;
   if (ssl && views) {
@@ -202,6 +209,6 @@ function stepFlops(config: TrainConfig, shape: ModelConfig, length: number, { mo
   const cached = config.microBatch !== undefined && config.microBatch < updates[0]!.size;
   return {
     flops: { ...parts, total: sum(parts) },
-    recomputed: (config.checkpointBlocks ? sum(forward) + student : 0) + (cached ? forward.vision + forward.text : 0),
+    recomputed: (config.checkpointBlocks ? again + student : 0) + (cached ? encoded : 0),
   };
 }

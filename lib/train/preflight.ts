@@ -2,14 +2,15 @@
  * What can be said against a run before its data are read and its start is there. The stages of a recipe may begin
  * weeks after one another, and a mistake in the last should not wait for the others.
  */
+import { definedOnly } from '../check.js';
 import type { ImageTransform } from '../data/augment.js';
 import { checkLoaderOptions, type LoaderOptions } from '../data/loader_options.js';
 import type { VocabMap } from '../data/vocab.js';
 import { modelConfig, type ModelConfig, type ModelOverrides } from '../model/config.js';
-import { Siglip2Model } from '../model/siglip2.js';
 import type { TrainConfig } from './config.js';
 import { toSteps } from './duration.js';
-import { objectiveData, Objectives, objectiveShapes } from './objectives.js';
+import { trainedModel } from './freeze.js';
+import { objectiveData, Objectives } from './objectives.js';
 import { AdamW } from './optimizer.js';
 import { checkSchedule } from './schedule.js';
 import { checkSelection, superBatchSize } from './selection.js';
@@ -27,13 +28,13 @@ export function loaderOptions(config: TrainConfig, shape: ModelConfig, vocab: Vo
     batchSize: superBatchSize(config.batch, selection?.ratio ?? 0), seed, size: shape.vision.imageSize,
     transforms: data.transforms as unknown as ImageTransform[], captions: definedOnly(data.captions),
     tokenizer: {
-      ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length }),
+      ...definedOnly({ path: data.tokenizer, lower: data.lowercase, length: shape.text.length, rows: shape.text.vocab }),
       ...(vocab ? { vocab } : {}),
     },
     ...objectiveData(config.objectives, shape),
     ...(shape.naflex ? { naflex: { patch: shape.vision.patch, lengths: naflex.lengths } } : {}),
     ...definedOnly({
-      workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
+      alpha: data.alpha, maxPixels: data.maxPixels, prefetch: data.prefetch, workers: data.workers, cacheBytes: data.cacheBytes, maxSkips: data.maxSkips, timeoutMs: data.timeoutMs,
       uniqueBy: data.uniqueClasses ? 'class' as const : undefined,
     }),
   };
@@ -53,17 +54,11 @@ export function checkRun(config: TrainConfig): void {
     const rising = toSteps(warmup, { batch, total: steps, name: 'optimizer.warmup' });
     checkSchedule({ kind: schedule, total: steps, warmup: rising });
   }
-  using model = new Siglip2Model(shape, { device: 'dry:cpu', dtype: 'f32', train: true,
-    extra: objectiveShapes(config.objectives, shape) });
+  using model = trainedModel(config, shape, 'dry:cpu', 'f32');
   const optimizer = new AdamW(model.params, adam);
   try {
     new Objectives(config, model, optimizer).dispose();
   } finally {
     optimizer.dispose();
   }
-}
-
-/** The object without the keys whose value is undefined. */
-export function definedOnly<T extends object>(o: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
 }

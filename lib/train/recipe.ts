@@ -104,12 +104,19 @@ export function checkStages(stages: readonly Stage[]): void {
   }
 }
 
-/** How far a stage is, by its newest checkpoint. */
+/** How far a stage is, by its newest checkpoint that can be read. */
 export function stageProgress(out: string): 'new' | 'begun' | 'finished' {
-  const newest = listCheckpoints(out).at(-1);
-  if (!newest) return 'new';
-  const { step, totalSteps } = stateOf(newest);
-  return step >= totalSteps ? 'finished' : 'begun';
+  const all = listCheckpoints(out);
+  for (const folder of all.reverse()) {
+    try {
+      const { step, totalSteps } = stateOf(folder);
+      return step >= totalSteps ? 'finished' : 'begun';
+    } catch (error) {
+      // One that is cut is no end of the run: resuming goes on from the one before.
+      if (!(error instanceof CheckpointError)) throw error;
+    }
+  }
+  return all.length > 0 ? 'begun' : 'new';
 }
 
 /**

@@ -1,5 +1,7 @@
 /** Learning-rate schedules: a multiplier in [0, 1] of the peak for every step, counted from 0. */
 import { ConfigError } from '../errors.js';
+import type { TrainConfig } from './config.js';
+import { toSteps } from './duration.js';
 
 /** Shape of the multiplier after the warm-up. */
 export type ScheduleKind = 'cosine' | 'constant';
@@ -46,8 +48,44 @@ export function checkSchedule(schedule: Schedule): Schedule {
     throw new ConfigError(`schedule: the run must have at least one step but has ${total}`);
   }
   if (!(warmup >= 0 && warmup <= total)) {
-    throw new ConfigError(`schedule: the warm-up must be between 0 and the ${total} steps of the ` +
-      `run but is ${warmup}`);
+    throw new ConfigError(`optimizer.warmup: the warm-up must be between 0 and the ${total} steps of the ` +
+      `run (total) but is ${warmup}; give fewer steps, or a share such as optimizer.warmup="5%"`);
   }
   return schedule;
+}
+
+/** The part of a schedule that a run covers. */
+export interface RunSchedule {
+  schedule: Schedule;
+  /** Where on the schedule the run begins and ends, in steps of an unstretched one. */
+  span: readonly [begin: number, end: number];
+  /** Steps of the run. */
+  totalSteps: number;
+  /** The run's step at a percentage of the schedule. Throws ConfigError. */
+  stepAt(name: string, position: string): number;
+}
+
+/**
+ * The schedule of a config.
+ * @param examples in the collection
+ * @throws ConfigError
+ */
+export function runSchedule(config: Pick<TrainConfig, 'batch' | 'total' | 'optimizer' | 'span'>,
+  examples: number): RunSchedule {
+  const { batch, total, optimizer, span: { from, to, stretch } } = config;
+  const unit = { batch, examples }, steps = toSteps(total, { ...unit, name: 'total' });
+  const warmup = toSteps(optimizer.warmup, { ...unit, name: 'optimizer.warmup', total: steps });
+  const schedule = checkSchedule({ kind: optimizer.schedule, total: steps, warmup });
+  const at = (name: string, position: string): number => toSteps(position, { ...unit, name, total: steps });
+  const begin = at('span.from', from), end = at('span.to', to);
+  if (begin >= end) throw new ConfigError(`span: from ${from} to ${to} of ${steps} steps holds no step; choose others`);
+  return {
+    schedule, span: [begin, end], totalSteps: Math.max(1, Math.round((end - begin) * stretch)),
+    stepAt: (name, position) => Math.round((at(name, position) - begin) * stretch),
+  };
+}
+
+/** The multiplier at a step of the run, or between two. */
+export function multiplierAt({ schedule, span: [begin, end], totalSteps }: RunSchedule, step: number): number {
+  return scheduleMultiplier(schedule, begin + (end - begin) * step / totalSteps);
 }

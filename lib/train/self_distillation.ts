@@ -57,7 +57,7 @@ export class SelfDistillation {
       temperatures: TEMPERATURES, centreMomentum: 0.9,
       distillWeight: SSL_WEIGHTS.distill * factor, maskedWeight: SSL_WEIGHTS.masked * factor, ...options,
     };
-    this.teacher = new Teacher(model.params, optimizer.ema);
+    this.teacher = new Teacher(model, optimizer.ema);
   }
 
   /**
@@ -68,14 +68,14 @@ export class SelfDistillation {
    */
   losses(batch: ViewBatch, before = 0, of?: number): SslLosses {
     if (of === undefined) this.startCentres([() => batch]);
-    const { model: { config, params, options: tower }, teacher, options: o } = this, device = params.device;
+    const { model, teacher, options: o } = this, device = model.params.device;
     const { localSize: s } = batch, t = o.temperatures, { images, rows, said } = this.#teach(batch);
     const B = images.shape[0]!, V = batch.localViews.length / (s * s * 3), all = of ?? B, share = B / all;
     const locals = tensor(batch.localViews, [V, s, s, 3], device), mask = tensor(batch.masks, [B, batch.masks.length / B], device);
     const whole = { logits: said.image, centre: teacher.imageCentre };
     const parts = { logits: said.patches, centre: teacher.patchCentre };
-    const distill = distillationLoss(params, config, locals, whole, tower, t);
-    const masked = maskedLoss(params, config, images, mask, rows, parts, tower, t);
+    const distill = distillationLoss(model, locals, whole, t);
+    const masked = maskedLoss(model, images, mask, rows, parts, t);
     const result: SslLosses = {
       distill, masked, roots: [[distill, o.distillWeight * share], [masked, o.maskedWeight * share]],
       imageStatistics: teacherStatistics(said.image, teacher.imageCentre, t.teacher),
@@ -103,12 +103,12 @@ export class SelfDistillation {
 
   /** The global views, which of their patches are hidden, and what the teacher says of both. */
   #teach({ globalViews, globalSize: S, masks }: ViewBatch): { images: Tensor; rows: Tensor; said: TeacherOutput } {
-    const { model: { config, params, options }, teacher } = this, hidden = maskedRows(masks);
+    const { model: { params }, teacher } = this, hidden = maskedRows(masks);
     if (hidden.length === 0)
       throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
     const images = tensor(globalViews, [globalViews.length / (S * S * 3), S, S, 3], params.device);
     const rows = tensor(hidden, [hidden.length], params.device);
-    return { images, rows, said: teacher.forward(config, images, rows, options) };
+    return { images, rows, said: teacher.forward(images, rows) };
   }
 
   /** Call after `optimizer.update()`. */

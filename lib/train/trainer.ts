@@ -3,33 +3,37 @@
  * The host never waits for the device inside a step, unless selection chooses what to train on; two steps are in flight,
  * and the metrics of a step are read when the next ones are already enqueued.
  */
-import { existsSync, readFileSync, rmSync } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { definedOnly } from '../check.js';
 import { DataLoader, type Batch, type LoaderState } from '../data/loader.js';
-import { naflexUpdates } from '../data/naflex_lengths.js';
+import { naflexUpdates, patchBudget } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
 import type { SampleSource } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
 import type { Drawn } from '../data/mixture.js';
 import type { VocabMap } from '../data/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
-import { ioError, writeFileAtomic } from '../io/files.js';
+import { writeFileAtomic } from '../io/files.js';
 import { loadModelInto, modelFiles, readVocabulary } from '../model/files.js';
-import { Siglip2Model } from '../model/siglip2.js';
+import type { ParamStore, Segment } from '../model/params.js';
+import type { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
 import { clearTape } from '../tape.js';
 import { deviceName, memory, type DeviceName } from '../tensor.js';
 import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
 import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from './duration.js';
+import { trainedModel } from './freeze.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
-import { Objectives, objectiveShapes, type Figures, type SslFigures } from './objectives.js';
+import { Objectives, type Figures, type SslFigures } from './objectives.js';
 import { AdamW } from './optimizer.js';
-import { definedOnly, loaderOptions, shapeOf } from './preflight.js';
+import { cutLog, openLog } from './log.js';
+import { loaderOptions, shapeOf } from './preflight.js';
 import { RecordedUpdate } from './recorded_update.js';
-import { checkSchedule, scheduleMultiplier, type Schedule } from './schedule.js';
+import { checkLayout, checkNew, checkResumed, newestCheckpoint, type RunFacts } from './resume.js';
+import { multiplierAt, runSchedule, type RunSchedule } from './schedule.js';
 import { OnlineSelection, type Selected, type SelectionFigures } from './selection.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
@@ -61,20 +65,23 @@ export interface StepMetrics {
   bias: number;
   /** Global norm of the gradient before clipping. */
   gradNorm: number;
+  /** Over the latest ten steps, without the writing of checkpoints. */
   imagesPerSecond: number;
   /** Share of wall time spent waiting for data, in percent. */
   dataWait: number;
   /** Most device bytes in use since the start, workspace included. */
   peakBytes: number;
-  /** Training time of the run so far, resumed parts included. */
+  /** Training time of the run so far, resumed parts included, the writing of checkpoints not. */
   seconds: number;
   /** Of a mixture, at every `logEvery`-th step and the last: what was drawn so far. */
   drawn?: Drawn;
 }
 
 export interface TrainerOptions {
-  /** Continue from the newest checkpoint in config.out. */
+  /** Continue from the newest checkpoint in config.out that is whole. */
   resume?: boolean;
+  /** Continue although data, captions, seed or batch are not those of the checkpoint: from the next epoch on. */
+  acceptChanges?: boolean;
   signal?: AbortSignal;
   /** One line about what is being done. */
   note?: (message: string) => void;
@@ -96,6 +103,8 @@ interface Pending {
   chosen: Omit<Chosen, 'batch'>;
   /** Of each update of the step. */
   values: Promise<[Figures, norm2: number, logScale: number, bias: number][]>;
+  /** When the device had them; the host may take them later. */
+  done: Promise<number>;
 }
 
 const IN_FLIGHT = 2;
@@ -107,37 +116,34 @@ export class Trainer {
   readonly totalSteps: number;
   /** Steps between checkpoints; 0 writes one at the end only. */
   readonly checkpointSteps: number;
-  readonly #schedule: Schedule;
-  /** Where on the schedule the run begins and ends, in steps of an unstretched one. */
-  readonly #span: [begin: number, end: number];
+  readonly #schedule: RunSchedule;
   /** Steps after which a checkpoint is kept, with the marks it gets. */
   readonly #marks = new Map<number, string[]>();
   #step = 0;
   #examples = 0;
   #seconds = 0;
+  /** The last step whose figures are known, and finite. */
+  #sound = 0;
+  /** The batch that is awaited, also when a run was ended meanwhile, and the loader's state before it. */
+  #asked: { state: LoaderState; batch: Promise<Batch> } | undefined;
   /** Gives the run's folder back to other processes. */
   #unlock: () => void = () => undefined;
 
   private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
     readonly model: Siglip2Model, readonly optimizer: AdamW,
     readonly objectives: Objectives, readonly selection: OnlineSelection | null, readonly loader: DataLoader,
-    readonly device: DeviceName, readonly swapped: Uint8Array | null, readonly recording: RecordedUpdate | null) {
-    const unit = { batch: config.batch, examples: source.length };
-    const total = toSteps(config.total, { ...unit, name: 'total' });
-    const warmup = toSteps(config.optimizer.warmup, { ...unit, name: 'optimizer.warmup', total });
-    this.#schedule = checkSchedule({ kind: config.optimizer.schedule, total, warmup });
-    const { from, to, stretch } = config.span;
-    const at = (name: string, position: string): number => toSteps(position, { ...unit, name, total });
-    const [begin, end] = this.#span = [at('span.from', from), at('span.to', to)];
-    if (begin >= end) throw new ConfigError(`span: from ${from} to ${to} of ${total} steps holds no step; choose others`);
-    this.totalSteps = Math.max(1, Math.round((end - begin) * stretch));
+    readonly device: DeviceName, readonly swapped: Uint8Array | null, readonly recording: RecordedUpdate | null,
+    readonly facts: RunFacts) {
+    this.#schedule = runSchedule(config, source.length);
+    this.totalSteps = this.#schedule.totalSteps;
     for (const mark of config.keepAt) {
-      const step = Math.round((at('keepAt', mark) - begin) * stretch);
+      const step = this.#schedule.stepAt('keepAt', mark);
       if (step < 0 || step > this.totalSteps)
-        throw new ConfigError(`keepAt: ${mark} is outside of the span, ${from} to ${to}`);
+        throw new ConfigError(`keepAt: ${mark} is outside of the span, ${config.span.from} to ${config.span.to}`);
       this.#marks.set(step, [...this.#marks.get(step) ?? [], mark]);
     }
-    this.checkpointSteps = toSteps(config.checkpointEvery, { ...unit, name: 'checkpointEvery', total: this.totalSteps });
+    this.checkpointSteps = toSteps(config.checkpointEvery,
+      { batch: config.batch, examples: source.length, name: 'checkpointEvery', total: this.totalSteps });
   }
 
   /**
@@ -160,28 +166,32 @@ export class Trainer {
     const note = options.note ?? (() => undefined);
     const device = chooseDevice(config.device, note);
     const dtype = chosenDtype(config.dtype, device);
-    const newest = listCheckpoints(config.out).at(-1);
-    if (options.resume && !newest)
+    const newest = options.resume ? await newestCheckpoint(config.out, note) : undefined;
+    if (!options.resume) checkNew(config.out);
+    else if (!newest)
       throw new CheckpointError(`there is no checkpoint in ${join(config.out, 'checkpoints')} to resume from; start without --resume`);
-    if (!options.resume && newest)
-      throw new CheckpointError(`${config.out} already holds a run (${newest}); continue it with --resume, or choose another out`);
 
     const { data } = config;
-    const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal }));
+    const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal, note }));
+    const facts: RunFacts = { config, dtype, collection: source.fingerprint.mark };
+    const resumed = newest === undefined ? null : await loadTrainState(newest);
+    const sameData = !resumed || checkResumed(newest!, resumed.state, facts, options.acceptChanges ?? false, note);
     const swapped = data.noise ? swapCaptions(source.samples, data.noise.swapped, data.noise.seed) : null;
     if (config.init && config.start)
       throw new ConfigError('init and start exclude each other; init takes the weights alone');
     const start = options.resume ? newest : config.init ?? config.start;
     const vocab = data.trimVocabulary
-      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(config, source, note) : null;
+      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(source, {
+        captions: data.captions, lowercase: data.lowercase, tokenizer: data.tokenizer, note,
+        decoder: (config.model as { decoder?: unknown }).decoder != null,
+      }) : null;
     const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
-    const extra = objectiveShapes(config.objectives, shape);
-    const model = new Siglip2Model(shape, { device, dtype, train: true, checkpoint: config.checkpointBlocks, extra });
+    const model = trainedModel(config, shape, device, dtype);
     let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
     let selection: OnlineSelection | null = null;
     try {
       if (!options.resume) model.initialize(config.seed);
-      const resumed = options.resume ? await loadTrainState(newest!) : null;
+      if (resumed) checkLayout(newest!, resumed.state.layout, layoutOf(model.params));
       const inherited = !resumed && config.start ? await readInheritance(config.start, model, 'ssl.') : null;
       if (start && !inherited) await loadModelInto(model, start, resumed ? {} : { fresh: 'ssl.' });
       const { warmup: _w, schedule: _s, ...adam } = config.optimizer;
@@ -196,17 +206,25 @@ export class Trainer {
       loader = new DataLoader(source, {
         ...load, sizes: selection?.sizes ?? [], ...definedOnly({ signal: options.signal }),
       });
-      if (resumed) loader.restore(resumed.state.loader as LoaderState);
+      if (resumed) {
+        const state = resumed.state.loader as LoaderState;
+        loader.restore(sameData ? state : { ...loader.state, epoch: state.epoch + 1, batches: state.batches });
+      }
       const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
       const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped,
-        recording);
+        recording, facts);
       if (resumed) await trainer.#restore(resumed.state);
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
       await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
-      note(`${shape.name}: ${(model.params.segments.reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1)} M parameters on ` +
+      const million = (some: (s: Segment) => boolean): string =>
+        (model.params.segments.filter(some).reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1);
+      const frozen = model.params.segments.some((s) => s.trained === null);
+      note(`${shape.name}: ${million(() => true)} M parameters` +
+        `${frozen ? `, ${million((s) => s.trained === null)} M of them frozen,` : ''} on ` +
         `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);
       if (source.mixture) note(source.mixture.describe());
+      if (resumed) note(`going on from step ${resumed.state.step} of ${trainer.totalSteps}, ${newest!}`);
       return trainer;
     } catch (e) {
       await loader?.close();
@@ -219,23 +237,15 @@ export class Trainer {
   }
 
   async #restore(state: TrainState): Promise<void> {
-    this.#step = state.step;
+    this.#step = this.#sound = state.step;
     this.#examples = state.examples;
     this.#seconds = state.seconds;
-    // Lines that the interrupted run wrote after its checkpoint would come twice.
-    for (const file of LOGS.map((name) => join(this.config.out, name)).filter((f) => existsSync(f))) {
-      const lines = readFileSync(file, 'utf8').split('\n').filter((l) => {
-        try {
-          return (JSON.parse(l) as StepMetrics).step <= state.step;
-        } catch {
-          return false;  // the last line of a run that was killed may be cut
-        }
-      });
-      await writeFileAtomic(file, lines.map((l) => `${l}\n`).join(''));
-    }
+    for (const name of LOGS) await cutLog(join(this.config.out, name), state.step);
   }
 
   get step(): number { return this.#step; }
+  /** Whether all steps so far went well, as far as their figures say; then the present weights can be saved. */
+  get sound(): boolean { return this.#sound === this.#step; }
   /** Whether a checkpoint is written after the present step. */
   get checkpointDue(): boolean {
     return (this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0) || this.#marks.has(this.#step);
@@ -246,20 +256,20 @@ export class Trainer {
     const queue: Pending[] = [];
     const [log, choices] = await Promise.all(LOGS.map((name, i) =>
       i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
-    let before = performance.now();
+    let before = 0;
     const finish = async (p: Pending): Promise<StepMetrics> => {
       const updates = await p.values, figures = updates.map(([f]) => f);
       const [, norm2, logScale, bias] = updates.at(-1)!;
       const mean = (of: (f: Figures) => number): number => figures.reduce((sum, f) => sum + of(f), 0) / figures.length;
       const losses = Object.fromEntries(Object.keys(figures[0]!.losses).map((k) => [k, mean((f) => f.losses[k]!)]));
       const alarms = [...new Set(figures.flatMap((f) => f.alarms))];
-      const now = performance.now(), ms = now - before;
+      const now = await p.done, ms = now - before;
       before = now;
       this.#seconds += ms / 1000;
       const m = memory(this.device);
       const metrics: StepMetrics = {
         step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
-        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / ms * 1000,
+        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / Math.max(ms, 1e-6) * 1000,
         dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
         ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
         ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
@@ -267,6 +277,7 @@ export class Trainer {
         ...(p.drawn ? { drawn: p.drawn } : {}),
       };
       this.#checkFinite(metrics);
+      this.#sound = p.step;
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
         Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
@@ -277,7 +288,17 @@ export class Trainer {
     };
     try {
       while (this.#step < this.totalSteps && !signal?.aborted) {
-        queue.push(this.#train(await this.#choose(await this.loader.next())));
+        // With nothing on its way the time since the last step was the caller's, who wrote a checkpoint, say.
+        if (queue.length === 0) before = performance.now();
+        let batch: Batch | null;
+        try {
+          batch = await this.#next(signal);
+        } catch (error) {
+          while (queue.length) yield await finish(queue.shift()!);
+          throw error;
+        }
+        if (!batch) break;
+        queue.push(this.#train(await this.#choose(batch)));
         while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
       }
       while (queue.length) yield await finish(queue.shift()!);
@@ -301,6 +322,24 @@ export class Trainer {
       '(optimizer.lr) or a longer warm-up');
   }
 
+  /** The next batch; null when the signal aborts first, for data may be slow to come. */
+  async #next(signal?: AbortSignal): Promise<Batch | null> {
+    const asked = this.#asked ??= { state: this.loader.state, batch: this.loader.next() };
+    let stop = (): void => undefined;
+    try {
+      return await new Promise((resolve, reject) => {
+        signal?.addEventListener('abort', stop = () => resolve(null));
+        asked.batch.then((batch) => {
+          // One that comes too late is for the next run().
+          if (!signal?.aborted) this.#asked = undefined;
+          resolve(batch);
+        }, reject);
+      });
+    } finally {
+      signal?.removeEventListener('abort', stop);
+    }
+  }
+
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
   async #choose(loaded: Batch): Promise<Chosen> {
     const chosen: Chosen = await this.selection?.select(loaded) ?? { batch: loaded };
@@ -312,19 +351,20 @@ export class Trainer {
 
   /** Enqueues one step: one update, or two of half a batch each where NaFlex images have the most patches. */
   #train({ batch, ...chosen }: Chosen): Pending {
-    const parts = naflexUpdates(batch, this.config.naflex), [begin, end] = this.#span;
+    const parts = naflexUpdates(batch, this.config.naflex);
     let lr = 0;
     const values = parts.map((part, i) => {
       // The schedule goes by examples, so half a batch is half a step.
-      lr = scheduleMultiplier(this.#schedule, begin + (end - begin) * (this.#step + i / parts.length) / this.totalSteps);
+      lr = multiplierAt(this.#schedule, this.#step + i / parts.length);
       return this.#update(part, i, lr);
     });
     this.#step++;
     this.#examples += batch.size;
+    const all = Promise.all(values);
     return {
       step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, chosen,
       drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
-      values: Promise.all(values),
+      values: all, done: all.then(() => performance.now(), () => performance.now()),
     };
   }
 
@@ -348,13 +388,15 @@ export class Trainer {
     const state: TrainState = {
       version: 2, step: this.#step, examples: this.#examples, totalSteps: this.totalSteps, optimizerStep: this.optimizer.step,
       marks: this.#marks.get(this.#step) ?? [], since: this.optimizer.options.since ?? {},
-      layout: this.model.params.segments.map(({ name, offset, size }) => [name, offset, size]),
-      loader: this.loader.state, seconds: this.#seconds,
+      layout: layoutOf(this.model.params), ...this.facts,
+      ...(this.model.params.trainedSize < this.model.params.size
+        ? { averageLayout: this.model.params.segments.map(({ name, offset, size }) => [name, offset, size]) } : {}),
+      loader: this.#asked?.state ?? this.loader.state, seconds: this.#seconds,
     };
     const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
     return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
       modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
-        lowercase: this.config.data.lowercase, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
+        lowercase: this.config.data.lowercase, processor: { resample: 2, maxPatches: patchBudget(this.config.naflex) }, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
   }
 
   async close(): Promise<void> {
@@ -368,14 +410,9 @@ export class Trainer {
   }
 }
 
-/** A file of JSON lines that grows. Its promises reject with an IoError that names it. */
-async function openLog(path: string): Promise<{ append(line: object): Promise<void>; close(): Promise<void> }> {
-  const refuse = (cause: unknown): never => { throw ioError('write', path, cause); };
-  const file = await open(path, 'a').catch(refuse);
-  return {
-    append: (line) => file.appendFile(`${JSON.stringify(line)}\n`).catch(refuse),
-    close: () => file.close(),
-  };
+/** Places of the trained parameters. */
+function layoutOf({ segments }: ParamStore): TrainState['layout'] {
+  return segments.filter((s) => s.trained !== null).map(({ name, trained, size }) => [name, trained!, size]);
 }
 
 function chooseDevice(wish: string, note: (m: string) => void): DeviceName {

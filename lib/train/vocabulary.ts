@@ -8,19 +8,31 @@ import { collectIds, loadTokenizer } from '../data/tokenizer.js';
 import { VocabMap } from '../data/vocab.js';
 import type { TrainConfig } from './config.js';
 
+export interface VocabularyOptions {
+  /** Which captions training can choose; all by default. */
+  captions?: Languages;
+  lowercase?: 'ascii' | 'unicode' | 'none';
+  /** Path of a tokenizer.json; the Gemma one by default. */
+  tokenizer?: string | undefined;
+  /** Whether the model has a caption decoder. */
+  decoder?: boolean;
+  /** One line about what was kept. */
+  note?: (message: string) => void;
+}
+
 /**
- * Reads every caption of the source once and keeps the ids that occur, in the config's languages; with a decoder also
- * those of its sequences: phrases of regions, box coordinates, and captions behind a space.
+ * Reads every caption of the source once and keeps the ids that occur: a small model's token table then has `size` rows
+ * (`modelConfig(…, { vocab: size })`), and the loader's tokenizer gets it as `vocab`. With a decoder also the ids of its
+ * sequences are kept: phrases of regions, box coordinates, and captions behind a space.
  */
-export async function trimmedVocabulary(config: TrainConfig, source: SampleSource, note: (m: string) => void): Promise<VocabMap> {
-  const { data } = config;
-  const decoder = (config.model as { decoder?: unknown }).decoder != null;
+export async function trimmedVocabulary(source: SampleSource, options: VocabularyOptions = {}): Promise<VocabMap> {
+  const { decoder = false, lowercase: lower = 'ascii', tokenizer: path } = options;
   const texts = new Set<string>(decoder ? sequenceVocabulary() : []);
   const reader = new FileReader();
   try {
     for (const sample of source.samples) {
       const { captions, meta } = readCaptions(reader, sample);
-      for (const text of captionsInUse(captions, data.captions)) {
+      for (const text of captionsInUse(captions, options.captions ?? {})) {
         texts.add(text);
         if (decoder) texts.add(textPart(text));
       }
@@ -29,14 +41,14 @@ export async function trimmedVocabulary(config: TrainConfig, source: SampleSourc
   } finally {
     reader.close();
   }
-  const tokenizer = await loadTokenizer({ lower: data.lowercase, ...(data.tokenizer ? { path: data.tokenizer } : {}) });
+  const tokenizer = await loadTokenizer({ lower, ...(path ? { path } : {}) });
   const vocab = VocabMap.fromIds(await collectIds(tokenizer, texts));
-  note(`vocabulary: ${texts.size} captions use ${vocab.size} of the tokenizer's ids; the model keeps those`);
+  options.note?.(`vocabulary: ${texts.size} captions use ${vocab.size} of the tokenizer's ids; the model keeps those`);
   return vocab;
 }
 
 /** The part of a choice of captions that says which can come at all. */
-type Languages = Pick<TrainConfig['data']['captions'], 'languages' | 'primaryProbability'>;
+export type Languages = Partial<Pick<TrainConfig['data']['captions'], 'languages' | 'primaryProbability'>>;
 
 /** The captions that training can choose: in the config's languages; only the first of each when the others never are. */
 export function* captionsInUse(captions: readonly Caption[], choice: Languages): Generator<string> {

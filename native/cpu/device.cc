@@ -1,6 +1,7 @@
 // The CPU device: one thread that runs tasks in order, so that JavaScript's event loop stays free while a step
-// computes. Kernels use the OpenMP team of that thread, which oneDNN shares. The thread is niced: on a machine whose
-// cores are all computing, timers and the data loader still get their turn at once (docs/architecture.md).
+// computes. Kernels use the team of that thread (threads.h); oneDNN is given parts of a product and starts no threads. The
+// helpers are niced: on a machine whose cores are all computing, timers and the data loader still get a core at once
+// (docs/architecture.md).
 #include <omp.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -25,12 +26,6 @@
 #endif
 
 namespace siglip2 {
-
-int thread_count() {
-  const char* wish = std::getenv("SIGLIP2_THREADS");
-  const int n = wish ? std::atoi(wish) : 0;
-  return n > 0 ? n : omp_get_num_procs();
-}
 
 namespace {
 
@@ -88,6 +83,14 @@ class CpuStream : public Stream {
   std::map<size_t, std::vector<void*>> cached_;
   size_t live_ = 0, cached_bytes_ = 0;
 };
+
+// Squares of small gradients are denormal, and each costs the processor a hundred cycles (sum_of_squares ran ten times
+// slower with them): they are zero on every thread of the team.
+void flush_denormals() {
+#if defined(__x86_64__)
+  _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+}
 
 class CpuDevice : public Device {
  public:
@@ -147,6 +150,15 @@ class CpuDevice : public Device {
     profile_.clear();
     return out;
   }
+  int active_threads(int hold) override {
+    int active = 0;
+    enqueue("threads", [&, hold](Stream&) {
+      if (hold >= 0) team_->hold(hold);
+      active = team_->active();
+    });
+    synchronize();
+    return active;
+  }
   size_t scratch_peak() const override { return stream_.peak_; }
   void reset_scratch_peak() override { stream_.peak_ = 0; }
 
@@ -167,17 +179,16 @@ class CpuDevice : public Device {
     if (idle) wake_.notify_one();
   }
   void run() {
-    // With a core to spare nobody has to wait for the team, and then it need not give way either.
-    if (thread_count() >= omp_get_num_procs())
-      setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);  // the OpenMP team inherits it
-    omp_set_num_threads(thread_count());
-    omp_set_dynamic(0);
-#if defined(__x86_64__)
-    // Denormals to zero, on every thread of the team: squares of small gradients are denormal, and each costs the
-    // processor a hundred cycles (sum_of_squares ran ten times slower with them).
-#pragma omp parallel
-    _mm_setcsr(_mm_getcsr() | 0x8040);
-#endif
+    omp_set_num_threads(1);
+    flush_denormals();
+    // With a core to spare nobody has to wait for the helpers, and then they need not give way either.
+    const bool nice = thread_count() >= static_cast<int>(std::thread::hardware_concurrency());
+    Team team(thread_count(), [nice] {
+      if (nice) setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 10);
+      omp_set_num_threads(1);
+      flush_denormals();
+    });
+    team_ = &team;
     std::string error;
     std::deque<Item> batch;
     for (;;) {
@@ -219,6 +230,7 @@ class CpuDevice : public Device {
   bool stop_ = false;
   std::atomic<bool> cancelling_{false};
   CpuStream stream_;
+  Team* team_ = nullptr;  // of the stream's thread, which alone touches it
   std::mutex profile_mutex_;
   std::unordered_map<const char*, std::pair<int64_t, double>> profile_;  // by the name's address: quick
   std::thread thread_;  // last: starts when the rest is there

@@ -1,8 +1,13 @@
 #include "matmul.h"
 #include <dnnl.hpp>
+#include <algorithm>
+#include <cstring>
+#include <exception>
 #include <map>
+#include <mutex>
 #include <tuple>
 #include "../ops/row_gemm.h"
+#include "amx_gemm.h"
 #include "threads.h"
 
 namespace siglip2 {
@@ -70,11 +75,66 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
   stream.wait();
 }
 
+// f(m, rows, n, cols) for parts that cover C (M, N), on the team: as many as there are threads (each of some microseconds at
+// least), each one product of oneDNN's on one thread. Their borders depend on nothing but shape and thread_count(), so
+// that the bits do not change with the number of threads at work. `whole_rows`: all columns are in one part.
+template <class F> void each_part(int64_t M, int64_t N, int64_t K, bool whole_rows, F&& f) {
+  constexpr int64_t kRows = 16, kCols = 64, kLeastWork = 1 << 18, kPacking = 24;
+  const int64_t most = std::clamp<int64_t>(M * N * K / kLeastWork, 1, thread_count());
+  const auto up = [](int64_t n, int64_t parts, int64_t to) { return ((n + parts - 1) / parts + to - 1) / to * to; };
+  int64_t rows = M, cols = N, least = INT64_MAX;
+  for (int64_t p = 1; p <= most; ++p) {
+    const int64_t r = p == 1 ? M : up(M, p, kRows), q = whole_rows ? 1 : most / p, c = q == 1 ? N : up(N, q, kCols);
+    const int64_t cost = r * c + kPacking * (r + c);
+    if (cost < least) least = cost, rows = r, cols = c;
+  }
+  const int64_t across = (N + cols - 1) / cols;
+  std::exception_ptr error;
+  std::mutex mutex;
+  parallel_items((M + rows - 1) / rows * across, [&](int64_t i) {
+    const int64_t m = i / across * rows, n = i % across * cols;
+    try {
+      f(m, std::min(rows, M - m), n, std::min(cols, N - n));
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+// The operand from row m and column n on.
+Matrix from(const Matrix& x, int64_t m, int64_t n) {
+  const int64_t at = x.transposed ? n * x.stride + m : m * x.stride + n;
+  return {static_cast<const uint8_t*>(x.data) + at * size_of(x.dtype), x.dtype, x.stride, x.transposed};
+}
+
+// oneDNN has nothing but its reference code for some products whose A or C is part of a wider matrix: parts are whole rows
+// of C, and those of a transposed A are copied.
+void run_bf16(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
+              void* c, DType c_dtype, int64_t c_stride) {
+  Scratch<bf16> copies(s, a.transposed && thread_count() > 1 ? M * K : 0);
+  if (s.is_dry()) return;
+  each_part(M, N, K, true, [&](int64_t m, int64_t rows, int64_t n, int64_t cols) {
+    Matrix part = from(a, m, 0);
+    if (a.transposed && rows < M) {
+      bf16* copy = copies.data() + m * K;
+      for (int64_t k = 0; k < K; ++k)
+        std::memcpy(copy + k * rows, static_cast<const bf16*>(part.data) + k * a.stride, static_cast<size_t>(rows) * sizeof(bf16));
+      part = {copy, a.dtype, rows, true};
+    }
+    run_native_bf16(rows, cols, K, alpha, part, from(b, 0, n), beta,
+                    static_cast<uint8_t*>(c) + (m * c_stride + n) * size_of(c_dtype), c_dtype, c_stride);
+  });
+}
+
 void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
              int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
-  const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, a, lda, b, ldb, beta, c, ldc);
-  if (status == dnnl_success) return;
-  throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+  each_part(M, N, K, false, [&](int64_t m, int64_t rows, int64_t n, int64_t cols) {
+    const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', rows, cols, K, alpha, a + (ta ? m : m * lda), lda,
+                                   b + (tb ? n * ldb : n), ldb, beta, c + m * ldc + n, ldc);
+    if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+  });
 }
 
 // Of this thread, which is the stream's: see set_batch_invariant. oneDNN's sgemm does not serve then: it sums K in
@@ -128,8 +188,8 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     return;
   }
   if (has_native_bf16()) {
-    if (dry) return;
-    run_native_bf16(M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
+    if (batch_invariant && !a.transposed && beta == 0.0f && has_amx()) return amx_gemm(s, M, N, K, alpha, a, b, c, c_dtype, c_stride);
+    run_bf16(s, M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
     return;
   }
   const int64_t a_rows = a.transposed ? K : M, a_cols = a.transposed ? M : K;

@@ -18,8 +18,8 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
             void* c, DType c_dtype, int64_t c_stride);
 
 // For the calling thread (a task sets it for its stream): each row of a product then has the same bits whatever the other
-// rows, their number and the number of threads. bf16 products of oneDNN have the property anyway. Only products that start
-// from zero (beta = 0) with A not transposed change.
+// rows, their number and the number of threads. bf16 products of oneDNN have the property on CPUs with AVX512-BF16 alone; on
+// those with AMX, ours are taken (amx_gemm.h). Only products that start from zero (beta = 0) with A not transposed change.
 void set_batch_invariant(bool on);
 bool is_batch_invariant();
 

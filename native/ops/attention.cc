@@ -68,8 +68,8 @@ std::vector<int64_t> longest_first(const Shape& s) {
 // f(task, this thread's workspace) for every task.
 template <class F> void each_task(Stream& stream, int64_t tasks, int64_t floats, F&& f) {
   const int64_t each = round_up(floats, 1024) + 16;  // the odd cache line keeps threads' rows in different sets
-  Scratch<float> space(stream, std::min<int64_t>(omp_get_max_threads(), std::max<int64_t>(tasks, 1)) * each);
-  parallel_items(tasks, [&](int64_t t) { f(t, space.data() + omp_get_thread_num() * each); });
+  Scratch<float> space(stream, thread_count() * each);
+  parallel_items(tasks, [&](int64_t t) { f(t, space.data() + worker_index() * each); });
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ void attention_forward(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k,
     const auto qv = view<const T>(q, q_shared ? Nq : Tq, q_offset, q_row, C);
     const auto kv = view<const T>(k, Tk, k_offset, k_row, C), vv = view<const T>(v, Tk, v_offset, v_row, C);
     // With few heads, several tasks share one: rows of the result do not depend on how queries are grouped.
-    const int64_t most = (Nq + kRows - 1) / kRows, threads = omp_get_max_threads();
+    const int64_t most = (Nq + kRows - 1) / kRows, threads = thread_count();
     const int64_t pieces = std::clamp<int64_t>(4 * threads / std::max<int64_t>(1, B * H), 1, std::max<int64_t>(1, most));
     each_task(stream, B * H * pieces, std::max(single_floats(s), forward_floats(s)), [&](int64_t task, float* space) {
       const int64_t b = order[task / (H * pieces)], h = task / pieces % H, piece = task % pieces;

@@ -83,13 +83,13 @@ void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent,
   const float* c = centre.as<const float>(K);
   const float* weight = weights.as_or_null<const float>(R);
   Scratch<double> rows(stream, R);
-  Scratch<float> exponentials(stream, omp_get_max_threads() * K);
+  Scratch<float> exponentials(stream, thread_count() * K);
   dispatch_float(student.dtype, [&](auto type) {
     using E = decltype(type);
     const E *s = student.as<const E>(R * K), *t = teacher.as<const E>(T * K);
     E* g = dstudent.as_or_null<E>(R * K);
     parallel_ranges(T, 1, [&](int64_t t0, int64_t t1) {
-      float* e = exponentials.data() + omp_get_thread_num() * K;
+      float* e = exponentials.data() + worker_index() * K;
       for (int64_t row = t0; row < t1; ++row) {
         const double total = teacher_row(e, t + row * K, c, K, teacher_temperature);
         for (int64_t r = row; r < R; r += T) {

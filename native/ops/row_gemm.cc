@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kColumns = 4 * kLanes;  // of B in one task: two tiles
 constexpr int64_t kMostRows = 1024;       // of A in one task
 
-void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const float* bias, bool gelu_too, float* c,
+void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const float* bias, Gelu form, float* c,
                  int64_t ldc) {
   for (int64_t r = 0; r < rows; ++r) {
     const float* in = tile + r * kColumns;
@@ -22,8 +22,10 @@ void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const 
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * alpha + bias[i];
     else
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * alpha;
-    if (gelu_too)
-      for (int64_t i = 0; i < n; ++i) out[i] = gelu(out[i]);
+    if (form != Gelu::none)
+      dispatch_gelu(form == Gelu::exact, [&](auto exact) {
+        for (int64_t i = 0; i < n; ++i) out[i] = gelu<exact.value>(out[i]);
+      });
   }
 }
 
@@ -32,7 +34,7 @@ void finish_tile(const float* tile, int64_t rows, int64_t n, float alpha, const 
 void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
               int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish) {
   const auto parts_of = [](int64_t n, int64_t part) { return (n + part - 1) / part; };
-  const int64_t threads = omp_get_max_threads(), columns = parts_of(N, kColumns), ld = leading(K);
+  const int64_t threads = thread_count(), columns = parts_of(N, kColumns), ld = leading(K);
   const int64_t panel_floats = round_up(K, kLanes) * kColumns;
   // Rows are divided too where there are many, for A's sake, or where the columns do not keep all threads busy.
   const int64_t wanted = std::max(parts_of(M, kMostRows), parts_of(2 * threads, columns));
@@ -40,7 +42,7 @@ void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const flo
   Scratch<float> packed(s, threads * panel_floats), some(s, threads * kLanes * ld);
   parallel_items(parts_of(M, rows) * columns, [&](int64_t i) {
     const int64_t m0 = i / columns * rows, m1 = std::min(M, m0 + rows);
-    const int64_t n0 = i % columns * kColumns, n = std::min(kColumns, N - n0), thread = omp_get_thread_num();
+    const int64_t n0 = i % columns * kColumns, n = std::min(kColumns, N - n0), thread = worker_index();
     float* panel = packed.data() + thread * panel_floats;
     if (transposed) pack_transposed(panel, kColumns, some.data() + thread * kLanes * ld, ld, b + n0 * ldb, ldb, n, K);
     else pack_rows(panel, kColumns, b + n0, ldb, K, n, 1.0f);

@@ -7,10 +7,12 @@
 
 namespace siglip2 {
 
+enum class Gelu : uint8_t { none, tanh, exact };
+
 // What becomes of alpha times a sum: the bias is added, then GELU.
 struct Finish {
   const float* bias = nullptr;  // (N)
-  bool gelu = false;
+  Gelu gelu = Gelu::none;
 };
 
 // C (M, N) = finish(alpha · A (M, K) · B). B is (K, N), or (N, K) when `transposed`; rows are lda, ldb, ldc apart.

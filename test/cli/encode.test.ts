@@ -47,12 +47,12 @@ beforeAll(async () => {
 });
 afterAll(() => expect(liveCount()).toBe(0));
 
-test('embed: transparency is forgotten, or laid on white', async () => {
+test('embed: transparency is laid on white, or forgotten', async () => {
   const clear = at('clear.png');
   writeFileSync(clear, await sharp({ create: { width: 20, height: 20, channels: 4, background: { r: 200, g: 0, b: 0, alpha: 0 } } }).png().toBuffer());
   using encoder = await load(model);
   const solid = (r: number, g: number, b: number): Promise<Buffer> => sharp({ create: { width: 20, height: 20, channels: 3, background: { r, g, b } } }).png().toBuffer();
-  for (const [args, bytes] of [[[], await solid(200, 0, 0)], [['--alpha', 'white'], await solid(255, 255, 255)]] as const) {
+  for (const [args, bytes] of [[[], await solid(255, 255, 255)], [['--alpha', 'drop'], await solid(200, 0, 0)]] as const) {
     expect(siglip2(['embed', '--model', model, '--images', clear, '--out', at('clear.npy'), ...args]).status).toBe(0);
     expect(readNpy(at('clear.npy')).data).toEqual((await encoder.encodeImages(bytes)).data);
   }
@@ -145,3 +145,15 @@ test('search embeds once and answers typed queries with a page', () => {
   // Nothing is embedded again but what could not be decoded before.
   expect(second.stdout).toBe(first.stdout.slice(first.stdout.indexOf('Hund')));
 });
+
+test('a cache proves whose rows it holds', async () => {
+  const other = await smallCheckpoint({}, (m) => m.initialize(77)), cache = at('rows.safetensors');
+  const search = (checkpoint: string, file: string, ...more: string[]) =>
+    siglip2(['search', pictures, '--model', checkpoint, '--out', at('other.html'), '--cache', file, ...more, 'Hund']);
+  expect(search(model, cache).status).toBe(0);
+  const foreign = search(other, cache), fresh = search(other, at('fresh.safetensors'));
+  expect(foreign.stderr).toContain(`the cache ${cache} holds rows of another model or other settings, and is made anew`);
+  expect(foreign.stdout).toBe(fresh.stdout);
+  for (const more of [['--alpha', 'drop'], ['--dtype', 'bf16'], ['--processor', 'big_vision']]) expect(search(other, cache, ...more).stderr).toContain('other settings');
+  expect(search(other, cache, '--processor', 'big_vision').stderr).not.toContain('other settings');
+}, 120_000);

@@ -25,7 +25,7 @@ test('score, merge and filter', async () => {
   }
   writer.finish();
   const scored = siglip2('score', '--model', model, '--reference', model, at('a.tar'), '--out', at('scores'), '--language', 'en');
-  expect([scored.status, scored.stderr.trim().split('\n').at(-1)]).toEqual([0, `${at('scores')}: 11 rows in 1 tables`]);
+  expect([scored.status, scored.stderr.trim().split('\n').at(-1)]).toEqual([0, `${at('scores')}: 11 rows in 1 table`]);
   expect(scored.stderr).toContain(`the image cannot be decoded (1: ${at('a.tar')}:3)`);
   const merged = siglip2('score', '--merge', at('scores'), '--leakage', at('a.tar'), '--near', '0.9999');
   expect([merged.status, merged.stderr.includes('cannot decode')]).toEqual([1, true]);  // an evaluation set has to be whole

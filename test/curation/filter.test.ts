@@ -93,6 +93,14 @@ test('merging: order, duplicates by hash and by looks, the same bytes again', as
   expect([readFileSync(join(scored, 'scores.parquet')).equals(before), flags.get('exact-duplicate'), flags.get('near-duplicate')]).toEqual([true, 1, 1]);
 });
 
+test('the merged table says what made it, and that duplicates are whole numbers or nothing', async () => {
+  const { metadata } = await openTable(join(scored, 'scores.parquet'));
+  expect(JSON.parse(metadata.get('siglip2')!)).toMatchObject({
+    by: expect.stringMatching(/^siglip2 \d/) as never, learner: { source: learner.source, dim: learner.dim }, reference: null, pick: 'first', near: 0.99999, leakage: false,
+  });
+  expect(JSON.parse(metadata.get('pandas')!)).toMatchObject({ columns: [{ name: 'duplicate', numpy_type: 'Int32' }] });
+});
+
 test('merging needs all tables, or partial', async () => {
   renameSync(join(scored, 'b.tar.parquet'), at('aside'));
   try {
@@ -151,7 +159,12 @@ test('filters: conditions, percentiles and top, by language', async () => {
   const each = ['de', 'en'].flatMap((tag) => top(all.filter((i) => language[i] === tag), cosine, 3)).sort((a, b) => a - b);
   expect(await chosen({ top: 3, perLanguage: true })).toEqual(keys(each));
   expect(await chosen({ top: 3, by: 'learnability' })).toEqual([]);
-  for (const bad of [{ where: ['cosin>1'] }, { where: ['cosine>x'] }, { where: ['cosine'] }, { where: ['flags~leakd'] }, { where: ['width~1'] }, { by: 'caption', top: 1 }, { top: 0 }, { percentile: 101 }])
+  // Rows 25 and 26 have two flags each, all the others are small.
+  expect(await chosen({ where: ['flags=exact-duplicate'] })).toEqual(keys([25]));
+  expect(await chosen({ where: ['flags != exact-duplicate', 'flags!=near-duplicate'] })).toEqual(keys(all.filter((i) => i !== 25 && i !== 26)));
+  expect(await chosen({ where: ['flags='] })).toEqual([]);
+  expect(await chosen({ where: ['flags!='] })).toHaveLength(rows);
+  for (const bad of [{ where: ['cosin>1'] }, { where: ['cosine>x'] }, { where: ['cosine'] }, { where: ['flags~leakd'] }, { where: ['flags=leakd'] }, { where: ['flags>=leaked'] }, { where: ['flags=small-image,leaked'] }, { where: ['width~1'] }, { by: 'caption', top: 1 }, { top: 0 }, { percentile: 101 }])
     expect([bad, (await errorOf(() => chooseRows(scored, bad))).code]).toEqual([bad, 'ERR_CONFIG']);
   expect((await errorOf(() => chooseRows(folder, {}))).code).toBe('ERR_DATA');
 });
@@ -172,6 +185,7 @@ async function drawn(spec: SourceSpec): Promise<Set<string>> {
 test('a key list is trained on directly: tars, a folder, manifests of both kinds', async () => {
   const chosen = await chooseRows(scored, { top: 12 });
   await writeKeys(at('keys.txt'), chosen);
+  expect((await errorOf(() => writeKeys(at('keys.parquet'), chosen))).code).toBe('ERR_CONFIG');
   expect(await drawn({ type: 'webdataset', tars, keys: at('keys.txt') })).toEqual(new Set(chosen.kept.map(({ key }) => key)));
 
   mkdirSync(at('pictures', 'deep'), { recursive: true });

@@ -1,5 +1,4 @@
 /** Joint selection against an independent numpy implementation, and what it promises about memory and repeatability. */
-import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,10 +8,8 @@ import { packageRoot } from '../../lib/native.js';
 import type { PairEmbeddings } from '../../lib/ops/pair_scores.js';
 import { liveCount, memory, resetPeak, synchronize, tensor } from '../../lib/tensor.js';
 import { normal } from '../harness.js';
+import { answer } from '../oracle.js';
 
-const python = [process.env['SIGLIP2_PYTHON'], '/usr/bin/python3', 'python3'].find((p) => p && spawnSync(p, ['-c', 'import numpy']).status === 0);
-if (python === undefined) console.warn('skipped: no Python with numpy (install python3-numpy)');
-const numpyTest = python === undefined ? test.skip : test;
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-select-'));
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
@@ -44,7 +41,7 @@ const bytes = (a: Float32Array | Float64Array): Uint8Array => new Uint8Array(a.b
 const cases: [SelectionScore, number, number, number, number][] = [
   ['learnability', 96, 0.5, 16, 100], ['learnability', 60, 0.8, 5, 20], ['easy-reference', 61, 0.75, 4, 20], ['learner', 64, 0.5, 1, 20],
 ];
-numpyTest.each(cases)('%s, super-batch %i, filter ratio %f, %i chunks: numpy chooses the same indices in %i super-batches', async (score, B, filterRatio, chunks, rounds) => {
+test.each(cases)('%s, super-batch %i, filter ratio %f, %i chunks: numpy chooses the same indices in %i super-batches', async (score, B, filterRatio, chunks, rounds) => {
   const D = [24, 40] as const, scales = [[12, -6], [20, -9]] as const, gain = 1.5;
   const learner: Float32Array[] = [], reference: Float32Array[] = [], uniforms: Float64Array[] = [], got: number[] = [];
   for (let step = 0; step < rounds; step++) {
@@ -58,7 +55,8 @@ numpyTest.each(cases)('%s, super-batch %i, filter ratio %f, %i chunks: numpy cho
   for (const [name, parts] of Object.entries({ 'learner.f32': learner, 'reference.f32': reference, 'uniforms.f64': uniforms }))
     writeFileSync(join(folder, name), Buffer.concat(parts.map(bytes)));
   writeFileSync(join(folder, 'scale.f64'), bytes(Float64Array.from(scales.flat().map((v, i) => i % 2 ? v : Math.exp(Math.fround(Math.log(v)))))));
-  execFileSync(python!, [join(packageRoot(), 'test/curation/select.py'), folder, ...[rounds, B, ...D, got.length / rounds, chunks, gain].map(String), score]);
+  answer(`select-${score}-${B}`, { args: [join(packageRoot(), 'test/curation/select.py'), folder,
+    ...[rounds, B, ...D, got.length / rounds, chunks, gain].map(String), score], writes: [join(folder, 'selected.i32')] });
   const file = readFileSync(join(folder, 'selected.i32'));
   expect(got).toEqual(Array.from({ length: file.length / 4 }, (_, i) => file.readInt32LE(4 * i)));
 });

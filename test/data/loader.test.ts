@@ -207,11 +207,15 @@ test('an aborted signal and close end loading', () =>
 
 test('a worker that hangs is an error that names sample and stage', () =>
   withFolder(async (folder) => {
-    // A named pipe without a writer blocks whoever opens it, as a dead network disk does.
-    const pipe = path.join(folder, 'stuck.png');
+    // An open pipe that nobody writes to blocks whoever reads it, as a dead network disk does.
+    const fifo = path.join(folder, 'stuck.png');
+    let fd: number, pipe: string;
     try {
       const { execFileSync } = await import('node:child_process');
-      execFileSync('mkfifo', [pipe]);
+      execFileSync('mkfifo', [fifo]);
+      fd = fs.openSync(fifo, fs.constants.O_RDWR | fs.constants.O_NONBLOCK);
+      pipe = `/proc/self/fd/${fd}`;
+      fs.accessSync(pipe);
     } catch {
       console.warn('skipped: named pipes cannot be made here');
       return;
@@ -230,8 +234,8 @@ test('a worker that hangs is an error that names sample and stage', () =>
     expect(error.code).toBe('ERR_DATA');
     expect(error.message).toContain('no data for 3 s');
     expect(error.message).toContain(`reading the image of ${pipe}`);
-    // A writer that comes and goes lets the blocked thread finish.
-    fs.closeSync(fs.openSync(pipe, fs.constants.O_RDWR | fs.constants.O_NONBLOCK));
+    // Without any writer the blocked thread can finish.
+    fs.closeSync(fd);
     await loader.close();
   }));
 

@@ -14,7 +14,7 @@ import { Random } from '../../lib/data/random.js';
 import { formatBox, parseRegions } from '../../lib/data/regions.js';
 import { describeSample, readCaptions, type SampleSource } from '../../lib/data/sample.js';
 import { openSource } from '../../lib/data/source.js';
-import { loadTokenizer, lowerAscii } from '../../lib/data/tokenizer.js';
+import { loadTokenizer, lowerCase } from '../../lib/data/tokenizer.js';
 import { liveCount } from '../../lib/tensor.js';
 import { checkTrainConfig } from '../../lib/train/config.js';
 import { trimmedVocabulary } from '../../lib/train/vocabulary.js';
@@ -106,10 +106,10 @@ test('a loader makes the decoder\'s sequences, the same with and without a worke
     const [aref, gcap, cap] = batch.sequences!;
     for (let i = 0; i < batch.size; i++) {
       const regions = parseRegions(readCaptions(reader, train.at(batch.samples[i]!)).meta, '');
-      const said = regions.map(({ phrase, box }) => [`aref: ${lowerAscii(phrase)} : ${formatBox(box)}`, `gcap: ${formatBox(box)} : ${lowerAscii(phrase)}`]);
+      const said = regions.map(({ phrase, box }) => [`aref: ${lowerCase(phrase, 'unicode')} : ${formatBox(box)}`, `gcap: ${formatBox(box)} : ${lowerCase(phrase, 'unicode')}`]);
       expect(said.map((s) => s[0])).toContain(await tokenizer.decode(aref![i]!.ids));
       expect(said.map((s) => s[1])).toContain(await tokenizer.decode(gcap![i]!.ids));
-      expect(await tokenizer.decode(cap![i]!.ids)).toBe(`cap: ${lowerAscii(batch.texts[i]!)}`);
+      expect(await tokenizer.decode(cap![i]!.ids)).toBe(`cap: ${lowerCase(batch.texts[i]!, 'unicode')}`);
     }
   }
   reader.close();
@@ -122,7 +122,7 @@ test('a trimmed vocabulary has every token of the captions and the sequences', a
     out: 'none', model: { variant: 'test', decoder: {} }, batch: 7, total: { steps: 1 },
     data: { source: { type: 'webdataset', tars: join(folder, 'a', 'train-*.tar') }, captions: { pick: ['any'] }, trimVocabulary: true },
   });
-  const vocab = await trimmedVocabulary(config, train, () => undefined);
+  const vocab = await trimmedVocabulary(train, { captions: config.data.captions, decoder: true });
   const loader = new DataLoader(train, { batchSize: 14, seed: 1, size: 32, workers: 0, tokenizer: { length: 64, vocab }, decoder: { length: 64 } });
   for (let epoch = 0; epoch < 3; epoch++) {
     const { ids, sequences } = await loader.next();

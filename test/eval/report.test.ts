@@ -23,12 +23,12 @@ function sample(): ReportData {
       studios: ['Noto', 'Twemoji'], heldOut: 'FxEmojis' },
     curve: Array.from({ length: 2000 },
       (_, i) => ({ step: i + 1, loss: 1 + 9 * Math.exp(-i / 100), lr: 1e-3 * (1 - i / 2000) })),
-    retrievals: [
+    galleries: [{ set: 'seen-placed', retrievals: [
       { query: 'dog', lang: 'en', results: [{ png: PNG, correct: true, label: 'dog face' },
         { png: PNG, correct: false, label: 'cat' }] },
       { query: 'كلب', lang: 'ar', results: [{ png: PNG, correct: true, label: 'dog face' }] },
-    ],
-    gallery: '2,100 pictures',
+    ] }, { set: 'unseen-studio-placed', retrievals: [
+      { query: 'Hund', lang: 'de', results: [{ png: PNG, correct: false, label: 'cat' }] }] }],
     attributions: [{ name: 'Noto Emoji', license: 'Apache-2.0', author: 'Google',
       url: 'https://example.org/noto' }],
   };
@@ -60,6 +60,8 @@ test('one self-contained file with every part', () => {
   expect(html).toContain('<bdi lang="ar" dir="rtl">كلب</bdi>');
   expect(html).toContain('<bdi lang="en" dir="ltr">dog</bdi>\n<small>English · 1 of 2 ' +
     'right</small>');
+  expect(html).toMatch(/What typed words find: seen studios, placed<\/h2>[^§]*best first, of 2,100\.[^§]*<b>2 of 3<\/b>/);
+  expect(html).toMatch(/What typed words find: unseen studio, placed<\/h2>[^§]*<b>0 of 1<\/b>/);
   expect(html).toContain('<a href="https://example.org/noto" rel="noreferrer">Noto Emoji</a> by ' +
     'Google: Apache-2.0');
   expect(html).toContain('40.0\u00a0%');
@@ -88,13 +90,13 @@ test('hostile text stays text', () => {
   const data = sample();
   const plain = data.sets['seen-placed']!;
   const html = renderReport({
-    ...data, title: HOSTILE, device: HOSTILE, command: HOSTILE, gallery: HOSTILE,
+    ...data, title: HOSTILE, device: HOSTILE, command: HOSTILE,
     model: { ...data.model, name: HOSTILE },
     train: { ...data.train, studios: [HOSTILE], heldOut: HOSTILE },
     sets: { ...data.sets,
       [HOSTILE]: { ...plain, pixel_1nn: 1, languages: { [HOSTILE]: scores(0.5) } } },
-    retrievals: [{ query: HOSTILE, lang: HOSTILE,
-      results: [{ png: PNG, correct: false, label: HOSTILE }] }],
+    galleries: [{ set: HOSTILE, retrievals: [{ query: HOSTILE, lang: HOSTILE,
+      results: [{ png: PNG, correct: false, label: HOSTILE }] }] }],
     attributions: [{ name: HOSTILE, license: HOSTILE, author: HOSTILE, url: 'javascript:alert(1)' },
       { name: 'x', license: 'y', url: `https://x/${HOSTILE}` }],
   });
@@ -111,7 +113,7 @@ test('missing parts are left out', () => {
   const { command: _command, ...data } = sample();
   for (const curve of [[], [{ step: 0, loss: 1, lr: 0 }],
     [{ step: 0, loss: NaN, lr: 0 }, { step: 1, loss: 1, lr: 1 }]]) {
-    const html = renderReport({ ...data, curve, sets: {}, retrievals: [], attributions: [] });
+    const html = renderReport({ ...data, curve, sets: {}, galleries: [], attributions: [] });
     checkNesting(html);
     expect(html).not.toMatch(/NaN|Infinity|undefined|<svg|<table/);
   }
@@ -119,7 +121,7 @@ test('missing parts are left out', () => {
     ...data, curve: [{ step: 5, loss: 2, lr: 0 }, { step: 5, loss: 2, lr: 0 }],
     sets: { odd: { classes: 0, n: 0, chance: 0, pixel_1nn: 0, languages: { fr: scores(0) } },
       empty: { classes: 0, n: 0, chance: 0, pixel_1nn: 0, languages: {} } },
-    retrievals: [{ query: '', lang: 'fr', results: [] }],
+    galleries: [{ set: 'other', retrievals: [{ query: '', lang: 'fr', results: [] }] }],
   });
   checkNesting(flat);
   expect(flat).not.toMatch(/NaN|Infinity|undefined/);

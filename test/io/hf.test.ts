@@ -3,9 +3,8 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CheckpointError } from '../../lib/errors.js';
-import {
-  fromHfConfig, loadHfFolder, preprocessorConfig, saveHfFolder, toHfConfig, tokenizerConfig,
-} from '../../lib/io/hf.js';
+import { loadHfFolder, preprocessorConfig, saveHfFolder, tokenizerConfig } from '../../lib/io/hf.js';
+import { fromHfConfig, hfJson, toHfConfig, withFloats } from '../../lib/io/hf_config.js';
 import type { HfModel, TensorData } from '../../lib/io/hf.js';
 import { writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
@@ -28,6 +27,7 @@ function tensorsOf(config: ModelConfig): Map<string, TensorData> {
 test.each([
   ['B/16', {}], ['B/32', {}], ['L/16', { imageSize: 512 }], ['So400m/14', { imageSize: 384 }],
   ['So400m/16', { naflex: true }], ['g-opt/16', { imageSize: 384 }], ['micro', { vocab: 777 }],
+  ['B/16', { vision: { gelu: 'exact' } }], ['test', { text: { gelu: 'exact' } }],
 ] as const)('%s %j goes to config.json and back', (name, overrides) => {
   const config = modelConfig(name, overrides);
   const json = JSON.parse(JSON.stringify(toHfConfig(config))) as Record<string, unknown>;
@@ -52,6 +52,38 @@ test('a sparse config is filled in with the class defaults', () => {
     vision_config: { patch_size: 14 } }).name).toBe('custom/14');
 });
 
+test('null means not given, and both axes may be named', () => {
+  const json = {
+    model_type: 'siglip', initializer_factor: null,
+    text_config: { vocab_size: 256000, projection_size: null, layer_norm_eps: null },
+    vision_config: { patch_size: [16, 16], image_size: [256, 256], num_channels: null },
+  };
+  expect(fromHfConfig(json)).toEqual(modelConfig('B/16'));
+  expect(fromHfConfig({ ...json, text_config: { vocab_size: 256000, projection_size: null }, vision_config: null }).vision.imageSize).toBe(224);
+  expect(() => fromHfConfig({ ...json, vision_config: { patch_size: [16, 14] } })).toThrow(/patch_size.* must be a whole number, the same for both axes/);
+});
+
+test('what transformers declares as a float is written as one', () => {
+  const numbers = [...hfJson(toHfConfig({ ...modelConfig('B/16'), layerNormEps: 1 })).matchAll(/"layer_norm_eps": (.*),/g)];
+  expect(numbers.map(([, text]) => text)).toEqual(['1.0', '1.0']);
+  expect(hfJson(toHfConfig(modelConfig('B/16')))).toMatch(/"layer_norm_eps": 0.000001,/);
+  // The rest of somebody else's wording stays.
+  const text = '{"initializer_factor":1, "a":1,\n "x":{"layer_norm_eps" : 2 },"hidden_size":768, "attention_dropout": 0.0,"initializer_range": 0}';
+  expect(withFloats(text)).toBe(text.replace('factor":1', 'factor":1.0').replace('eps" : 2', 'eps" : 2.0').replace('range": 0', 'range": 0.0'));
+  expect(JSON.parse(withFloats(text))).toEqual(JSON.parse(text));
+});
+
+test.each([
+  ['siglip_vision_model', 'SiglipVisionModel', 'the vision tower alone'],
+  ['siglip2_vision_model', undefined, 'the vision tower alone'],
+  ['siglip_text_model', 'SiglipTextModel', 'the text tower alone'],
+  ['siglip', 'SiglipForImageClassification', 'the vision tower with a classifier'],
+  ['siglip2', 'Siglip2ForImageClassification', 'the vision tower with a classifier'],
+  ['siglip', 'SiglipVisionModel', 'the vision tower alone'],
+])('%s of %s is called what it is', (type, name, what) => {
+  expect(() => fromHfConfig({ model_type: type, architectures: name ? [name] : null })).toThrow(new RegExp(`this folder holds ${what}`));
+});
+
 test.each<[unknown, RegExp]>([
   [null, /config.json: the contents is null/], [[], /the contents/], ['x', /the contents/],
   [{}, /key "model_type" is missing/],
@@ -59,8 +91,8 @@ test.each<[unknown, RegExp]>([
   [{ model_type: 'siglip', text_config: { hidden_size: '768' } },
     /key "text_config.hidden_size" is "768"/],
   [{ model_type: 'siglip', text_config: { hidden_size: 0 } }, /key "text_config.hidden_size" is 0/],
-  [{ model_type: 'siglip', vision_config: { hidden_act: 'gelu' } },
-    /key "vision_config.hidden_act" is "gelu"/],
+  [{ model_type: 'siglip', vision_config: { hidden_act: 'quick_gelu' } },
+    /key "vision_config.hidden_act" is "quick_gelu"/],
   [{ model_type: 'siglip', vision_config: { num_channels: 1 } }, /num_channels" is 1/],
   [{ model_type: 'siglip', vision_config: { vision_use_head: false } },
     /vision_use_head" is false/],
@@ -87,9 +119,10 @@ test('processor files', () => {
   expect(naflex).toMatchObject({ image_processor_type: 'Siglip2ImageProcessor', patch_size: 16,
     max_num_patches: 256 });
   expect(naflex).not.toHaveProperty('size');
+  expect(preprocessorConfig(modelConfig('B/16', { naflex: true }), { resample: 3, maxPatches: 1024 }))
+    .toMatchObject({ resample: 3, max_num_patches: 1024 });
   expect(tokenizerConfig(modelConfig('B/16'))).toMatchObject({
-    add_bos_token: false, add_eos_token: true, padding_side: 'right', model_max_length: 64,
-      do_lower_case: true,
+    model_input_names: ['input_ids'], padding_side: 'right', model_max_length: 64, do_lower_case: true,
   });
   expect(tokenizerConfig(modelConfig('B/16'), 'none').do_lower_case).toBe(false);
 });

@@ -16,6 +16,7 @@ import { liveCount } from '../../lib/tensor.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-hub-')), remote = join(folder, 'remote'), cache = join(folder, 'cache');
 const COMMIT = '0123456789abcdef0123456789abcdef01234567';
+const asked: string[] = [];
 let server: Server, endpoint: string, requests = 0;
 
 beforeAll(async () => {
@@ -25,10 +26,12 @@ beforeAll(async () => {
   await modelFiles(remote, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null });
   model.dispose();
   rmSync(join(remote, 'tokenizer.json'));
+  for (const other of ['pytorch_model.bin', 'model.onnx', 'flax_model.msgpack', 'README.md']) writeFileSync(join(remote, other), 'large');
   const hash = (bytes: Buffer): string => createHash('sha1').update(bytes).digest('hex');
   server = createServer((request, response) => {
     requests++;
     const path = new URL(request.url!, 'http://localhost').pathname;
+    asked.push(path);
     const json = (value: unknown): void => {
       response.setHeader('content-type', 'application/json');
       response.end(JSON.stringify(value));
@@ -103,10 +106,24 @@ test('a snapshot in the cache needs no network', async () => {
   }
 });
 
+test('a model of another kind is refused by its config, before its weights are fetched', async () => {
+  const config = join(remote, 'config.json'), ours = readFileSync(config);
+  writeFileSync(config, JSON.stringify({ model_type: 'bert', hidden_size: 768 }));
+  asked.length = 0;
+  try {
+    await expect(hubFolder('who/what', { endpoint })).rejects.toThrow(/who\/what: config.json: key "model_type" is "bert"/);
+    expect(asked.filter((path) => path.includes('safetensors'))).toEqual([]);
+  } finally {
+    writeFileSync(config, ours);
+    rmSync(join(cache, 'models--who--what'), { recursive: true });  // another config of the same commit
+  }
+});
+
 test('a download fills the cache, once', async () => {
   const path = await hubFolder('who/what', { endpoint });
   expect(path.startsWith(cache)).toBe(true);
   expect(readFileSync(join(path, 'model.safetensors')).equals(readFileSync(join(remote, 'model.safetensors')))).toBe(true);
+  expect(readdirSync(path).sort()).toEqual(['config.json', 'model.safetensors', 'preprocessor_config.json', 'siglip2.json', 'tokenizer_config.json']);
   const before = requests;
   expect(await hubFolder('who/what', { endpoint })).toBe(path);
   expect(requests).toBe(before);

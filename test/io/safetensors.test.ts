@@ -1,5 +1,4 @@
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { execFileSync } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -78,30 +77,23 @@ test('a conversion longer than its scratch memory', async () => {
 });
 
 // An independent reading of the format: Python's standard library only.
-const PYTHON = `
-import json, struct, sys
-raw = open(sys.argv[1], 'rb').read()
-n, = struct.unpack('<Q', raw[:8])
-assert n % 8 == 0, 'header must be padded'
-head = json.loads(raw[8:8 + n])
-meta = head.pop('__metadata__')
-out, size = {}, {'U8': 1, 'BOOL': 1, 'F16': 2, 'BF16': 2, 'F32': 4, 'I32': 4, 'F64': 8, 'I64': 8}
-for name, t in head.items():
-    begin, end = t['data_offsets']
-    count = 1
-    for d in t['shape']: count *= d
-    assert end - begin == count * size[t['dtype']], name
-    assert begin % size[t['dtype']] == 0, 'tensors must be aligned'
-    out[name] = [t['dtype'], t['shape'], raw[8 + n + begin:8 + n + end].hex()]
-print(json.dumps([meta, out]))
-`;
+/** The layout as it is published, read without any code of the package: dtype, shape and bytes by name. */
+function published(raw: Buffer): { meta: unknown; tensors: Map<string, unknown> } {
+  const n = Number(raw.readBigUInt64LE(0)), bytes: Record<string, number> = { U8: 1, BOOL: 1, F16: 2, BF16: 2, F32: 4, I32: 4, F64: 8, I64: 8 };
+  expect(n % 8).toBe(0);
+  const { __metadata__: meta, ...head } = JSON.parse(raw.toString('utf8', 8, 8 + n)) as
+    Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
+  return { meta, tensors: new Map(Object.entries(head).map(([name, { dtype, shape, data_offsets: [begin, end] }]) => {
+    expect(end - begin).toBe(shape.reduce((a, b) => a * b, 1) * bytes[dtype]!);
+    expect(begin % bytes[dtype]!).toBe(0);
+    return [name, [dtype, shape, raw.toString('hex', 8 + n + begin, 8 + n + end)]];
+  })) };
+}
 
-test('an independent Python reader sees the same bytes', async () => {
-  const path = join(folder, 'python.safetensors');
+test('a reader of the published layout sees the same bytes', async () => {
+  const path = join(folder, 'published.safetensors');
   await writeSafetensors(path, sample());
-  const [meta, tensors] = JSON.parse(execFileSync('python3', ['-c', PYTHON, path],
-    { encoding: 'utf8' })) as
-    [unknown, Record<string, unknown>];
+  const { meta, tensors } = published(await readFile(path));
   expect(meta).toEqual({ format: 'pt' });
   const expected = new Map<string, unknown>();
   for (const { name, dtype, shape, data } of sample()) {
@@ -109,7 +101,7 @@ test('an independent Python reader sees the same bytes', async () => {
     const hex = Buffer.from(view.buffer, view.byteOffset, view.byteLength).toString('hex');
     expected.set(name, [dtype, shape, hex]);
   }
-  expect(new Map(Object.entries(tensors))).toEqual(expected);
+  expect(tensors).toEqual(expected);
 });
 
 test('writing refuses what cannot be read back, and keeps the old file', async () => {
@@ -295,4 +287,10 @@ test('3,000 mutations: tensors or a CheckpointError, nothing else', async () => 
   }
   expect(refused).toBeGreaterThan(1500);
   expect(refused).toBeLessThan(3000);
+});
+
+test('a pointer of git-LFS is called one', async () => {
+  const path = join(folder, 'pointer.safetensors');
+  await writeFile(path, 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1500000000\n');
+  await expect(openSafetensors(path)).rejects.toThrow(/pointer.safetensors: is a git-LFS pointer and not the file itself; fetch it with `git lfs pull`/);
 });

@@ -1,20 +1,18 @@
 /** Checkpoints made by PyTorch, with the results they must give; for tests of loading and exporting. */
-import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
-import { toHfConfig } from '../../lib/io/hf.js';
+import { script } from '../../bench/peers/pytorch/peer.js';
+import { hfJson, toHfConfig } from '../../lib/io/hf_config.js';
 import { openSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig, type ModelConfig } from '../../lib/model/config.js';
-
-export const python = findPython();
+import { answer } from '../oracle.js';
 
 /** A small model with every size different, so that no two axes can be confused. */
 export function smallConfig(overrides: Parameters<typeof modelConfig>[1] = {}): ModelConfig {
   return modelConfig('test', {
     name: 'small/8', vocab: 61, ...overrides,
-    vision: { width: 48, depth: 3, heads: 4, mlp: 80, patch: 8, imageSize: 32, ...overrides.vision },
-    text: { width: 32, depth: 2, heads: 2, mlp: 72, length: 12, ...overrides.text }, embed: 48,
+    vision: { width: 24, depth: 3, heads: 4, mlp: 40, patch: 8, imageSize: 32, ...overrides.vision },
+    text: { width: 16, depth: 2, heads: 2, mlp: 36, length: 12, ...overrides.text }, embed: 24,
   });
 }
 
@@ -30,13 +28,19 @@ export interface Job {
   noPrefix?: boolean;
 }
 
-/** Makes checkpoints with PyTorch, all in one process for its start takes longest; adds config.json to those of `hf`. */
-export function makeCheckpoints(jobs: readonly Job[]): void {
+/**
+ * Checkpoints that PyTorch and NumPy made, one process for all of them, for its start takes longest; adds config.json to
+ * those of `hf`.
+ */
+export function makeCheckpoints(name: string, jobs: readonly Job[]): void {
   for (const { out } of jobs) mkdirSync(out, { recursive: true });
   const file = join(jobs[0]!.out, 'jobs.json');
   writeFileSync(file, JSON.stringify(jobs));
-  execFileSync(python!, [script('checkpoints.py'), file], { env: peerEnvironment() });
-  for (const { out, layout, config } of jobs) if (layout === 'hf') writeFileSync(join(out, 'config.json'), JSON.stringify(toHfConfig(config)));
+  const made = ({ layout, shards = 1 }: Job): string[] => layout === 'flax' ? ['model.npz'] : shards === 1 ? ['model.safetensors']
+    : ['model.safetensors.index.json', ...Array.from({ length: shards }, (_, i) => `model-0000${i + 1}-of-0000${shards}.safetensors`)];
+  const writes = jobs.flatMap((job) => [...made(job), 'inputs.safetensors', 'expected.safetensors'].map((f) => join(job.out, f)));
+  answer(name, { args: [script('checkpoints.py'), file], writes });
+  for (const { out, layout, config } of jobs) if (layout === 'hf') writeFileSync(join(out, 'config.json'), hfJson(toHfConfig(config)));
 }
 
 /** All tensors of a file as typed arrays. */

@@ -1,10 +1,9 @@
 /** The caption decoder and its objective: against PyTorch, against one task at a time, and on odd input. */
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from '@jest/globals';
-import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
+import { script } from '../../bench/peers/pytorch/peer.js';
 import { Random } from '../../lib/data/random.js';
 import type { DecoderSequence } from '../../lib/data/sequences.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
@@ -15,10 +14,8 @@ import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { backward, clearTape, noGrad, requireGrad } from '../../lib/tape.js';
 import { liveCount, scope, tensor } from '../../lib/tensor.js';
 import { generator, normal } from '../harness.js';
+import { answer } from '../oracle.js';
 
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const torchTest = python === undefined ? test.skip : test;
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-caption-'));
 const path = (name: string): string => join(folder, name);
 afterAll(() => {
@@ -54,7 +51,7 @@ function sequences(): (DecoderSequence | null)[][] {
 }
 const image = normal(B * N * 48, 8);
 
-torchTest.each([[false, false], [true, false], [false, true]])('bias %p, checkpointing %p: losses and gradients as PyTorch', async (bias, checkpoint) => {
+test.each([[false, false], [true, false], [false, true]])('bias %p, checkpointing %p: losses and gradients as PyTorch', async (bias, checkpoint) => {
   using model = decoderModel(bias, checkpoint);
   const sets = sequences(), parallel = 2, weights = [1, 0.5, 2], scale = 0.75;
   const flat = sets.flat();
@@ -68,9 +65,9 @@ torchTest.each([[false, false], [true, false], [false, true]])('bias %p, checkpo
     { name: 'prefix', dtype: 'I32', shape: [3, B], data: Int32Array.from(flat, (s) => s?.prefix ?? 0) },
     { name: 'parallel', dtype: 'I32', shape: [3, B], data: Int32Array.from(flat, (_, i) => i >= 3 * B - parallel ? 1 : 0) },
   ]);
-  const theirs = JSON.parse(execFileSync(python!, [script('decoder.py'), '--config', path('model.json'), '--weights', path('model.safetensors'),
+  const theirs = JSON.parse(answer(`caption-${bias ? 'bias' : 'plain'}`, { args: [script('decoder.py'), '--config', path('model.json'), '--weights', path('model.safetensors'),
     '--batch', path('batch.safetensors'), '--out', path('grads.safetensors'), '--weight', ...weights.map((w) => String(w * scale))],
-  { encoding: 'utf8', env: peerEnvironment() })) as { losses: number[] };
+  writes: [path('grads.safetensors')] })) as { losses: number[] };
 
   model.params.zeroGrad();
   const { loss, dimage } = scope(() => {

@@ -1,7 +1,5 @@
 /** Position and patch-kernel resizing against PyTorch, numpy and the properties that define them. */
-import { execFileSync } from 'node:child_process';
 import { afterAll, expect, test } from '@jest/globals';
-import { findPython, peerEnvironment } from '../../bench/peers/pytorch/peer.js';
 import { naflexImage, packNaflex } from '../../lib/data/naflex.js';
 import { CheckpointError, ConfigError } from '../../lib/errors.js';
 import {
@@ -11,19 +9,16 @@ import { modelConfig, type ModelConfig, type ModelOverrides } from '../../lib/mo
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount, scope, tensor, type Tensor } from '../../lib/tensor.js';
 import { generator, normal } from '../harness.js';
+import { answer } from '../oracle.js';
 
 afterAll(() => expect(liveCount()).toBe(0));
 
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const torchTest = python === undefined ? test.skip : test;
 
 /** Runs Python with a JSON value as `x`; what it puts into `y` comes back. */
-function askPython<T>(x: unknown, code: string): T {
+function askPython<T>(name: string, x: unknown, code: string): T {
   const program = ['import json, sys', 'import numpy as np, torch', 'import torch.nn.functional as F', 'x = json.load(sys.stdin)',
     code, 'print(json.dumps(y))'].join('\n');
-  return JSON.parse(execFileSync(python!, ['-c', program],
-    { input: JSON.stringify(x), encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 27 })) as T;
+  return JSON.parse(answer(`adapt-${name}`, { args: ['-c', program], input: JSON.stringify(x) })) as T;
 }
 const largest = (a: ArrayLike<number>, b: ArrayLike<number>): number => {
   let most = a.length === b.length ? 0 : NaN;
@@ -94,12 +89,12 @@ test.each([[16, 14], [16, 5]])('kernel %d→%d is the least-squares solution', (
   expect(Math.max(...residual.map(Math.abs))).toBeGreaterThan(1e-3);
 });
 
-torchTest('kernels are numpy\'s least-squares solutions, positions are resized as in PyTorch', () => {
+test('kernels are numpy\'s least-squares solutions, positions are resized as in PyTorch', () => {
   const kernels = ([[16, 14], [16, 32]] as const).map(([from, to], i) =>
     ({ from, to, w: [...normal(2 * from * from, 3 + i)] }));
   const grids = ([[16, 16, 24, 24], [16, 16, 7, 27], [5, 9, 3, 1]] as const).flatMap(([h, w, oh, ow]) =>
     (['antialias', 'linear', 'corners'] as const).map((filter) => ({ h, w, oh, ow, filter, p: [...normal(h * w * 3, 4)] })));
-  const theirs = askPython<{ kernels: number[][]; grids: number[][] }>({ kernels, grids }, `
+  const theirs = askPython<{ kernels: number[][]; grids: number[][] }>('resizes', { kernels, grids }, `
 def kernel(w, n, m):
     unit = torch.eye(n * n, dtype=torch.float64).view(-1, 1, n, n)
     enlarge = F.interpolate(unit, (m, m), mode='bilinear', align_corners=False).flatten(1).numpy()

@@ -1,12 +1,11 @@
 /** The NaFlex tower: packed against PyTorch padded and masked, against image by image, and against our own padding. */
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
 import { encodePadded } from '../../bench/naflex.js';
-import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
+import { script } from '../../bench/peers/pytorch/peer.js';
 import { naflexGrid, naflexImage, packNaflex, type NaflexBatch } from '../../lib/data/naflex.js';
 import { ConfigError, ShapeError } from '../../lib/errors.js';
 import { embedNaflex } from '../../lib/eval/embed.js';
@@ -17,10 +16,8 @@ import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { backward } from '../../lib/tape.js';
 import { liveCount, scope, tensor, type Tensor } from '../../lib/tensor.js';
 import { generator, normal } from '../harness.js';
+import { answer } from '../oracle.js';
 
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const torchTest = python === undefined ? test.skip : test;
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-naflex-'));
 const path = (name: string): string => join(folder, name);
 afterAll(() => {
@@ -63,8 +60,9 @@ function rmse(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return a.length === b.length ? Math.sqrt(error / norm) : NaN;
 }
 
-function run(...args: string[]): void {
-  execFileSync(python!, [script('naflex.py'), ...args], { encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 26 });
+/** Asks naflex.py for something, of which it writes one file. */
+function run(what: string, ...args: string[]): void {
+  answer(`naflex-${what}`, { args: [script('naflex.py'), what, ...args], writes: [args[args.indexOf('--out') + 1]!] });
 }
 
 const cotangent = normal(S * config.embed, 5), tokenCotangent = normal(T * D, 6, 0.1);
@@ -83,7 +81,7 @@ async function pass(model: Siglip2Model): Promise<{ image: Float32Array; tokens:
   return out;
 }
 
-torchTest('embeddings, tokens and all gradients as in PyTorch', async () => {
+test('embeddings, tokens and all gradients as in PyTorch', async () => {
   using model = new Siglip2Model(config, { train: true });
   model.initialize(8);
   const { image, tokens } = await pass(model);
@@ -123,7 +121,7 @@ test('checkpointing changes nothing', async () => {
   expect(await model.params.grads!.read()).toEqual(await plain.params.grads!.read());
 });
 
-torchTest('grids and patches as with Pillow', async () => {
+test('grids and patches as with Pillow', async () => {
   const r = generator(3), pick = (n: number): number => Math.floor((r() + 1) / 2 * n);
   const sizes = Array.from({ length: 10000 }, (_, i) =>
     [1 + pick(i % 5 ? 3000 : 4), 1 + pick(i % 3 ? 3000 : 30000), [14, 16, 32][i % 3]!,

@@ -4,7 +4,7 @@
 # brought up to date. Skipped when nvcc is not there.
 get_filename_component(cuda_dir "${CMAKE_CURRENT_LIST_DIR}/../../cuda" ABSOLUTE)
 include("${cuda_dir}/nvcc_flags.cmake")
-find_program(NVCC nvcc HINTS /usr/local/cuda/bin)
+execute_process(COMMAND sh "${cuda_dir}/find_nvcc.sh" OUTPUT_VARIABLE NVCC OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(NOT NVCC)
   message("nvcc-check: skipped, nvcc was not found")
   return()

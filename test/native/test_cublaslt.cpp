@@ -128,9 +128,9 @@ TEST(cublaslt_other_gelu_is_not_used) {
   test::HostStream stream;
   CublasLt library({folder() + "/libcublasLt.so.13"});
   for (const bool gradient : {false, true}) {
-    CHECK(has_tanh_gelu(stream, library, gradient));
+    CHECK(has_gelu(stream, library, gradient, false) && !has_gelu(stream, library, gradient, true));
     stub().erf_gelu = 1;
-    CHECK(!has_tanh_gelu(stream, library, gradient));
+    CHECK(!has_gelu(stream, library, gradient, false) && has_gelu(stream, library, gradient, true));
     stub().erf_gelu = 0;
   }
 }

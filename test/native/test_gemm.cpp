@@ -17,7 +17,8 @@ using bf16 = __nv_bfloat16;
 double gelu_of(double x) {
   return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
 }
-double gelu_slope(double x) { return (gelu_of(x + 1e-5) - gelu_of(x - 1e-5)) / 2e-5; }
+double exact_gelu_of(double x) { return 0.5 * x * std::erfc(-x * std::sqrt(0.5)); }
+template <class F> double slope_of(F f, double x) { return (f(x + 1e-5) - f(x - 1e-5)) / 2e-5; }
 
 struct Case {
   int64_t M, N, K;
@@ -236,7 +237,9 @@ TEST(gemm_refuses) {
 }
 
 template <class T>
-void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true, bool after_gelu = false) {
+void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true, bool after_gelu = false,
+                bool exact = false) {
+  const auto form = [&](double v) { return exact ? exact_gelu_of(v) : gelu_of(v); };
   const std::string what = std::string("linear ") + test::type_name<T>;
   test::HostStream stream;
   Random random(static_cast<unsigned>(M + N));
@@ -253,17 +256,17 @@ void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true
     for (int64_t n = 0; n < N; ++n) {
       double sum = biased ? bias.at(n) : 0;
       for (int64_t k = 0; k < K; ++k) sum += x.at(m * K + k) * w.at(n * K + k);
-      want_y.push_back(gelued ? gelu_of(sum) : sum);
-      const double g = dy.at(m * N + n) * (gelued ? gelu_slope(sum) : 1);
+      want_y.push_back(gelued ? form(sum) : sum);
+      const double g = dy.at(m * N + n) * (gelued ? slope_of(form, sum) : 1);
       if (biased) want_db[static_cast<size_t>(n)] += g;
       for (int64_t k = 0; k < K; ++k) {
         want_dx[static_cast<size_t>(m * K + k)] += g * w.at(n * K + k);
         want_dw[static_cast<size_t>(n * K + k)] += g * x.at(m * K + k);
       }
     }
-  for (int64_t i = 0; i < x_pre.size(); ++i) want_dx[static_cast<size_t>(i)] *= gelu_slope(x_pre.at(i));
-  linear_forward(stream, y, pre, x, w, bias, M, N, K);
-  linear_backward(stream, dx, dw, db, dy, pre, x, x_pre, w, M, N, K);
+  for (int64_t i = 0; i < x_pre.size(); ++i) want_dx[static_cast<size_t>(i)] *= slope_of(form, x_pre.at(i));
+  linear_forward(stream, y, pre, x, w, bias, M, N, K, exact);
+  linear_backward(stream, dx, dw, db, dy, pre, x, x_pre, w, M, N, K, exact);
   CHECK_CLOSE(y, want_y, test::tolerance<T>, what + " y");
   CHECK_CLOSE(dx, want_dx, 2 * test::tolerance<T>, what + " dx");
   CHECK_CLOSE(dw, want_dw, test::tolerance<T>, what + " dweight");
@@ -271,6 +274,7 @@ void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true
 }
 template <class T> void run_linears() {
   run_linear<T>(70, 24, 40, true);
+  run_linear<T>(20, 24, 40, true, true, true, true);
   if (test::small) return;
   run_linear<T>(33, 17, 65, true);
   run_linear<T>(130, 72, 48, false);
@@ -278,6 +282,8 @@ template <class T> void run_linears() {
   run_linear<T>(600, 8, 16, false);
   run_linear<T>(66, 24, 40, false, true, true);
   run_linear<T>(33, 17, 65, true, false, true);
+  run_linear<T>(33, 17, 65, true, true, false, true);
+  run_linear<T>(66, 24, 40, false, true, true, true);
 }
 TEST(linear_f32) { run_linears<float>(); }
 TEST(linear_bf16) { run_linears<bf16>(); }

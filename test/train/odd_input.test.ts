@@ -120,7 +120,7 @@ test('a trimmed vocabulary has the tokens of captions with line breaks and gaps 
   writer.add('0.json', JSON.stringify({ caption: text, regions: [{ box: [0, 0, 1, 1], phrase: text }] }));
   writer.finish();
   const source = await openSource({ type: 'webdataset', tars: file });
-  const vocab = await trimmedVocabulary(config('gaps'), source, () => undefined), tokenizer = await loadTokenizer({ vocab });
+  const vocab = await trimmedVocabulary(source, { decoder: true }), tokenizer = await loadTokenizer({ vocab });
   const sequences = await decoderSequences(tokenizer, [{ task: 'cap', text }, { task: 'aref', text, box: [0, 0, 1, 1] }], 64);
   for (const s of sequences) expect([...s!.ids]).not.toContain(kUnk);
   expect([...await tokenizer.encodeBatch([text])]).not.toContain(kUnk);

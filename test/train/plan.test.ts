@@ -78,6 +78,8 @@ const CONFIGS: [string, Partial<TrainConfigInput>][] = [
   ['distillation', { objectives: { distill }, optimizer: ema }],
   ['NaFlex, packed', { model: { ...model, naflex: true }, naflex: { lengths: [9, 25] } }],
   ['gradient caching', { microBatch: 8 }],
+  ['frozen vision', { freeze: ['vision_model'] }],
+  ['frozen in part', { freeze: ['text_model', 'vision_model.encoder.layers.0', 'vision_model.embeddings'], microBatch: 8, checkpointBlocks: true, dtype: 'bf16' }],
   ['all together', {
     dtype: 'bf16', checkpointBlocks: true, microBatch: 8, model: { ...model, decoder: { length: 48 } }, optimizer: ema,
     objectives: { caption: {}, distill },

@@ -127,9 +127,9 @@ test('mistakes in the stages are refused in one sentence', () => {
   refused((r) => { r.stages = {}; }, /at least one named stage/);
 });
 
-test('the folder of a recipe is no checkpoint, and the error says where they are', async () => {
+test('the folder of a recipe without a checkpoint is none, and the error says so', async () => {
   mkdirSync(join(folder, 'staged', 'base', 'checkpoints'), { recursive: true });
-  await expect(loadModel(join(folder, 'staged'))).rejects.toThrow(`a run in stages; give one of them, such as ${join(folder, 'staged', 'base')}`);
+  await expect(loadModel(join(folder, 'staged'))).rejects.toThrow(`${join(folder, 'staged')}: is the folder of a training run that has no checkpoint yet`);
 });
 
 test('objectives that the model cannot have are refused', async () => {
@@ -156,7 +156,7 @@ test('a mistake in a later stage is found before the first is trained', () => {
     ['naflex', { data: { transforms: [{ name: 'flip' }, { name: 'resize' }] } }, 'stage naflex: decoder: boxes do not follow the transform "flip"'],
     ['naflex', { objectives: { distill: {} }, optimizer: { ema: 0.9 } }, 'stage naflex: objectives.distill needs a model of fixed resolution'],
     ['acid', { selection: { ratio: 0.5, chunks: 9, reference: 'x' } }, 'stage acid: selection.chunks must be at most the batch of 6'],
-    ['acid', { optimizer: { warmup: 6 } }, 'stage acid: schedule: the warm-up must be between 0 and the 5 steps'],
+    ['acid', { optimizer: { warmup: 6 } }, 'stage acid: optimizer.warmup: the warm-up must be between 0 and the 5 steps'],
     ['acid', { optimizer: { warmup: 0, lrScale: { tokens: 2 } } }, 'stage acid: lrScale: no parameter\'s name contains "tokens"'],
     ['acid', { from: 'ssl' }, 'stages.acid.from is "ssl", a stage; say where in it, such as "ssl@100%"'],
     ['acid', { from: 'no/folder' }, 'stage acid begins at no/folder, which does not exist'],

@@ -28,7 +28,7 @@ test('warm-up, peak and end', () => {
 test('a schedule that cannot be followed is a ConfigError', () => {
   expect(checkSchedule(SIGLIP2)).toBe(SIGLIP2);
   for (const [change, message] of [
-    [{ warmup: 2e6 }, /warm-up must be between 0 and the 1220703 steps of the run but is 2000000/],
+    [{ warmup: 2e6 }, /warm-up must be between 0 and the 1220703 steps of the run \(total\) but is 2000000; give fewer steps/],
     [{ warmup: -1 }, /warm-up/], [{ warmup: NaN }, /warm-up/],
       [{ total: 0 }, /at least one step but has 0/],
     [{ total: Infinity }, /at least one step/],

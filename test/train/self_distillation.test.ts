@@ -1,10 +1,9 @@
 /** Self-distillation and masked prediction against PyTorch, written here from the formulas; the teacher; the heads. */
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
-import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
+import { script } from '../../bench/peers/pytorch/peer.js';
 import { emptyViews, makeViews, viewsConfig, viewTargets, type ViewBatch } from '../../lib/data/views.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { sslFactor } from '../../lib/losses/distill.js';
@@ -20,10 +19,8 @@ import { AdamW } from '../../lib/train/optimizer.js';
 import { SelfDistillation } from '../../lib/train/self_distillation.js';
 import { errorOf } from '../data/support.js';
 import { generator, normal } from '../harness.js';
+import { answer } from '../oracle.js';
 
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const torchTest = python === undefined ? test.skip : test;
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-ssl-'));
 const path = (name: string): string => join(folder, name);
 afterAll(() => {
@@ -154,7 +151,7 @@ function relative(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return a.length === b.length ? Math.sqrt(error / norm) : NaN;
 }
 
-torchTest.each([false, true])('losses, centres and all gradients equal PyTorch (checkpointing %p)', async (checkpoint) => {
+test.each([false, true])('losses, centres and all gradients equal PyTorch (checkpointing %p)', async (checkpoint) => {
   const all = make({ checkpoint });
   const { model, optimizer, ssl } = all;
   // A teacher that differs from the student, and centres that are not zero.
@@ -177,7 +174,7 @@ torchTest.each([false, true])('losses, centres and all gradients equal PyTorch (
   ]);
   const { temperatures, ...rest } = ssl.options;
   writeFileSync(path('model.json'), JSON.stringify({ ...CONFIG, ssl: { ...temperatures, ...rest, views: VIEWS } }));
-  execFileSync(python!, ['-c', PEER, dirname(script('grads.py')), folder], { env: peerEnvironment() });
+  answer('self-distillation', { args: ['-c', PEER, dirname(script('grads.py')), folder], writes: [path('grads.safetensors')] });
 
   const { losses, statistics } = await run(all, batch);
   const reader = await openSafetensors(path('grads.safetensors'));
@@ -225,8 +222,8 @@ test('the teacher starts as a copy and then follows the student by its momentum,
 test('the centres start at the means of the first batch, unless a checkpoint has some', async () => {
   const all = make(), { ssl } = all;
   const means = await Promise.all(scope(() => {
-    const said = ssl.teacher.forward(CONFIG, tensor(views().globalViews, [B, GLOBAL, GLOBAL, 3]),
-      tensor(maskedRows(views().masks), [B * 8]), all.model.options);
+    const said = ssl.teacher.forward(tensor(views().globalViews, [B, GLOBAL, GLOBAL, 3]),
+      tensor(maskedRows(views().masks), [B * 8]));
     return [teacherMean(said.image), teacherMean(said.patches)];
   }).map(async (t) => {
     const values = await t.read();

@@ -1,10 +1,9 @@
 /** The whole model against PyTorch, from the public description: loss, every gradient, and 50 training steps. */
-import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
-import { findPython, peerEnvironment, script } from '../../bench/peers/pytorch/peer.js';
+import { script } from '../../bench/peers/pytorch/peer.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig, type ModelConfig } from '../../lib/model/config.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
@@ -13,10 +12,8 @@ import { backward } from '../../lib/tape.js';
 import { liveCount, scope, tensor } from '../../lib/tensor.js';
 import { AdamW } from '../../lib/train/optimizer.js';
 import { generator } from '../harness.js';
+import { answer } from '../oracle.js';
 
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const torchTest = python === undefined ? test.skip : test;
 const folder = mkdtempSync(join(tmpdir(), 'siglip2-torch-'));
 const path = (name: string): string => join(folder, name);
 afterAll(() => {
@@ -41,9 +38,9 @@ async function prepare(config: ModelConfig, model: Siglip2Model, steps: number |
   return { images, ids };
 }
 
-function torch(...args: string[]): string[] {
-  return execFileSync(python!, [script('grads.py'), ...args, '--config', path('model.json'), '--weights', path('model.safetensors'),
-    '--batch', path('batch.safetensors')], { encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 26 }).trim().split('\n');
+function torch(name: string, writes: string[], ...args: string[]): string[] {
+  return answer(`torch-${name}`, { args: [script('grads.py'), ...args, '--config', path('model.json'), '--weights', path('model.safetensors'),
+    '--batch', path('batch.safetensors')], writes }).trim().split('\n');
 }
 
 function step(model: Siglip2Model, { images, ids }: Batches, at = 0): Promise<number> {
@@ -59,7 +56,7 @@ function step(model: Siglip2Model, { images, ids }: Batches, at = 0): Promise<nu
   return loss.item().finally(() => loss.dispose());
 }
 
-torchTest.each([
+test.each([
   ['last', false], ['map', false], ['last', true],
 ] as const)('text pooling %s, checkpointing %p: loss and all gradients', async (pool, checkpoint) => {
   const config = modelConfig('test', { pool, vocab: 61, initLogitBias: -2 });
@@ -67,7 +64,7 @@ torchTest.each([
   model.initialize(3);
   const batches = await prepare(config, model, null);
   const loss = await step(model, batches);
-  const theirs = JSON.parse(torch('grads', '--f64', '--out', path('grads.safetensors'))[0]!) as { loss: number };
+  const theirs = JSON.parse(torch(`gradients-${pool}`, [path('grads.safetensors')], 'grads', '--f64', '--out', path('grads.safetensors'))[0]!) as { loss: number };
   expect(Math.abs(loss - theirs.loss) / theirs.loss).toBeLessThan(1e-5);
   const reader = await openSafetensors(path('grads.safetensors'));
   const ours = await model.params.read(model.params.grads!);
@@ -85,7 +82,7 @@ torchTest.each([
   expect(compared).toBe(model.params.segments.length);
 }, 120000);
 
-torchTest('50 training steps track PyTorch', async () => {
+test('50 training steps track PyTorch', async () => {
   const config = modelConfig('test', { vocab: 61, initLogitBias: -2 });
   using model = new Siglip2Model(config, { train: true });
   model.initialize(4);
@@ -93,7 +90,7 @@ torchTest('50 training steps track PyTorch', async () => {
   const schedule = Array.from({ length: STEPS }, (_, i) => Math.min(1, i / 5) * 0.5 * (1 + Math.cos(Math.PI * Math.max(0, i - 5) / (STEPS - 5))));
   const recipe = { lr: 1e-3, weightDecay: 1e-4, schedule, clip: 1, beta1: 0.9, beta2: 0.95, eps: 1e-8 };
   writeFileSync(path('recipe.json'), JSON.stringify(recipe));
-  const theirs = torch('train', '--recipe', path('recipe.json')).map((l) => JSON.parse(l) as { loss: number; gradNorm: number });
+  const theirs = torch('training', [], 'train', '--recipe', path('recipe.json')).map((l) => JSON.parse(l) as { loss: number; gradNorm: number });
   const optimizer = new AdamW(model.params, { ...recipe, lrScale: {}, ema: null });
   for (let i = 0; i < STEPS; i++) {
     const loss = await step(model, batches, i % 5);

@@ -15,7 +15,7 @@ import type { ModelConfig } from '../../../lib/model/config.js';
 const FOLDER = fileURLToPath(new URL('../../../../bench/peers/pytorch/', import.meta.url));
 
 /** Path of one of the peer's Python files. */
-export function script(name: 'checkpoints.py' | 'cuda.py' | 'decoder.py' | 'grads.py' | 'naflex.py' | 'step.py'): string {
+export function script(name: 'checkpoints.py' | 'gpu_kernels.py' | 'decoder.py' | 'grads.py' | 'naflex.py' | 'step.py'): string {
   return join(FOLDER, name);
 }
 

@@ -2,7 +2,7 @@
 The best PyTorch paths for the kernels of this package, on a GPU, driven from stdin so that they alternate with ours in
 one run.
 
-  cuda.py '{"what": "attention", "B": 256, "H": 12, "N": 256, "D": 64}' [--device cuda] [--seconds 0.3]
+  gpu_kernels.py '{"what": "attention", "B": 256, "H": 12, "N": 256, "D": 64}' [--device cuda] [--seconds 0.3]
 
 Prints {"ready": [variant, …], "torch": …, "gpu": …}, then for every line of stdin one JSON object
 {variant: {"forward": seconds, "both": seconds}}; "both" is forward and backward. A variant that this PyTorch or GPU

@@ -11,9 +11,7 @@ import type { ModelConfig } from '../../lib/model/config.js';
 
 // The peer must be right before anything is compared with it: its names and shapes against ours,
 // its loss against the known value at the start, its gradients against finite differences.
-const python = findPython();
-if (python === undefined) console.warn('skipped: no Python with PyTorch (install python3-torch)');
-const peerTest = python === undefined ? test.skip : test;
+const python = findPython() ?? (() => { throw new Error('no Python with PyTorch: set SIGLIP2_PYTHON to one, or run npm run test:peers'); })();
 
 let folder: string;
 beforeAll(async () => {
@@ -58,7 +56,7 @@ async function prepare(config: ModelConfig, values: Weights, steps?: number): Pr
 }
 
 function run(mode: 'grads' | 'train', ...more: string[]): string[] {
-  const output = execFileSync(python!, [script('grads.py'), mode, '--config', path('model.json'),
+  const output = execFileSync(python, [script('grads.py'), mode, '--config', path('model.json'),
     '--weights',
     path('model.safetensors'), '--batch', path('batch.safetensors'), ...more],
   { encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 26 });
@@ -67,7 +65,7 @@ function run(mode: 'grads' | 'train', ...more: string[]): string[] {
 
 const lossOf = (lines: string[]): number => (JSON.parse(lines[0]!) as { loss: number }).loss;
 
-peerTest.each([
+test.each([
   ['last', false], ['map', true],
 ] as const)('text pooling %s, NaFlex %p: names, shapes, and gradients against finite differences',
   async (pool, naflex) => {
@@ -105,7 +103,7 @@ peerTest.each([
   expect(Math.abs(losses[0]! - losses[1]! - expected)).toBeLessThan(1e-3 * Math.abs(expected));
 });
 
-peerTest('training steps: a zero multiplier changes nothing, then the loss falls', async () => {
+test('training steps: a zero multiplier changes nothing, then the loss falls', async () => {
   const config = modelConfig('test', { vocab: 23 });
   await prepare(config, weights(config), 2);
   await writeFile(path('recipe.json'), JSON.stringify({
@@ -125,7 +123,7 @@ peerTest('training steps: a zero multiplier changes nothing, then the loss falls
   await trained.close();
 });
 
-peerTest('throughput: the loss at the start is the published one, and it answers line by line',
+test('throughput: the loss at the start is the published one, and it answers line by line',
   async () => {
   const peer = await TorchStep.start(modelConfig('test', { initLogitScale: -20 }), 256, 2);
   try {
