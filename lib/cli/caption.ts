@@ -13,7 +13,7 @@ export const command: Command = {
       args, allowPositionals: true,
       options: { ...MODEL_OPTIONS, beams: { type: 'string', default: '1' }, json: { type: 'boolean', default: false } },
     });
-    const images = await listImages(positionals), options = describeOptions(values);
+    const images = await listImages(positionals, values), options = describeOptions(values);
     using model = await openModel('caption', values);
     const captions = await model.caption(images.map((i) => i.open()), options);
     captions.forEach((caption, i) => {

@@ -20,7 +20,7 @@ export const command: Command = {
       },
     });
     const labels = await readLabels(values.labels ?? '');
-    const images = await listImages(positionals);
+    const images = await listImages(positionals, values);
     const top = values.top ? wholeNumber('top', values.top) : labels.length;
     using model = await openModel('classify', values);
     const results = await model.zeroShot(images.map((i) => i.open()), labels, {

@@ -1,13 +1,15 @@
 /** `siglip2 debias`: keep probabilities that take representation and association bias out of a data set. */
 import { createHash } from 'node:crypto';
-import { existsSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { parquetWriteBuffer } from 'hyparquet-writer';
 import { BiasTally, debias, type Labels } from '../curation/debias.js';
 import { debiasPage, debiasText, violations } from '../curation/debias_report.js';
-import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord, type RecordSource } from '../curation/labels.js';
-import { keyLine } from '../data/keys.js';
+import { debiasOptions, Labeller, loadDebiasConfig, readRecords, type LabelledRecord } from '../curation/labels.js';
+import { collectionOf, COLLECTIONS } from '../data/collection.js';
+import { keyLines } from '../data/keys.js';
+import { parseMembers } from '../data/members.js';
+import { expandPaths } from '../data/paths.js';
 import { SkipCounter, parseTolerance } from '../data/skips.js';
 import { ConfigError, DataError } from '../errors.js';
 import { makeFolder, writeFileAtomic } from '../io/files.js';
@@ -18,9 +20,9 @@ import type { Command } from './main.js';
 const BATCH = 256;
 
 export const command: Command = {
-  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N|P%] ' +
+  usage: 'debias INPUT… --config FILE --out DIR [--passes 10] [--seed 0] [--max-skips N|P%] [--members image=depth.png,caption=syn.txt] ' +
     '[--model FOLDER [--device D] [--batch N]]',
-  summary: 'balances attributes that the config names: INPUT are tars, folders, .jsonl or .parquet with a column "key"; ' +
+  summary: 'balances attributes that the config names: INPUT are tars, folders, manifests, or .parquet with a column "key"; ' +
     'writes keep.parquet (file, key, probability, kept), keep.txt, report.html and report.txt; ' +
     'exits 3 when a constraint does not hold',
   async run(args) {
@@ -30,14 +32,15 @@ export const command: Command = {
         seed: { type: 'string', default: '0' }, 'max-skips': { type: 'string' },
       },
     });
-    if (positionals.length === 0) throw new ConfigError('debias needs tars, a folder, a .jsonl or a .parquet');
+    if (positionals.length === 0) throw new ConfigError(`debias needs ${COLLECTIONS}, or .parquet tables with a column "key"`);
     if (values.config === undefined || values.out === undefined)
       throw new ConfigError('debias needs --config FILE and --out DIR');
     await makeFolder(values.out);
     const config = await loadDebiasConfig(values.config), options = debiasOptions(config);
     const passes = wholeNumber('passes', values.passes), seed = naturalNumber('seed', values.seed);
     const maxSkips = values['max-skips'];
-    const skips = new SkipCounter(maxSkips === undefined ? undefined : parseTolerance('--max-skips', maxSkips));
+    const skips = new SkipCounter(maxSkips === undefined ? undefined : parseTolerance('--max-skips', maxSkips),
+      (message) => console.error(`siglip2: ${message}`));
     using model = values.model === undefined ? undefined : await openModel('debias', values);
     const labeller = new Labeller(config, model, skips, values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {});
 
@@ -52,7 +55,7 @@ export const command: Command = {
       });
       batch = [];
     };
-    for (const input of positionals.map(spec))
+    for (const input of positionals.flatMap(expandPaths).map((path) => collectionOf(path, values.members === undefined ? {} : { members: parseMembers(values.members) })))
       for await (const record of readRecords(input, skips)) {
         batch.push(record);
         if (batch.length < BATCH) continue;
@@ -77,8 +80,8 @@ export const command: Command = {
       { name: 'probability', data: probabilities, type: 'DOUBLE' }, { name: 'kept', data: keep, type: 'BOOLEAN' },
     ] });
     await writeFileAtomic(join(values.out, 'keep.parquet'), new Uint8Array(table));
-    const stay = files.flatMap((file, i) => keep[i] ? [`${keyLine(basename(file), keys[i]!)}\n`] : []);
-    await writeFileAtomic(join(values.out, 'keep.txt'), stay.join(''));
+    const stay = files.flatMap((file, i) => keep[i] ? [{ file: basename(file), key: keys[i]! }] : []);
+    await writeFileAtomic(join(values.out, 'keep.txt'), keyLines(stay));
     await writeFileAtomic(join(values.out, 'report.html'), debiasPage(report));
     await writeFileAtomic(join(values.out, 'report.txt'), `${debiasText(report, Infinity)}\n`);
     console.log(debiasText(report));
@@ -86,15 +89,6 @@ export const command: Command = {
     return violations(report).length === 0 ? 0 : 3;
   },
 };
-
-/** What an argument names, by its ending. */
-function spec(input: string): RecordSource {
-  if (input.endsWith('.parquet')) return { type: 'parquet', path: input };
-  if (input.endsWith('.jsonl')) return { type: 'manifest', path: input };
-  if (input.endsWith('.tar')) return { type: 'webdataset', tars: input };
-  if (existsSync(input) && statSync(input).isDirectory()) return { type: 'folder', path: input };
-  throw new ConfigError(`${input}: is no folder and does not end in .tar, .jsonl or .parquet`);
-}
 
 /** A number in [0, 1) of seed, file name and key alone: the draw does not depend on the order of the samples. */
 function uniform(seed: number, file: string, key: string): number {

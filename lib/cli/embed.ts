@@ -20,6 +20,7 @@ import { Progress } from './progress.js';
 export const MODEL_OPTIONS = {
   model: { type: 'string' }, dtype: { type: 'string', default: 'f32' }, device: { type: 'string', default: 'cpu' },
   processor: { type: 'string' }, alpha: { type: 'string' }, batch: { type: 'string' },
+  members: { type: 'string' },
 } as const;
 
 /** Loads the model that the options name. */
@@ -71,7 +72,7 @@ const FORMATS = ['.npy', '.safetensors', '.parquet'];
 
 export const command: Command = {
   usage: 'embed --model FOLDER (--images GLOB|FOLDER|TAR… | --texts FILE) --out FILE.{npy,safetensors,parquet} [--dtype f32|bf16] ' +
-    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--alpha drop|white] [--batch N] [--skip-bad]',
+    '[--device cpu|cuda] [--processor hf|big_vision|aa-f32] [--alpha drop|white] [--members image=depth.png] [--batch N] [--skip-bad]',
   summary: 'one unit-length f32 row per image (patterns and folders sorted) or line of text, in input order; ' +
     'a bad image is an error, or with --skip-bad a row of NaN and a line in FILE.skipped.txt',
   async run(args) {
@@ -89,7 +90,7 @@ export const command: Command = {
     if (values.texts !== undefined && positionals.length > 0)
       throw new ConfigError(`embed takes one file of --texts but there is also ${positionals.join(' ')}`);
     // A pattern that the shell expanded leaves all files but the first as positionals.
-    const images = values.images ? await listImages([...values.images, ...positionals]) : [];
+    const images = values.images ? await listImages([...values.images, ...positionals], values) : [];
     const texts = values.texts === undefined ? [] : await readLines(values.texts);
     const names = values.texts === undefined ? images.map((i) => i.name) : texts;
     await prepareToWrite(out);

@@ -1,10 +1,11 @@
 /** The images that a command line names: files, patterns, folders, tar archives. */
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { FileReader, readableImage, unreadableImage, unreadReason } from '../data/files.js';
+import { FileReader, readableImage, unreadReason } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
 import { expandPaths } from '../data/paths.js';
-import { groupMembers } from '../data/members.js';
+import { headOf, IMAGE_KINDS, isKind, kindOf } from '../data/kinds.js';
+import { groupFiles, groupMembers, parseMembers, type MemberNames } from '../data/members.js';
 import { SkipCounter } from '../data/skips.js';
 import { indexTar } from '../data/tar.js';
 import { walk } from '../data/walk.js';
@@ -19,16 +20,19 @@ export interface NamedImage {
 /** What was not taken is said once a kind, not a line each. */
 const told = (path: string) => new SkipCounter(Infinity, (message) => console.error(`siglip2: ${path}: ${message}`));
 
-async function folderImages(folder: string): Promise<string[]> {
+async function folderImages(folder: string, members: MemberNames | undefined): Promise<string[]> {
   const { names, unnamed } = await walk(folder), skips = told(folder);
   for (const name of unnamed) skips.add('the name is not UTF-8', name);
-  for (const name of names) if (unreadableImage(name) !== undefined) skips.add(unreadReason(unreadableImage(name)!), name);
-  return names.filter((name) => readableImage(name)).map((name) => join(folder, name));
+  return [...groupFiles(folder, names, members)].flatMap(({ key, unread }) => {
+    if (unread !== undefined) skips.add(unreadReason(unread), key);
+    return unread === undefined ? [join(folder, key)] : [];
+  });
 }
 
 /** One image a sample, by the rule that training and scoring have. */
-async function tarImages(path: string): Promise<{ name: string; offset: number; size: number }[]> {
-  const skips = told(path), found = groupMembers(path, await indexTar(path), undefined, (reason, name) => void skips.add(reason, name));
+async function tarImages(path: string, members: MemberNames | undefined): Promise<{ name: string; offset: number; size: number }[]> {
+  const skips = told(path), entries = await indexTar(path, { note: (message) => console.error(`siglip2: ${message}`) });
+  const found = groupMembers(path, entries, members, (reason, name) => void skips.add(reason, name));
   return [...found.values()].flatMap(({ key, image, unread }) => {
     if (image?.fault !== undefined) skips.add(`the image is ${image.fault}`, key);
     else if (image === undefined && unread !== undefined) skips.add(unreadReason(unread), key);
@@ -38,24 +42,32 @@ async function tarImages(path: string): Promise<{ name: string; offset: number; 
 
 /**
  * Everything that `specs` name, in their order; the files of a pattern or folder sorted by path, the members of a tar in
- * its own order. Files named one by one are taken whatever their ending.
+ * its own order. In folders and tars `members`, as `image=depth.png`, names the images. Files named one by one are taken whatever their ending.
  * @throws ConfigError when there is no image; DataError, IoError
  */
-export async function listImages(specs: readonly string[]): Promise<NamedImage[]> {
-  const images: NamedImage[] = [];
+export async function listImages(specs: readonly string[], given: { members?: string | undefined } = {}): Promise<NamedImage[]> {
+  const images: NamedImage[] = [], members = given.members === undefined ? undefined : parseMembers(given.members);
   const reader = new FileReader();
   for (const spec of specs) {
     if (/^https?:/i.test(spec)) {
       images.push({ name: spec, open: () => spec });
       continue;
     }
+    const skips = told(spec);
     // A file whose own name looks like a pattern is meant by that name.
     for (const path of existsSync(spec) ? [spec] : expandPaths(spec).sort()) {
       const info = statSync(path, { throwIfNoEntry: false });
       if (!info) throw new DataError(`${path}: there is no such file; check the path`);
-      if (info.isDirectory()) images.push(...(await folderImages(path)).map((name) => ({ name, open: () => name })));
-      else if (/\.tar$/i.test(path)) {
-        for (const { name, offset, size } of await tarImages(path)) {
+      if (info.isDirectory()) {
+        images.push(...(await folderImages(path, members)).map((name) => ({ name, open: () => name })));
+        continue;
+      }
+      const kind = readableImage(path) || /\.tar$/i.test(path) ? undefined : kindOf(headOf(path), path);
+      if (kind && kind.id !== 'tar' && !IMAGE_KINDS.has(kind.id)) {
+        if (path === spec) throw new DataError(`${path}: ${isKind(kind)}; images, folders and tars are taken`);
+        skips.add(`is ${kind.name}`, path);
+      } else if (kind?.id === 'tar' || /\.tar$/i.test(path)) {
+        for (const { name, offset, size } of await tarImages(path, members)) {
           const full = `${path}:${name}`;
           images.push({ name: full, open: () => ({ bytes: reader.read({ path, offset, size }), name: full }) });
         }

@@ -40,7 +40,7 @@ export const command: Command = {
     if (phrase === undefined) throw new ConfigError('locate needs --phrase, what to look for');
     if (out !== undefined && !/\.(jpe?g|png|webp)$/i.test(out))
       throw new ConfigError(`--out must end in .jpg, .png or .webp but is ${out}`);
-    const images = await listImages(positionals), options = describeOptions(values);
+    const images = await listImages(positionals, values), options = describeOptions(values);
     if (out !== undefined && images.length !== 1)
       throw new ConfigError(`--out is for one image but there are ${images.length}`);
     using model = await openModel('locate', values);

@@ -10,17 +10,18 @@ import type { DeviceName } from '../tensor.js';
 import { MODEL_OPTIONS, naturalNumber, openModel, wholeNumber } from './embed.js';
 import { DEFAULT_ALPHA } from '../data/image.js';
 import { listImages } from './images.js';
+import { parseMembers } from '../data/members.js';
 import { parseTolerance } from '../data/skips.js';
 import type { Command } from './main.js';
 import { counted, Progress } from './progress.js';
 
 /** Merges the tables of a folder: prints what was found, writes the report. */
 async function merge(folder: string, values: {
-  near: string; leakage?: string[] | undefined; partial: boolean; model?: string | undefined; device: string;
+  near: string; leakage?: string[] | undefined; members?: string | undefined; partial: boolean; model?: string | undefined; device: string;
 }): Promise<void> {
   const near = Number(values.near);
   if (!(near > 0 && near <= 1)) throw new ConfigError(`--near must be a cosine in (0, 1] but is ${values.near}`);
-  const images = values.leakage ? await listImages(values.leakage) : [];
+  const images = values.leakage ? await listImages(values.leakage, values) : [];
   const { learner: { source }, dtype, processor, alpha } = readSettings(folder);
   using learner = values.leakage &&
     await openModel('score', { device: values.device, model: values.model ?? source, dtype, processor, alpha });
@@ -40,7 +41,7 @@ async function merge(folder: string, values: {
 
 export const command: Command = {
   usage: 'score --model MODEL [--reference MODEL] SHARDS|FOLDER|MANIFEST… --out DIR [--index I --count N] ' +
-    '[--pick first|any|LANG] [--language LANG] [--max-skips N|P%] [--block 256] [--alpha drop|white] ' +
+    '[--pick first|any|LANG] [--language LANG] [--max-skips N|P%] [--members image=depth.png,caption=syn.txt] [--block 256] [--alpha drop|white] ' +
     '[--dtype f32|bf16] [--device cpu|cuda] [--batch N]\n' +
     '  score --merge DIR [--near 0.97] [--leakage IMAGES…] [--partial]',
   summary: 'writes a table of scores for every tar (or 4,096 samples of a folder or .jsonl or .parquet manifest): ' +
@@ -67,7 +68,10 @@ export const command: Command = {
     const { out, alpha } = values;
     if (out === undefined) throw new ConfigError('score needs --out, a folder for the tables');
     if (alpha !== 'drop' && alpha !== 'white') throw new ConfigError(`--alpha must be drop or white but is ${alpha}`);
-    const units = await scoreUnits(positionals, values.language === undefined ? {} : { language: values.language });
+    const units = await scoreUnits(positionals, {
+      ...(values.language === undefined ? {} : { language: values.language }),
+      ...(values.members === undefined ? {} : { members: parseMembers(values.members) }),
+    });
     using learner = await openModel('score', { ...values, alpha });
     using reference = values.reference === undefined ? undefined
       : await openModel('score', { ...values, alpha, model: values.reference });
@@ -77,6 +81,7 @@ export const command: Command = {
       index: naturalNumber('index', values.index), count: wholeNumber('count', values.count),
       ...(values.batch ? { batchSize: wholeNumber('batch', values.batch) } : {}),
       ...(values['max-skips'] ? { maxSkips: parseTolerance('--max-skips', values['max-skips']) } : {}),
+      note: (message) => console.error(`siglip2: ${message}`),
       onProgress: ({ units: done, ofUnits, samples, skipped }) => progress.update(done, ofUnits, () => ({
         samples, skipped, 'samples/s': Number((samples / (performance.now() - began) * 1000).toFixed(1)),
       })),

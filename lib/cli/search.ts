@@ -111,7 +111,7 @@ export const command: Command = {
     });
     const [folder, ...queries] = positionals;
     if (folder === undefined) throw new ConfigError('search needs a folder of images');
-    const top = wholeNumber('top', values.top), images = await listImages([folder]);
+    const top = wholeNumber('top', values.top), images = await listImages([folder], values);
     if (values.cache !== undefined && !values.cache.endsWith('.safetensors'))
       throw new ConfigError(`--cache must be a file that ends in .safetensors but is ${values.cache}`);
     await prepareToWrite(values.out);

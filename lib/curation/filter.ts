@@ -1,12 +1,14 @@
 /** Choosing rows of a scored collection, and writing what was chosen: a key list, or new tars. */
 import { existsSync } from 'node:fs';
 import { extname, join } from 'node:path';
-import { FileReader } from '../data/files.js';
-import { keyLine } from '../data/keys.js';
+import { FileReader, readableImage } from '../data/files.js';
+import { kindOf } from '../data/kinds.js';
+import { keyLines } from '../data/keys.js';
 import type { Sample } from '../data/sample.js';
 import { memberKey } from '../data/members.js';
-import { indexTar, type TarEntry } from '../data/tar.js';
+import { indexTar } from '../data/tar.js';
 import { TarWriter } from '../data/tar_writer.js';
+import { decodeText, parseJson } from '../data/text.js';
 import { ConfigError, DataError } from '../errors.js';
 import { makeFolder, writeFileAtomic } from '../io/files.js';
 import { openTable } from '../io/parquet.js';
@@ -138,7 +140,7 @@ export async function chooseRows(folder: string, options: FilterOptions): Promis
  */
 export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
   checkKeysFile(path);
-  await writeFileAtomic(path, kept.map(({ shard, key }) => `${keyLine(shard, key)}\n`).join(''));
+  await writeFileAtomic(path, keyLines(kept.map(({ shard, key }) => ({ file: shard, key }))));
 }
 
 /** Throws ConfigError unless the name fits a key list, which is text. */
@@ -158,11 +160,19 @@ function stemOf(key: string, taken: Set<string>): string {
   return stem;
 }
 
+function renamed(row: unknown, captions: string): unknown {
+  const { [captions]: found, ...rest } = Object(row) as Record<string, unknown>;
+  return { ...rest, captions: found };
+}
+
 /** The files of a sample of a folder or manifest, as they are called in a tar. */
 function members({ image, captions, mask }: Sample, stem: string,
   reader: FileReader): [name: string, bytes: Uint8Array][] {
-  const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
-  return [[`${stem}${extname(image.path)}`, reader.read(image)], [`${stem}.${captions.format}`, text],
+  const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline), bytes = reader.read(image);
+  // Under the name by which the captions are found in a tar.
+  const found = captions.as === undefined ? text : Buffer.from(JSON.stringify(renamed(parseJson(decodeText(text)), captions.as)));
+  const ending = readableImage(image.path) ? extname(image.path) : `.${kindOf(bytes, image.path)?.id ?? 'jpg'}`;
+  return [[`${stem}${ending}`, bytes], [`${stem}.${captions.format}`, found],
     ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : [])];
 }
 
@@ -201,7 +211,8 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
 async function copyMembers(folder: string, unit: string, keys: ReadonlySet<string>, target: string,
   reader: FileReader): Promise<void> {
   const { spec } = (await openUnit(folder, unit)).notes, tar = (spec as { tars: string[] }).tars[0]!;
-  const entries: TarEntry[] = (await indexTar(tar, () => undefined)).filter(({ name }) => keys.has(memberKey(name) ?? ''));
+  const entries = (await indexTar(tar, { onDamage: () => undefined }))
+    .filter(({ name, fault }) => fault === undefined && keys.has(memberKey(name) ?? ''));
   const there = new Set(entries.map(({ name }) => memberKey(name)));
   const missing = [...keys].find((key) => !there.has(key));
   if (missing !== undefined)

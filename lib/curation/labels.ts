@@ -9,9 +9,9 @@ import { SkipCounter } from '../data/skips.js';
 import { describeSample, readCaptions } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
-import { ConfigError, DataError } from '../errors.js';
+import { ConfigError } from '../errors.js';
 import { readInput, reasonOf } from '../io/files.js';
-import { openTable } from '../io/parquet.js';
+import { openTable, type Table } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 
 const scalar = z.union([z.string(), z.number(), z.boolean()]);
@@ -76,18 +76,18 @@ export interface LabelledRecord {
   image?: () => ImageInput;
 }
 
-/** Where records come from. */
-export type RecordSource = SourceSpec | { type: 'parquet'; path: string };
-
 /**
  * The samples of a collection, or the rows of a parquet file, whose columns `key`, `caption` and `shard` become key,
  * captions and file.
  * @param skips counts what cannot be used
  * @throws DataError for a damaged file, or one without `key`
  */
-export async function* readRecords(input: RecordSource, skips: SkipCounter): AsyncGenerator<LabelledRecord> {
-  if (input.type === 'parquet') return yield* readTable(input.path);
-  const source = await openSource(input, skips.maxSkips === undefined ? {} : { maxSkips: skips.maxSkips });
+export async function* readRecords(input: SourceSpec, skips: SkipCounter): AsyncGenerator<LabelledRecord> {
+  if (input.type === 'manifest' && typeof input.path === 'string' && /\.parquet$/i.test(input.path)) {
+    const table = await openTable(input.path);
+    if (table.columns.includes('key')) return yield* tableRecords(input.path, table);
+  }
+  const source = await openSource(input, { ...(skips.maxSkips === undefined ? {} : { maxSkips: skips.maxSkips }), ...(skips.note ? { note: skips.note } : {}) });
   const reader = new FileReader();
   skips.addAll(source.skips);
   try {
@@ -104,10 +104,7 @@ export async function* readRecords(input: RecordSource, skips: SkipCounter): Asy
   }
 }
 
-async function* readTable(path: string): AsyncGenerator<LabelledRecord> {
-  const table = await openTable(path);
-  if (!table.columns.includes('key'))
-    throw new DataError(`${path}: expected a column "key" but its columns are ${table.columns.join(', ')}`);
+async function* tableRecords(path: string, table: Table): AsyncGenerator<LabelledRecord> {
   for await (const group of table.groups(table.columns))
     for (let row = 0; row < group['key']!.length; row++) {
       const columns = Object.fromEntries(table.columns.map((name) => [name, group[name]![row]]));

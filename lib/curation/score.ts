@@ -38,7 +38,7 @@ export interface ScoreOptions {
   pick?: string;
   /** Pairs that are each other's negatives in `loss`. Default 256. */
   block?: number;
-  /** Transparency: forgotten, or laid on white. Default `drop`. */
+  /** Transparency: forgotten, or laid on white. Default `white`. */
   alpha?: 'drop' | 'white';
   /** Images per pass through the model; decides speed and memory, never the result. Default 8. */
   batchSize?: number;
@@ -47,6 +47,8 @@ export interface ScoreOptions {
   count?: number;
   /** Most samples without a score. Default 1 % of all or 100, the larger, judged at the end. */
   maxSkips?: Tolerance;
+  /** Is told of the first skip of each kind when it happens. */
+  note?: (message: string) => void;
   signal?: AbortSignal;
   /** Called after every chunk; `samples` counts those scored or skipped by this call. */
   onProgress?: (progress: { units: number; ofUnits: number; samples: number; skipped: number }) => void;
@@ -338,7 +340,7 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
     throw new ConfigError(`score: index must be in [0, count) but index is ${index} and count ${count}`);
   if (!(Number.isInteger(block) && block >= 1))
     throw new ConfigError(`score: block must be a positive integer but is ${block}`);
-  const scorer = new Scorer(options), skips = new SkipCounter(maxSkips);
+  const scorer = new Scorer(options), skips = new SkipCounter(maxSkips, options.note);
   try {
     await makeFolder(out);
     await claimFolder(out, scorer.settings(units));
@@ -372,6 +374,7 @@ export async function scoreCollection(units: readonly ScoreUnit[], out: string,
       for await (const chunk of scorer.run(missing)) {
         open.push(chunk);
         samples += chunk.samples.length;
+        for (const { reason, example, ...more } of chunk.skipped) skips.add(reason, example, more);
         report();
         if (!chunk.last) continue;
         await writing;

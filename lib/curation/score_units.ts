@@ -2,14 +2,13 @@
  * What a collection is scored in: one tar, or up to 4,096 neighbouring samples of a folder or manifest. A unit is scored
  * whole, into files of its own, so units are what a resumed or divided run counts in.
  */
-import { statSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
-import { MANIFEST } from '../data/manifest.js';
+import { collectionOf, COLLECTIONS } from '../data/collection.js';
 import { expandPaths } from '../data/paths.js';
 import type { Sample } from '../data/sample.js';
 import type { Skipped } from '../data/skips.js';
-import { openSource, type SourceSpec } from '../data/source.js';
-import { ConfigError, DataError } from '../errors.js';
+import { openSource, type SourceChoice, type SourceSpec } from '../data/source.js';
+import { ConfigError } from '../errors.js';
 
 /** The samples of a unit, and what was left out while they were indexed. */
 export interface UnitContent {
@@ -29,20 +28,8 @@ export interface ScoreUnit {
   open(signal?: AbortSignal): Promise<UnitContent>;
 }
 
-const KINDS = 'give .tar shards, folders, or .jsonl, .csv, .tsv or .parquet manifests';
-
 /** Samples of a unit of a folder or manifest. */
 const UNIT_SAMPLES = 4096;
-
-function specOf(path: string, language: string | undefined): SourceSpec {
-  const choice = language === undefined ? {} : { language };
-  const info = statSync(path, { throwIfNoEntry: false });
-  if (!info) throw new DataError(`${path}: there is no such file; check the path`);
-  if (info.isDirectory()) return { type: 'folder', path: resolve(path), ...choice };
-  if (/\.tar$/i.test(path)) return { type: 'webdataset', tars: [resolve(path)], ...choice };
-  if (MANIFEST.test(path)) return { type: 'manifest', path: resolve(path), ...choice };
-  throw new ConfigError(`${path}: is no collection of images with captions; ${KINDS}`);
-}
 
 async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promise<UnitContent> {
   const { samples, skips } = await openSource(spec, { tolerant: true, ...(signal ? { signal } : {}) });
@@ -52,29 +39,29 @@ async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promi
 /**
  * The units of some tars, folders and manifests, in their order; the files of a pattern sorted. Folders and manifests are
  * indexed for it, tars when they are opened.
- * @param language of captions that do not say theirs, default `en`
+ * @param options language of captions that do not say theirs, default `en`, and members, as in a source
  * @throws DataError when something is missing; ConfigError for other kinds of files, or when two have the same name
  */
 export async function scoreUnits(specs: readonly string[],
-  options: { language?: string; signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
+  { signal, ...choice }: Pick<SourceChoice, 'language' | 'members'> & { signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
   const units: ScoreUnit[] = [], seen = new Map<string, string>();
   for (const path of specs.flatMap((spec) => expandPaths(spec))) {
-    const spec = specOf(path, options.language), shard = basename(resolve(path));
+    const spec = collectionOf(path, choice), shard = basename(resolve(path));
     const other = seen.get(shard);
     if (other !== undefined)
       throw new ConfigError(`${other} and ${path} have the same name, but keys and results go by it; ` +
         'score them into different folders');
     seen.set(shard, path);
     if (spec.type === 'webdataset') {
-      units.push({ name: shard, shard, spec, open: (signal) => content(spec, signal) });
+      units.push({ name: shard, shard, spec, open: (stop) => content(spec, stop) });
       continue;
     }
-    const { samples, skipped } = await content(spec, options.signal);
+    const { samples, skipped } = await content(spec, signal);
     for (let from = 0, part = 0; part === 0 || from < samples.length; from += UNIT_SAMPLES, part++) {
       const some = { samples: samples.slice(from, from + UNIT_SAMPLES), skipped: part === 0 ? skipped : [] };
       units.push({ name: `${shard}.${String(part).padStart(5, '0')}`, shard, spec, open: async () => some });
     }
   }
-  if (units.length === 0) throw new ConfigError(`there is nothing to score; ${KINDS}`);
+  if (units.length === 0) throw new ConfigError(`there is nothing to score; give ${COLLECTIONS}`);
   return units;
 }

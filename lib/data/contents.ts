@@ -29,7 +29,7 @@ export async function contentsOf(spec: SingleSourceSpec): Promise<string> {
     if (spec.type === 'folder') ({ names } = await walk(spec.path));
     else if (spec.type === 'webdataset') {
       [tar = ''] = [spec.tars].flat().flatMap(expandPaths);
-      names = (await indexTar(tar, () => undefined)).map(({ name }) => name);
+      names = (await indexTar(tar, { onDamage: () => undefined })).map(({ name }) => name);
     } else return spec.type === 'manifest' ? `a manifest needs ${wanted(spec.members)}` : '';
   } catch {
     return '';  // it was readable a moment ago; the sentence without this is right too

@@ -62,6 +62,9 @@ const MAGIC: [magic: string, at: number, kind: {
   ['\xfe\xff', 0, { name: 'UTF-16 text', id: 'utf16', command: (file) => `iconv -f UTF-16 -t UTF-8 ${file}` }],
 ];
 
+/** Ids of images, whether or not they can be read. */
+export const IMAGE_KINDS: ReadonlySet<string> = new Set(['jpg', 'png', 'gif', 'webp', 'avif', 'tif', 'bmp']);
+
 /** What to do with the kinds that are archives of another sort. */
 const REPACK = 'unpack it and name the folder, or pack the files as a .tar';
 

@@ -4,6 +4,8 @@
  * Files of one key, the path up to the first dot of its last part, belong together. `KEY.jpg`, `KEY.json` and `KEY.txt` are image and
  * captions; where there is none of them, the first `KEY.more.jpg` and so on stands in. Names that begin with a dot are left out.
  */
+import * as path from 'node:path';
+import { ConfigError } from '../errors.js';
 import { readableImage, unreadableImage, type Location } from './files.js';
 import type { TarEntry } from './tar.js';
 
@@ -107,10 +109,6 @@ export function groupMembers(file: string, entries: readonly TarEntry[], names: 
     if (!before || rank < before.rank) {
       if (before) (draft.extra ??= []).push({ name: before.name, part, rank: before.rank });
       draft[part] = member;
-    } else if (before.name === name) {
-      // As whoever unpacks the tar gets it.
-      draft[part] = member;
-      onLeftOut('a member whose name comes again later', `${name} at byte ${before.offset}`);
     } else (draft.extra ??= []).push({ name, part, rank });
   }
   for (const draft of drafts.values()) {
@@ -119,4 +117,55 @@ export function groupMembers(file: string, entries: readonly TarEntry[], names: 
       if (draft[part]!.rank === rank) onLeftOut('a second member of the same kind', name);
   }
   return drafts;
+}
+
+/**
+ * The images of a folder, each a sample of its own with the captions that are beside it; its key is its path from the folder on.
+ * An image without captions, `KEY.depth.png`, belongs to `KEY.jpg` where that has some, and is left out.
+ * @param names from `walk`
+ */
+export function* groupFiles(folder: string, names: readonly string[], members: MemberNames = {}): Generator<Draft> {
+  // Cameras and Windows write IMG.JPG and IMG.TXT; members of tars are taken in any case too.
+  const present = new Map(names.map((name) => [lowerExtension(name), name]));
+  const image = plain(members.image), caption = plain(members.caption);
+  const endings = caption === undefined ? ['json', 'txt'] : [caption, ...(caption.endsWith('json') ? [] : ['json'])];
+  const captionOf = (stem: string): boolean => endings.some((ending) => present.has(`${stem}.${ending}`));
+  const imageOf = (stem: string): boolean => kReadable.some((extension) => present.has(`${stem}.${extension}`));
+  for (const name of names) {
+    const suffix = suffixOf(name.replaceAll(path.sep, '/')), unread = unreadableImage(name);
+    if (image === undefined ? !readableImage(name) && unread === undefined : suffix !== image) continue;
+    // An image is named by itself here, so its stem ends at the last dot; not where a member was named.
+    const stem = image === undefined ? name.slice(0, -path.extname(name).length) : name.slice(0, -suffix.length - 1);
+    const key = stem.slice(0, stem.indexOf('.', stem.lastIndexOf(path.sep) + 1));
+    if (!captionOf(stem) && key !== '' && stem.startsWith(`${key}.`) && captionOf(key) && imageOf(key)) continue;
+    if (unread !== undefined && image === undefined) {
+      if (!imageOf(stem)) yield { key: name, unread };
+      continue;
+    }
+    const whole = { offset: 0, size: -1 }, draft: Draft = { key: name, image: { path: path.join(folder, name), name, rank: 0, ...whole } };
+    for (const ending of endings) {
+      const beside = present.get(`${stem}.${ending}`), part = ending.endsWith('json') ? 'json' : 'txt';
+      if (beside !== undefined)
+        draft[part] = { path: path.join(folder, beside), name: beside, rank: ending === (caption ?? ending) ? 0 : 1, ...whole };
+    }
+    yield draft;
+  }
+}
+
+const kReadable = ['jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'avif', 'gif', 'tif', 'tiff'];
+
+function lowerExtension(name: string): string {
+  const extension = path.extname(name);
+  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
+}
+
+/** Members from the command line, as `image=depth.png,caption=syn.txt`. Throws ConfigError. */
+export function parseMembers(given: string): MemberNames {
+  const names: MemberNames = {};
+  for (const one of given.split(',')) {
+    const [, part, name] = /^\s*(image|caption)=(.+?)\s*$/.exec(one) ?? [];
+    if (part === undefined) throw new ConfigError(`--members must be such as image=depth.png,caption=syn.txt but is ${given}`);
+    names[part as 'image'] = name!;
+  }
+  return names;
 }

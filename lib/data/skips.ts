@@ -54,7 +54,7 @@ export class SkipCounter {
    * @param maxSkips most skips allowed; default 1 % of the samples or 100, whichever is larger
    * @param note is told of the first skip of each kind when it happens, and then of every tenth, hundredth, ...
    */
-  constructor(readonly maxSkips?: Tolerance, private readonly note?: (message: string) => void) {
+  constructor(readonly maxSkips?: Tolerance, readonly note?: (message: string) => void) {
     if (maxSkips !== undefined) shareOf(maxSkips, 'maxSkips');
   }
 

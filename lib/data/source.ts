@@ -12,12 +12,12 @@ import { ConfigError, DataError } from '../errors.js';
 import type { ParsedCaptions } from './captions.js';
 import { contentsOf } from './contents.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, imageFault, NO_PATH, readableImage, readJson, unreadableImage, unreadReason, type Location } from './files.js';
+import { FileReader, imageFault, NO_PATH, readJson, unreadReason, type Location } from './files.js';
 import { checkHeap } from './heap.js';
 import { KeyList } from './keys.js';
 import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
 import { manifestFiles, manifestRows, type ManifestRow } from './manifest.js';
-import { groupMembers, suffixOf, type Draft, type Member, type MemberNames } from './members.js';
+import { groupFiles, groupMembers, type Draft, type Member, type MemberNames } from './members.js';
 import { fillMixture, type MixtureSpec } from './mixture.js';
 import { expandPaths } from './paths.js';
 import { CaptionError, describeSample, readCaptions, SampleSource, type CaptionLocation, type Sample } from './sample.js';
@@ -25,7 +25,8 @@ import type { Tolerance } from './skips.js';
 import { indexTar } from './tar.js';
 import { walk } from './walk.js';
 
-interface SourceChoice {
+/** What of a collection is used, and how. */
+export interface SourceChoice {
   /** Language of captions that do not say theirs. Default "en". */
   language?: string;
   /** A key list (`KeyList`): only the samples it names are used. */
@@ -222,7 +223,9 @@ class Indexer {
     this.options.signal?.throwIfAborted();
     const { skips } = this.source;
     let damage: { error: DataError; lost: readonly string[] | undefined } | undefined;
-    const entries = await indexTar(file, (error, lost) => { damage = { error, lost }; });
+    const entries = await indexTar(file, {
+      onDamage: (error, lost) => { damage = { error, lost }; }, ...(this.options.note ? { note: this.options.note } : {}),
+    });
     const group = (some: typeof entries, told: boolean): Map<string, Draft> => groupMembers(file, some, this.members,
       (reason, name) => { if (told) skips.add(reason, `${file}:${name}`); }, (key) => !this.keys || this.keys.has(file, key));
     const drafts = group(entries, true);
@@ -317,30 +320,13 @@ class Indexer {
   }
 
   private async folder(folder: string): Promise<void> {
-    const { names, unnamed } = await walk(folder), { skips } = this.source, { members } = this;
+    const { names, unnamed } = await walk(folder), { skips } = this.source;
     for (const name of unnamed) skips.add('the name is not UTF-8', path.join(folder, name));
-    // Cameras and Windows write IMG.JPG and IMG.TXT; members of tars are taken in any case too.
-    const present = new Map(names.map((name) => [lowerExtension(name), name]));
-    const named = members?.image?.replace(/^\./, '').toLowerCase(), caption = members?.caption?.replace(/^\./, '').toLowerCase();
-    for (const name of names) {
-      const suffix = suffixOf(name.replaceAll(path.sep, '/')), unread = unreadableImage(name);
-      if (named === undefined ? !readableImage(name) && unread === undefined : suffix !== named) continue;
-      if (this.keys && !this.keys.has(folder, name)) continue;
+    for (const draft of groupFiles(folder, names, this.members)) {
+      if (this.keys && !this.keys.has(folder, draft.key)) continue;
       await this.breathe();
-      // A sample's image is named by itself here, so its stem ends at the last dot; not where a member was named.
-      const stem = named === undefined ? name.slice(0, -path.extname(name).length) : name.slice(0, -suffix.length - 1);
-      const file = path.join(folder, name), whole = { offset: 0, size: -1, rank: 0 };
-      const draft: Draft = { key: name, image: { path: file, name, ...whole } };
-      for (const ending of caption === undefined ? ['json', 'txt'] : [caption, ...(caption.endsWith('json') ? [] : ['json'])]) {
-        const beside = present.get(`${stem}.${ending}`), part = ending.endsWith('json') ? 'json' : 'txt';
-        if (beside !== undefined) draft[part] = { path: path.join(folder, beside), name: beside, ...whole, rank: ending === (caption ?? ending) ? 0 : 1 };
-      }
-      if (draft.json === undefined && draft.txt === undefined && isMemberOfOther(stem, present)) continue;
-      if (unread !== undefined && named === undefined) {
-        if (!kReadable.some((extension) => present.has(`${stem}.${extension}`))) skips.add(unreadReason(unread), file);
-        continue;
-      }
-      const fault = imageFault(file);
+      const file = path.join(folder, draft.key);
+      const fault = draft.unread === undefined ? imageFault(file) : unreadReason(draft.unread);
       if (fault === undefined) this.finish(draft, file);
       else skips.add(fault, file);
     }
@@ -372,17 +358,4 @@ class Indexer {
 /** What a sample keeps of a member. */
 function placeOf({ path: file, offset, size }: Member): Location {
   return { path: file, offset, size };
-}
-
-function lowerExtension(name: string): string {
-  const extension = path.extname(name);
-  return name.slice(0, name.length - extension.length) + extension.toLowerCase();
-}
-
-const kReadable = ['jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'avif', 'gif', 'tif', 'tiff'];
-
-/** Whether an image without captions, `KEY.depth.png`, is beside the `KEY.jpg` whose sample it belongs to. */
-function isMemberOfOther(stem: string, present: ReadonlyMap<string, string>): boolean {
-  const slash = stem.lastIndexOf(path.sep) + 1, dot = stem.indexOf('.', slash);
-  return dot > slash && kReadable.some((extension) => present.has(`${stem.slice(0, dot)}.${extension}`));
 }

@@ -26,12 +26,17 @@ export interface TarEntry {
   fault?: string;
 }
 
-/**
- * Called with what is wrong with a damaged archive, which then counts as ended there.
- * @param lost names of the files behind the damage, as far as headers are found; undefined when bytes are missing, so that
- *   nobody can say
- */
-export type OnDamage = (error: DataError, lost: readonly string[] | undefined) => void;
+/** Options of `indexTar`. */
+export interface TarOptions {
+  /**
+   * Called with what is wrong with a damaged archive, which then counts as ended there.
+   * @param lost names of the files behind the damage, as far as headers are found; undefined when bytes are missing, so that
+   *   nobody can say
+   */
+  onDamage?: (error: DataError, lost: readonly string[] | undefined) => void;
+  /** Is told of names that come more than once. */
+  note?: (message: string) => void;
+}
 
 /** A file that is no tar archive at all, whatever it is called: no damage, and no matter of tolerance. */
 class NoTar extends DataError {}
@@ -45,13 +50,14 @@ const ZEROS = Buffer.alloc(kBlock);
 /**
  * Lists the files of a local tar archive with their byte ranges: regular ones, and links to them, which have the content of
  * what they link to. Folders and devices are left out; of a file whose content is not there as it is (`fault`) the name alone.
+ * Of a name that comes more than once the last is meant, as whoever unpacks the archive gets it.
  *
  * @param file path of the archive (not compressed)
  * @returns the entries in the order of the archive
  * @throws DataError when the file is missing or no tar archive (the message says what it is, if known), or when it is
  *   damaged or truncated (the message has the byte offset) and there is no `onDamage`; IoError when it cannot be read
  */
-export async function indexTar(file: string, onDamage?: OnDamage): Promise<TarEntry[]> {
+export async function indexTar(file: string, options: TarOptions = {}): Promise<TarEntry[]> {
   let handle: fs.promises.FileHandle;
   try {
     handle = await openInput(file);
@@ -61,7 +67,7 @@ export async function indexTar(file: string, onDamage?: OnDamage): Promise<TarEn
   try {
     const archive = new Archive(handle, file, (await handle.stat()).size);
     await archive.checkKind();
-    return await archive.list(onDamage);
+    return await archive.list(options);
   } catch (cause) {
     throw fileError(cause, 'read', file);
   } finally {
@@ -94,7 +100,7 @@ class Archive {
       throw new NoTar(`${this.file}: is no tar archive; check the file`);
   }
 
-  async list(onDamage: OnDamage | undefined): Promise<TarEntry[]> {
+  async list({ onDamage, note }: TarOptions): Promise<TarEntry[]> {
     const entries: TarEntry[] = [], lost: TarEntry[] = [];
     let fault: TarFault | undefined, known = true;
     for (let from: number | undefined = 0, into = entries; from !== undefined;) {
@@ -111,7 +117,9 @@ class Archive {
     }
     if (fault) onDamage!(fault, known ? lost.map(({ name }) => name) : undefined);
     this.#follow(entries);
-    return entries;
+    const last = new Map(entries.map((entry) => [entry.name, entry])), again = entries.length - last.size;
+    if (again > 0) note?.(`${this.file}: ${again} of ${entries.length} members come again later by the same name; the last one counts`);
+    return [...last.values()];
   }
 
   /** `size` bytes at `at`, from the window when they are in it; fewer at the end of the file. */
