@@ -5,11 +5,12 @@
 import { z } from 'zod';
 import { FileReader } from '../data/files.js';
 import type { ImageInput } from '../data/input.js';
+import { hasImages, wanted } from '../data/manifest.js';
 import { SkipCounter } from '../data/skips.js';
 import { describeSample, readCaptions } from '../data/sample.js';
 import { openSource, type SourceSpec } from '../data/source.js';
 import type { Encoder } from '../encoder.js';
-import { ConfigError } from '../errors.js';
+import { ConfigError, DataError } from '../errors.js';
 import { readInput, reasonOf } from '../io/files.js';
 import { openTable, type Table } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
@@ -86,6 +87,10 @@ export async function* readRecords(input: SourceSpec, skips: SkipCounter): Async
   if (input.type === 'manifest' && typeof input.path === 'string' && /\.parquet$/i.test(input.path)) {
     const table = await openTable(input.path);
     if (table.columns.includes('key')) return yield* tableRecords(input.path, table);
+    if (!hasImages(table.columns, input.members)) {
+      throw new DataError(`${input.path}: expected a column "key", or ${wanted(input.members)}, but its columns are ` +
+        table.columns.join(', '));
+    }
   }
   const source = await openSource(input, { ...(skips.maxSkips === undefined ? {} : { maxSkips: skips.maxSkips }), ...(skips.note ? { note: skips.note } : {}) });
   const reader = new FileReader();

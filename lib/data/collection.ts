@@ -20,5 +20,6 @@ export function collectionOf(path: string, choice: SourceChoice = {}): SourceSpe
   if (MANIFEST.test(path)) return { type: 'manifest', path: full, ...choice };
   const kind = /\.tar$/i.test(path) ? undefined : kindOf(headOf(path), path);
   if (/\.tar$/i.test(path) || kind?.id === 'tar') return { type: 'webdataset', tars: [full], ...choice };
-  throw new DataError(`${path}: ${kind ? isKind(kind) : `is no collection of images with captions; give ${COLLECTIONS}`}`);
+  const what = kind ? isKind(kind) : 'is no collection of images with captions';
+  throw new DataError(`${path}: ${what}${kind && kind.remedy !== '' ? '' : `; give ${COLLECTIONS}`}`);
 }

@@ -82,14 +82,21 @@ export function wanted({ image, caption }: MemberNames = {}): string {
     `${caption === undefined ? list(kCaptions) : `"${caption}"`} with its captions (members of the source names others)`;
 }
 
-/** Which of the columns has the images and which ones the captions. Throws DataError when there are none. */
-function chooseColumns(file: string, columns: readonly string[], members: MemberNames = {}): { image: string; captions: string[] } {
+/** Which of the columns has the images and which ones the captions; undefined when there are none. */
+function columnsOf(columns: readonly string[], members: MemberNames = {}): { image: string; captions: string[] } | undefined {
   const image = members.image ?? kImages.find((name) => columns.includes(name));
   let captions = (members.caption === undefined ? kCaptions : [members.caption]).filter((name) => columns.includes(name));
   if (captions.length === 0 && image === 'filepath' && columns.includes(kTitle)) captions = [kTitle];
-  if (image === undefined || !columns.includes(image) || captions.length === 0)
-    throw new DataError(`${file}: a manifest needs a column ${wanted(members)}, but the columns are ${columns.join(', ') || 'none'}`);
-  return { image, captions };
+  return image === undefined || !columns.includes(image) || captions.length === 0 ? undefined : { image, captions };
+}
+
+/** Whether a table with these columns is a manifest. */
+export const hasImages = (columns: readonly string[], members?: MemberNames): boolean => columnsOf(columns, members) !== undefined;
+
+function chooseColumns(file: string, columns: readonly string[], members: MemberNames | undefined): { image: string; captions: string[] } {
+  const found = columnsOf(columns, members);
+  if (!found) throw new DataError(`${file}: a manifest needs a column ${wanted(members)}, but the columns are ${columns.join(', ') || 'none'}`);
+  return found;
 }
 
 /** A row with the captions under the names that are read everywhere. */

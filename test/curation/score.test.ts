@@ -204,6 +204,6 @@ test('a folder of scores takes one model and one way of scoring', async () => {
   expect(await code(() => scoreUnits([at('none.tar')]))).toBe('ERR_DATA');
   expect(await code(() => scoreUnits([model, `${model}/`]))).toBe('ERR_CONFIG');
   await sharp(await picture(1)).toFile(at('alone.png'));
-  expect(await code(() => scoreUnits([at('alone.png')]))).toBe('ERR_CONFIG');
+  expect(await code(() => scoreUnits([at('alone.png')]))).toBe('ERR_DATA');
   expect((await score(tars.slice(0, 2), 'claimed')).resumed).toBe(1);
 });

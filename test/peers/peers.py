@@ -117,7 +117,9 @@ def benchmark():
 
     raw = np.fromfile(request["images"], np.uint8).reshape(-1, size, size, 3)
     x = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.tensor(request["targets"])), batch_size=64)
+    pairs = torch.utils.data.TensorDataset(x, torch.tensor(request["targets"]))
+    pairs.classes = names
+    loader = torch.utils.data.DataLoader(pairs, batch_size=64)
     tokenize = lambda t: tokenizer(t, padding="max_length", max_length=request["length"], truncation=True, return_tensors="pt")["input_ids"]
     found = evaluate(Clip(), loader, tokenize, names, ["{c}"], "cpu", amp=False)
     return {"top1": found["acc1"]}
