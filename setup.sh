@@ -130,6 +130,6 @@ fi
 # --- TypeScript
 if is_checkout; then
   note "TypeScript"
-  tsc
+  npm run --silent build:ts
 fi
 note "ready"

@@ -21,7 +21,7 @@ import { ParamStore } from '../lib/model/params.js';
 import { RecordedStep } from '../lib/record.js';
 import { backward, noGrad, requireGrad } from '../lib/tape.js';
 import { deviceName, empty, memory, resetPeak, scope, synchronize, tensor, zeros, type DeviceName, type Tensor } from '../lib/tensor.js';
-import { AdamW } from '../lib/train/optimizer.js';
+import { AdamW } from '../lib/optim/optimizer.js';
 import { circumstances, matmulRate, save } from './measure.js';
 
 type Times = { forward?: number; both: number };

@@ -8,11 +8,11 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { buildEvalSets, candidateNames, type EvalSet, type EvalSuite } from '../lib/data/evalset.js';
+import { buildEvalSets, candidateNames, type EvalSet, type EvalSuite } from '../lib/eval/sets.js';
 import { buildEmojiDataset } from '../lib/data/datasets/emoji.js';
-import { loadTokenizer, type GemmaTokenizer } from '../lib/data/tokenizer.js';
-import { embedImages, embedTexts } from '../lib/eval/embed.js';
-import { evaluateLanguage } from '../lib/eval/retrieval.js';
+import { loadTokenizer, type GemmaTokenizer } from '../lib/text/tokenizer.js';
+import { embedImages, embedTexts } from '../lib/inference/embed.js';
+import { evaluateLanguage } from '../lib/inference/retrieval.js';
 import { modelConfig } from '../lib/model/config.js';
 import { imageFlops, textFlops } from '../lib/model/flops.js';
 import { listCheckpoints } from '../lib/train/checkpoint.js';

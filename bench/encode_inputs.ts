@@ -1,9 +1,9 @@
 /** What happens before the model: decoding and resizing beside sharp's decoding alone, and the tokenizer. */
 import sharp from 'sharp';
-import { decodeInput } from '../lib/data/input.js';
-import { processorOf } from '../lib/data/processor.js';
-import { Resizer } from '../lib/data/resizer.js';
-import { loadTokenizer } from '../lib/data/tokenizer.js';
+import { decodeInput } from '../lib/image/input.js';
+import { processorOf } from '../lib/image/processor.js';
+import { Resizer } from '../lib/image/resizer.js';
+import { loadTokenizer } from '../lib/text/tokenizer.js';
 import { median } from './measure.js';
 
 /** A photograph's statistics, roughly: smooth shapes with some noise. */

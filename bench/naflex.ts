@@ -4,7 +4,7 @@
  * ratio.
  */
 import { parseArgs } from 'node:util';
-import { checkNaflexBatch, naflexGrid, type NaflexBatch } from '../lib/data/naflex.js';
+import { checkNaflexBatch, naflexGrid, type NaflexBatch } from '../lib/image/naflex.js';
 import { encoder } from '../lib/model/block.js';
 import { modelConfig } from '../lib/model/config.js';
 import { mapPool } from '../lib/model/pool.js';

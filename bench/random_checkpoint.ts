@@ -1,7 +1,7 @@
 /** Checkpoints of full size with random weights, for benchmarks that must not depend on a download. */
-import { saveHfFolder } from '../lib/io/hf.js';
+import { saveHfFolder } from '../lib/checkpoints/hf.js';
 import type { ModelConfig } from '../lib/model/config.js';
-import { parameterShapes } from '../lib/model/parameters.js';
+import { parameterShapes } from '../lib/model/shapes.js';
 import { seeded } from '../test/io/fuzz.js';
 
 /** Writes a checkpoint of this shape with plausible values, tensor by tensor: the model itself would take long to start. */

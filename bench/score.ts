@@ -16,10 +16,10 @@ import { scoreCollection } from '../lib/curation/score.js';
 import { openUnit, readSettings } from '../lib/curation/score_table.js';
 import { scoreUnits } from '../lib/curation/score_units.js';
 import { DataLoader } from '../lib/data/loader.js';
-import { Random } from '../lib/data/random.js';
+import { Random } from '../lib/random.js';
 import { openSource } from '../lib/data/source.js';
-import { TarWriter } from '../lib/data/tar_writer.js';
-import { load } from '../lib/encoder.js';
+import { TarWriter } from '../lib/io/tar_writer.js';
+import { load } from '../lib/encoder/encoder.js';
 import { listCheckpoints } from '../lib/train/checkpoint.js';
 import { circumstances, save } from './measure.js';
 

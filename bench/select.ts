@@ -3,7 +3,7 @@
  * `--super 65536 --batch 32768 --chunks 16 --dim 768 [--dtype bf16] [--device cuda]`
  */
 import { parseArgs } from 'node:util';
-import { selectBatch } from '../lib/curation/select.js';
+import { selectBatch } from '../lib/train/selection/select.js';
 import type { PairEmbeddings } from '../lib/ops/pair_scores.js';
 import { memory, resetPeak, synchronize, tensor, type DeviceName } from '../lib/tensor.js';
 import { generator, toBf16 } from '../test/harness.js';

@@ -13,8 +13,10 @@ import { native } from '../lib/native.js';
 import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
 import { RecordedStep } from '../lib/record.js';
 import { backward } from '../lib/tape.js';
-import { activeThreads, deviceName, memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName, type Tensor } from '../lib/tensor.js';
-import { AdamW } from '../lib/train/optimizer.js';
+import {
+  activeThreads, deviceName, memory, resetPeak, scope, synchronize, takeProfile, tensor, type DeviceName, type Tensor,
+} from '../lib/tensor.js';
+import { AdamW } from '../lib/optim/optimizer.js';
 import { circumstances, matmulRate, save } from './measure.js';
 import { TorchStep } from './peers/pytorch/peer.js';
 

@@ -5,7 +5,7 @@
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
-import { load } from '../lib/encoder.js';
+import { load } from '../lib/encoder/encoder.js';
 import { smallCheckpoint } from '../test/encoder_support.js';
 
 /** What a Worker runs: encodes without end, saying so once it is at it. */
@@ -20,7 +20,7 @@ const WORKER = `
 
 /** Four Workers at once, terminated while they compute, `cycles` times. */
 export async function terminateWorkers(model: string, cycles: number, workers = 4): Promise<void> {
-  const encoder = new URL('../lib/encoder.js', import.meta.url).href;
+  const encoder = new URL('../lib/encoder/encoder.js', import.meta.url).href;
   for (let i = 0; i < cycles; i++)
     await Promise.all(Array.from({ length: workers }, async (_, w) => {
       const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(WORKER)}`), { workerData: { model, encoder } });

@@ -1,8 +1,8 @@
 /** Augmented views for self-distillation: samples and views a second on one core, and the share of each transform. */
 import { parseArgs } from 'node:util';
-import type { RawImage } from '../lib/data/image.js';
-import { gaussianBlur, hue } from '../lib/data/photometric.js';
-import { emptyViews, makeViews, viewsConfig, viewTargets } from '../lib/data/views.js';
+import type { RawImage } from '../lib/image/image.js';
+import { gaussianBlur, hue } from '../lib/image/photometric.js';
+import { emptyViews, makeViews, viewsConfig, viewTargets } from '../lib/image/views.js';
 import { resizeImage } from '../lib/native.js';
 import { circumstances, save } from './measure.js';
 

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 python=$1
 shift
 "$python" -c 'import numpy, PIL, scipy, torch' || { echo "goldens: $python lacks one of torch, numpy, scipy, Pillow" >&2; exit 2; }
-npx tsc
+npm run --silent build:ts
 if [ $# = 0 ]; then
   mapfile -t tests < <(grep -rlE 'oracle.js|makeCheckpoints' dist/test --include='*.test.js')
   set -- "${tests[@]}"

@@ -4,7 +4,7 @@ import { Siglip2Model } from '../lib/model/siglip2.js';
 import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
 import { backward } from '../lib/tape.js';
 import { activeThreads, scope, tensor } from '../lib/tensor.js';
-import { AdamW } from '../lib/train/optimizer.js';
+import { AdamW } from '../lib/optim/optimizer.js';
 
 /** All parameters of a small model after eight steps, step i with `holds[i % holds.length]` threads at work. */
 export async function trainedBytes(dtype: 'f32' | 'bf16', holds: readonly number[]): Promise<Uint8Array> {

@@ -10,7 +10,7 @@ import { sigmoidLoss } from '../lib/ops/sigmoid_loss.js';
 import { RecordedStep } from '../lib/record.js';
 import { backward } from '../lib/tape.js';
 import { empty, liveCount, type DeviceName } from '../lib/tensor.js';
-import { AdamW } from '../lib/train/optimizer.js';
+import { AdamW } from '../lib/optim/optimizer.js';
 import { generator } from './harness.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;

@@ -2,7 +2,9 @@
 import { afterAll, expect, test } from '@jest/globals';
 import { embedding } from '../lib/ops/embedding.js';
 import { softmaxCrossEntropy } from '../lib/ops/softmax_cross_entropy.js';
-import { deviceName, empty, liveCount, memory, setDebug, setMemoryLimit, synchronize, tensor, zeros, type DeviceName } from '../lib/tensor.js';
+import {
+  deviceName, empty, liveCount, memory, setDebug, setMemoryLimit, synchronize, tensor, zeros, type DeviceName,
+} from '../lib/tensor.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;
 afterAll(() => expect(liveCount()).toBe(0));

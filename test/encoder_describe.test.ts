@@ -1,11 +1,11 @@
 /** Captions and boxes through the encoder: against the plain decoding of lib/model, and independent of the batch. */
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { decoderSequences } from '../lib/data/sequences.js';
-import { load, type Encoder } from '../lib/encoder.js';
+import { decoderSequences } from '../lib/text/sequences.js';
+import { load, type Encoder } from '../lib/encoder/encoder.js';
 import { location, phrasesFor } from '../lib/encoder/describe.js';
-import { tokenizerOf } from '../lib/model/tokenizer.js';
+import { tokenizerOf } from '../lib/checkpoints/tokenizer.js';
 import { decode } from '../lib/model/decode.js';
-import { loadModel } from '../lib/model/files.js';
+import { loadModel } from '../lib/checkpoints/load.js';
 import type { Siglip2Model } from '../lib/model/siglip2.js';
 import { resizeImage } from '../lib/native.js';
 import { noGrad } from '../lib/tape.js';

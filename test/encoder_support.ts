@@ -2,9 +2,9 @@
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { collectIds, loadTokenizer } from '../lib/data/tokenizer.js';
-import { VocabMap } from '../lib/data/vocab.js';
-import { modelFiles } from '../lib/model/files.js';
+import { collectIds, loadTokenizer } from '../lib/text/tokenizer.js';
+import { VocabMap } from '../lib/text/vocab.js';
+import { modelFiles } from '../lib/checkpoints/load.js';
 import { modelConfig, type ModelOverrides } from '../lib/model/config.js';
 import { Siglip2Model } from '../lib/model/siglip2.js';
 

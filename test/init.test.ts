@@ -1,5 +1,5 @@
 import { afterAll, expect, test } from '@jest/globals';
-import type { Init } from '../lib/model/parameters.js';
+import type { Init } from '../lib/ops/init.js';
 import { initialize } from '../lib/ops/init.js';
 import { empty, liveCount } from '../lib/tensor.js';
 

@@ -9,7 +9,7 @@ import { ParamStore } from '../lib/model/params.js';
 import { RecordedStep } from '../lib/record.js';
 import { backward } from '../lib/tape.js';
 import { empty, liveCount, memory, scope, tensor, type DeviceName } from '../lib/tensor.js';
-import { AdamW } from '../lib/train/optimizer.js';
+import { AdamW } from '../lib/optim/optimizer.js';
 import { normal } from './harness.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;

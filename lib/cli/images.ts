@@ -1,14 +1,15 @@
 /** The images that a command line names: files, patterns, folders, tar archives. */
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { FileReader, readableImage, unreadReason } from '../data/files.js';
-import type { ImageInput } from '../data/input.js';
-import { expandPaths } from '../data/paths.js';
-import { headOf, IMAGE_KINDS, isKind, kindOf } from '../data/kinds.js';
+import { FileReader } from '../io/reader.js';
+import { readableImage, unreadReason } from '../image/names.js';
+import type { ImageInput } from '../image/input.js';
+import { expandPaths } from '../fs/paths.js';
+import { headOf, IMAGE_KINDS, isKind, kindOf } from '../fs/kinds.js';
 import { groupFiles, groupMembers, parseMembers, type MemberNames } from '../data/members.js';
-import { SkipCounter } from '../data/skips.js';
-import { indexTar } from '../data/tar.js';
-import { walk } from '../data/walk.js';
+import { SkipCounter } from '../fs/skips.js';
+import { indexTar } from '../io/tar.js';
+import { walk } from '../fs/walk.js';
 import { ConfigError, DataError } from '../errors.js';
 
 /** One image; its bytes are read when it is its turn. */

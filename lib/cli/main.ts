@@ -1,33 +1,26 @@
 #!/usr/bin/env node
 /** The `siglip2` command: finds the command's file, prints errors as one sentence, sets the exit status. */
 import { Siglip2Error } from '../errors.js';
+import type { Command } from './command.js';
 import { hearSignals, outliveReaders } from './signals.js';
 
-/** One command: lib/cli/<name>.ts exports one of these. */
-export interface Command {
-  usage: string;
-  summary: string;
-  /** Returns the exit status. */
-  run(args: string[]): Promise<number>;
-}
-
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
-  train: () => import('./train.js'),
-  plan: () => import('./plan.js'),
-  eval: () => import('./eval.js'),
-  embed: () => import('./embed.js'),
-  classify: () => import('./classify.js'),
-  search: () => import('./search.js'),
-  caption: () => import('./caption.js'),
-  locate: () => import('./locate.js'),
-  score: () => import('./score.js'),
-  filter: () => import('./filter.js'),
-  convert: () => import('./convert.js'),
-  export: () => import('./export.js'),
-  info: () => import('./info.js'),
-  dataset: () => import('./dataset.js'),
-  debias: () => import('./debias.js'),
-  quickstart: () => import('./quickstart.js'),
+  train: () => import('./commands/train.js'),
+  plan: () => import('./commands/plan.js'),
+  eval: () => import('./commands/eval.js'),
+  embed: () => import('./commands/embed.js'),
+  classify: () => import('./commands/classify.js'),
+  search: () => import('./commands/search.js'),
+  caption: () => import('./commands/caption.js'),
+  locate: () => import('./commands/locate.js'),
+  score: () => import('./commands/score.js'),
+  filter: () => import('./commands/filter.js'),
+  convert: () => import('./commands/convert.js'),
+  export: () => import('./commands/export.js'),
+  info: () => import('./commands/info.js'),
+  dataset: () => import('./commands/dataset.js'),
+  debias: () => import('./commands/debias.js'),
+  quickstart: () => import('./commands/quickstart.js'),
 };
 
 async function help(): Promise<string> {

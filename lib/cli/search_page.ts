@@ -1,8 +1,8 @@
 /** The page of `siglip2 search`: every query's pictures in a grid, self-contained. */
 import { pathToFileURL } from 'node:url';
 import sharp from 'sharp';
-import { escape } from '../eval/report_parts.js';
-import { STYLE } from '../eval/report_style.js';
+import { escape } from '../eval/report/parts.js';
+import { STYLE } from '../eval/report/style.js';
 
 export interface SearchResult {
   query: string;

@@ -15,7 +15,7 @@
  * off the tolerance until later samples have paid it, so the constraints hold over the stream as a whole and not only
  * for its last samples.
  */
-import { permutation, Random, Stream } from '../data/random.js';
+import { permutation, Random, Stream } from '../random.js';
 import { ConfigError } from '../errors.js';
 
 /** Attributes that are compared with each other, such as the perceived genders. */

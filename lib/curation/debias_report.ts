@@ -1,6 +1,6 @@
 /** What a de-biasing run says: a text for the terminal and a page, with the same figures. */
-import { STYLE } from '../eval/report_style.js';
-import { escape } from '../eval/report_parts.js';
+import { STYLE } from '../eval/report/style.js';
+import { escape } from '../eval/report/parts.js';
 import { over, type Bias, type BiasTally } from './debias.js';
 
 export interface DebiasReport {

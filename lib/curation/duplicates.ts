@@ -2,7 +2,7 @@
  * Images that are the same, by the hash of their bytes, or look the same, by their embeddings. The search over embeddings
  * is exact: blocks of a matrix product, on any device, and nothing of the size of all pairs in memory.
  */
-import { scores } from '../eval/retrieval.js';
+import { scores } from '../inference/retrieval.js';
 import { f16ToF32 } from '../io/half.js';
 import type { DeviceName } from '../tensor.js';
 

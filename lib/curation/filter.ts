@@ -1,16 +1,17 @@
 /** Choosing rows of a scored collection, and writing what was chosen: a key list, or new tars. */
 import { existsSync } from 'node:fs';
 import { extname, join } from 'node:path';
-import { FileReader, readableImage } from '../data/files.js';
-import { kindOf } from '../data/kinds.js';
-import { keyLines } from '../data/keys.js';
+import { FileReader } from '../io/reader.js';
+import { readableImage } from '../image/names.js';
+import { kindOf } from '../fs/kinds.js';
+import { keyLines } from '../fs/keys.js';
 import type { Sample } from '../data/sample.js';
 import { memberKey } from '../data/members.js';
-import { indexTar } from '../data/tar.js';
-import { TarWriter } from '../data/tar_writer.js';
-import { decodeText, parseJson } from '../data/text.js';
+import { indexTar } from '../io/tar.js';
+import { TarWriter } from '../io/tar_writer.js';
+import { decodeText, parseJson } from '../text/decode_text.js';
 import { ConfigError, DataError } from '../errors.js';
-import { makeFolder, writeFileAtomic } from '../io/files.js';
+import { makeFolder, writeFileAtomic } from '../fs/files.js';
 import { openTable } from '../io/parquet.js';
 import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';

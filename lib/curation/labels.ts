@@ -3,15 +3,16 @@
  * about the picture. Samples come from image collections or from tables in parquet.
  */
 import { z } from 'zod';
-import { FileReader } from '../data/files.js';
-import type { ImageInput } from '../data/input.js';
-import { hasImages, wanted } from '../data/manifest.js';
-import { SkipCounter } from '../data/skips.js';
+import { FileReader } from '../io/reader.js';
+import type { ImageInput } from '../image/input.js';
+import { hasImages, wanted } from '../data/sources/manifest.js';
+import { SkipCounter } from '../fs/skips.js';
 import { describeSample, readCaptions } from '../data/sample.js';
-import { openSource, type SourceSpec } from '../data/source.js';
-import type { Encoder } from '../encoder.js';
+import { openSource } from '../data/source.js';
+import type { SourceSpec } from '../data/spec.js';
+import type { Encoder } from '../encoder/encoder.js';
 import { ConfigError, DataError } from '../errors.js';
-import { readInput, reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../fs/files.js';
 import { openTable, type Table } from '../io/parquet.js';
 import type { DebiasOptions, Labels } from './debias.js';
 

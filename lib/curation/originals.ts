@@ -1,5 +1,5 @@
 /** The samples behind rows of scores, found again in their tars, folders and manifests. */
-import { KeyList } from '../data/keys.js';
+import { KeyList } from '../fs/keys.js';
 import type { Sample } from '../data/sample.js';
 import { openSource } from '../data/source.js';
 import { DataError } from '../errors.js';

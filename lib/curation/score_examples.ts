@@ -1,8 +1,8 @@
 /** From a merged collection to its report: chooses the rows that stand for the percentiles and fetches their pictures. */
 import { join } from 'node:path';
 import sharp from 'sharp';
-import { FileReader } from '../data/files.js';
-import { writeFileAtomic } from '../io/files.js';
+import { FileReader } from '../io/reader.js';
+import { writeFileAtomic } from '../fs/files.js';
 import type { MergeSummary } from './merge.js';
 import { originalSamples } from './originals.js';
 import {

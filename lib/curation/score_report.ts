@@ -1,6 +1,6 @@
 /** The report on a scored collection: one HTML file without network or script, light and dark, for phones too. */
-import { bar, escape, grouped, locale } from '../eval/report_parts.js';
-import { STYLE } from '../eval/report_style.js';
+import { bar, escape, grouped, locale } from '../eval/report/parts.js';
+import { STYLE } from '../eval/report/style.js';
 import { FLAGS, type Flag } from './score_table.js';
 
 /** A picture with its caption. */

@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { readJson } from '../data/files.js';
+import { readJson } from '../fs/files.js';
 import { DataError } from '../errors.js';
 import { f32ToF16 } from '../io/half.js';
 import { openTable, writeTable, type ColumnType, type Columns, type Table } from '../io/parquet.js';

@@ -4,10 +4,11 @@
  */
 import { basename, resolve } from 'node:path';
 import { collectionOf, COLLECTIONS } from '../data/collection.js';
-import { expandPaths } from '../data/paths.js';
+import { expandPaths } from '../fs/paths.js';
 import type { Sample } from '../data/sample.js';
-import type { Skipped } from '../data/skips.js';
-import { openSource, type SourceChoice, type SourceSpec } from '../data/source.js';
+import type { Skipped } from '../fs/skips.js';
+import { openSource } from '../data/source.js';
+import type { SourceChoice, SourceSpec } from '../data/spec.js';
 import { ConfigError } from '../errors.js';
 
 /** The samples of a unit, and what was left out while they were indexed. */

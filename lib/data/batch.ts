@@ -1,7 +1,74 @@
 /** Parts of a batch: the samples that selection chooses, the halves of a NaFlex batch that is too long, micro-batches. */
-import type { Batch } from './loader.js';
-import type { SizedNaflexBatch } from './naflex_lengths.js';
-import type { ViewBatch } from './views.js';
+
+
+import type { NaflexBatch } from '../image/naflex.js';
+import type { ViewBatch } from '../image/views.js';
+import type { Drawn } from './mixture.js';
+import type { DecoderSequence } from '../text/sequences.js';
+
+/** A packed batch and the length that was drawn for it. */
+export type SizedNaflexBatch = NaflexBatch & { length: number };
+
+/** The content of a batch. */
+export interface BuiltBatch {
+  images: Uint8Array;
+  ids: Int32Array;
+  /** How many of the captions are longer than a row of `ids`. */
+  cut?: number;
+  keys: string[];
+  langs: string[];
+  texts: string[];
+  samples: Int32Array;
+  classes?: Int32Array;
+  /** Where the loader was asked for views. */
+  views?: ViewBatch;
+  sequences?: (DecoderSequence | null)[][];
+  /** The images at every other side asked for, (B, s, s, 3) each. */
+  resized?: Uint8Array[];
+  /** Where the loader was asked for NaFlex images; `images` is empty then. */
+  naflex?: SizedNaflexBatch;
+}
+
+/** One batch. B images, C captions per image, L ids per caption. */
+export interface Batch extends BuiltBatch {
+  /** (B, S, S, 3) sRGB bytes. */
+  images: Uint8Array;
+  /**
+   * (C*B, L): the first B rows are each image's first caption, the next B rows its second. Empty
+   * without tokenizer.
+   */
+  ids: Int32Array;
+  /** B. */
+  size: number;
+  /** (B) names of the samples. */
+  keys: string[];
+  /** (C*B) language of each caption. */
+  langs: string[];
+  /** (C*B) the captions. */
+  texts: string[];
+  /** (B) positions in the collection. */
+  samples: Int32Array;
+  /** (B) class ids, -1 for none; where the collection has classes. */
+  classes?: Int32Array;
+  /**
+   * Sequences for the caption decoder, where asked for: aref, gcap and cap (of the first caption),
+   * B of each; null where a sample has no region. Goes to `captionBatch`.
+   */
+  sequences?: (DecoderSequence | null)[][];
+  /**
+   * To train on the last `count` images at another side: all images at that side, (B, side, side, 3).
+   * The loader never sets it.
+   */
+  coarse?: { count: number; side: number; images: Uint8Array };
+  /** Number of the batch since the start of training, from 0. */
+  index: number;
+  /** Epoch, from 0. */
+  epoch: number;
+  /** Milliseconds `next` had to wait for it. */
+  waitMs: number;
+  /** Of a mixture: what was drawn since the start of training, this batch included. */
+  drawn?: Drawn;
+}
 
 /** How some of the B samples of a batch are taken out of its fields. */
 interface Taking {

@@ -2,9 +2,9 @@
 import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { DataError } from '../errors.js';
-import { headOf, isKind, kindOf } from './kinds.js';
-import { MANIFEST } from './manifest.js';
-import type { SourceChoice, SourceSpec } from './source.js';
+import { headOf, isKind, kindOf } from '../fs/kinds.js';
+import { MANIFEST } from './sources/manifest.js';
+import type { SourceChoice, SourceSpec } from './spec.js';
 
 /** What can be named, for sentences that ask for it. */
 export const COLLECTIONS = '.tar shards, folders, or .jsonl, .csv, .tsv or .parquet manifests';

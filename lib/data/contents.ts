@@ -1,11 +1,11 @@
 /** What lies where no sample was found, for the sentence that says so. */
-import { readableImage, unreadableImage } from './files.js';
-import { MANIFEST, wanted } from './manifest.js';
-import { isHidden } from './members.js';
-import { expandPaths } from './paths.js';
-import type { SingleSourceSpec } from './source.js';
-import { indexTar } from './tar.js';
-import { walk } from './walk.js';
+import { readableImage, unreadableImage } from '../image/names.js';
+import { MANIFEST, wanted } from './sources/manifest.js';
+import { isHidden } from '../fs/walk.js';
+import { expandPaths } from '../fs/paths.js';
+import type { SingleSourceSpec } from './spec.js';
+import { indexTar } from '../io/tar.js';
+import { walk } from '../fs/walk.js';
 
 /** Files that are counted: enough to see what a folder is about. */
 const MOST = 100_000;

@@ -1,6 +1,6 @@
 /** What tells one collection from another for a run that continues: its samples in their order, and their captions. */
 import { createHash, type Hash } from 'node:crypto';
-import type { Caption } from './captions.js';
+import type { Caption } from '../text/captions.js';
 
 /** Samples whose text is hashed at a time. */
 const BATCH = 256;

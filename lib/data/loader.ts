@@ -8,61 +8,15 @@
  */
 import { availableCores } from '../cores.js';
 import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
-import {
-  Progress,
-  stageNames,
-  type BuilderConfig,
-  type BuilderReply,
-  type BuiltBatch,
-} from './builder.js';
+import { Progress, stageNames, type BuilderConfig, type BuilderReply } from './batch_builder.js';
+import type { Batch, BuiltBatch } from './batch.js';
 import { builderConfig, checkLoaderOptions, type LoaderOptions } from './loader_options.js';
-import type { DrawAccount, Drawn, MixtureState } from './mixture.js';
+import type { DrawAccount, MixtureState } from './mixture.js';
 import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
-import { localSite, threadSite, type Site } from './site.js';
-import { SkipCounter } from './skips.js';
-import type { DecoderSequence } from './sequences.js';
-import { describeSample, type Sample, type SampleSource } from './sample.js';
-
-/** One batch. B images, C captions per image, L ids per caption. */
-export interface Batch extends BuiltBatch {
-  /** (B, S, S, 3) sRGB bytes. */
-  images: Uint8Array;
-  /**
-   * (C*B, L): the first B rows are each image's first caption, the next B rows its second. Empty
-   * without tokenizer.
-   */
-  ids: Int32Array;
-  /** B. */
-  size: number;
-  /** (B) names of the samples. */
-  keys: string[];
-  /** (C*B) language of each caption. */
-  langs: string[];
-  /** (C*B) the captions. */
-  texts: string[];
-  /** (B) positions in the collection. */
-  samples: Int32Array;
-  /** (B) class ids, -1 for none; where the collection has classes. */
-  classes?: Int32Array;
-  /**
-   * Sequences for the caption decoder, where asked for: aref, gcap and cap (of the first caption),
-   * B of each; null where a sample has no region. Goes to `captionBatch`.
-   */
-  sequences?: (DecoderSequence | null)[][];
-  /**
-   * To train on the last `count` images at another side: all images at that side, (B, side, side, 3).
-   * The loader never sets it.
-   */
-  coarse?: { count: number; side: number; images: Uint8Array };
-  /** Number of the batch since the start of training, from 0. */
-  index: number;
-  /** Epoch, from 0. */
-  epoch: number;
-  /** Milliseconds `next` had to wait for it. */
-  waitMs: number;
-  /** Of a mixture: what was drawn since the start of training, this batch included. */
-  drawn?: Drawn;
-}
+import { localSite, threadSite, type Site } from './builder_worker.js';
+import { SkipCounter } from '../fs/skips.js';
+import { describeSample, type Sample } from './sample.js';
+import type { SampleSource } from './sample_source.js';
 
 /** Where a loader stands, for JSON. */
 export interface LoaderState extends SamplerState {

@@ -1,15 +1,15 @@
 /** Options of the data loader, their checks, and what the workers need of them. */
 import { ConfigError } from '../errors.js';
-import { checkTransforms, type ImageTransform } from './augment.js';
-import type { BuilderConfig } from './builder.js';
-import { checkCaptionChoice, type CaptionChoice } from './captions.js';
-import { DEFAULT_ALPHA, type AlphaMode } from './image.js';
+import { checkTransforms, type ImageTransform } from '../image/augment.js';
+import type { BuilderConfig } from './batch_builder.js';
+import { checkCaptionChoice, type CaptionChoice } from '../text/captions.js';
+import { DEFAULT_ALPHA, type AlphaMode } from '../image/image.js';
 import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
-import { checkBoxFormat } from './regions.js';
-import type { DecoderTargets } from './sequences.js';
-import type { Tolerance } from './skips.js';
-import type { TokenizerOptions } from './tokenizer.js';
-import { checkViews, type ViewsConfig } from './views.js';
+import { checkBoxFormat } from '../text/regions.js';
+import type { DecoderTargets } from '../text/sequences.js';
+import type { Tolerance } from '../fs/skips.js';
+import type { TokenizerOptions } from '../text/tokenizer.js';
+import { checkViews, type ViewsConfig } from '../image/views.js';
 
 /** Options of `DataLoader`. */
 export interface LoaderOptions {

@@ -6,8 +6,10 @@
  */
 import * as path from 'node:path';
 import { ConfigError } from '../errors.js';
-import { readableImage, unreadableImage, type Location } from './files.js';
-import type { TarEntry } from './tar.js';
+import { readableImage, unreadableImage } from '../image/names.js';
+import type { Location } from '../io/reader.js';
+import type { TarEntry } from '../io/tar.js';
+import { isHidden } from '../fs/walk.js';
 
 /**
  * Other members than `KEY.jpg` and `KEY.txt` or `KEY.json`, by what stands behind the key and its dot; of a manifest, other
@@ -42,11 +44,6 @@ export interface Draft {
   unread?: string;
   /** Members that others of their kind leave no place for. */
   extra?: { name: string; part: Part; rank: number }[];
-}
-
-/** Whether a part of a path, in the collection, begins with a dot: what a file manager hides. */
-export function isHidden(name: string): boolean {
-  return /(?:^|[/\\])\.(?!\.?(?:[/\\]|$))/.test(name);
 }
 
 /**

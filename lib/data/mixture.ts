@@ -1,24 +1,17 @@
-/** A collection made of several, drawn with weights by source and quotas by language, with an account of every draw. */
-import {
-  cellShares, MixtureOrder, totals, type Cell, type LanguageMix,
-} from '../curation/mixture.js';
-import { ConfigError, DataError } from '../errors.js';
-import type { CaptionChoice } from './captions.js';
-import type { SamplerOptions } from './sampler.js';
-import type { Sample, SampleSource } from './sample.js';
-import type { SingleSourceSpec } from './source.js';
+/** What is drawn from a collection made of several, with an account of every draw. */
 
-/** Several collections as one; plain JSON. */
-export interface MixtureSpec {
-  type: 'mixture';
-  sources: {
-    /** In metrics and messages; default its position. */
-    name?: string;
-    /** Share of the draws, in any unit. All sources have one, or none: then only the quotas decide. */
-    weight?: number;
-    source: SingleSourceSpec;
-  }[];
-  languages?: LanguageMix;
+import { ConfigError, DataError } from '../errors.js';
+import type { CaptionChoice } from '../text/captions.js';
+import { type Cell, cellShares, MixtureOrder, totals } from './mixture_order.js';
+import type { Sample } from './sample.js';
+import type { SamplerOptions } from './sampler.js';
+import type { MixtureSpec } from './spec.js';
+
+/** What a mixture asks of a collection. */
+interface Samples {
+  readonly length: number;
+  at(index: number): Sample;
+  readonly sampleLanguages: readonly (readonly string[])[];
 }
 
 /** Draws so far, exact: what is in the batches, stand-ins for unusable samples included. */
@@ -46,7 +39,7 @@ export class Mixture {
    * @throws ConfigError when quotas and weights cannot hold
    */
   constructor(
-    readonly names: readonly string[], private readonly whole: SampleSource, sizes: readonly number[], spec: MixtureSpec,
+    readonly names: readonly string[], private readonly whole: Samples, sizes: readonly number[], spec: MixtureSpec,
   ) {
     const given = spec.sources.map(({ weight }) => weight);
     const members: number[][] = [];
@@ -177,42 +170,4 @@ export class DrawAccount {
   #keys(): string[] {
     return this.mixture.cells.map(({ source, language }) => `${this.mixture.names[source]}/${language}`);
   }
-}
-
-/**
- * Fills a collection with the samples of a mixture's sources. Throws what `open` throws, and ConfigError when weights
- * and quotas cannot hold.
- */
-export async function fillMixture(
-  whole: SampleSource, spec: MixtureSpec, open: (spec: SingleSourceSpec) => Promise<SampleSource>,
-): Promise<void> {
-  const names = spec.sources.map(({ name }, i) => name ?? String(i));
-  const twice = names.find((name, i) => names.indexOf(name) !== i);
-  if (names.length === 0) throw new ConfigError('mixture: it needs at least one source');
-  if (twice !== undefined) throw new ConfigError(`mixture: two sources are called "${twice}"`);
-  const sizes: number[] = [];
-  for (const { source } of spec.sources) {
-    const part = await open(source);
-    sizes.push(part.length);
-    append(whole, part);
-  }
-  whole.mixture = new Mixture(names, whole, sizes, spec);
-}
-
-/**
- * Adds a collection to another. Class ids stay where both have the same classes; others are moved behind those there
- * are, so that they cannot collide.
- */
-function append(whole: SampleSource, part: SampleSource): void {
-  const same = whole.classes !== undefined && JSON.stringify(part.classes) === JSON.stringify(whole.classes);
-  const base = same ? 0 : whole.samples.reduce((most, sample) => Math.max(most, (sample.class ?? -1) + 1), 0);
-  if (!same) whole.classes = whole.length === 0 ? part.classes : undefined;
-  for (const sample of part.samples)
-    whole.samples.push({
-      ...sample, index: whole.length, ...(sample.class === undefined ? {} : { class: sample.class + base }),
-    });
-  whole.fingerprint.append(part.fingerprint.mark);
-  for (const list of part.sampleLanguages) whole.sampleLanguages.push(list);
-  for (const [language, count] of part.languages) whole.languages.set(language, (whole.languages.get(language) ?? 0) + count);
-  whole.skips.addAll(part.skips);
 }

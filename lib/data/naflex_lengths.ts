@@ -3,10 +3,9 @@
  * as many examples. A batch of the longest can be trained on in halves.
  */
 import { ConfigError } from '../errors.js';
-import type { Batch } from './loader.js';
-import type { NaflexBatch } from './naflex.js';
+import type { Batch } from './batch.js';
 import { batchPart } from './batch.js';
-import { Random, Stream } from './random.js';
+import { Random, Stream } from '../random.js';
 
 /** What the loader makes of images for a NaFlex model. */
 export interface NaflexTargets {
@@ -15,9 +14,6 @@ export interface NaflexTargets {
   /** Most patches of an image; one of these for each batch. */
   lengths: readonly number[];
 }
-
-/** A packed batch and the length that was drawn for it. */
-export type SizedNaflexBatch = NaflexBatch & { length: number };
 
 /** The paper's lengths. */
 export const NAFLEX_LENGTHS: readonly number[] = [128, 256, 576, 784, 1024];

@@ -3,7 +3,7 @@
  * selection stands them.
  */
 import { ConfigError } from '../errors.js';
-import { Random, shuffle, Stream } from './random.js';
+import { Random, shuffle, Stream } from '../random.js';
 import type { Sample } from './sample.js';
 
 /** How often a place for a sample's captions is drawn anew before it is given up. */

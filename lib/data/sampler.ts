@@ -3,7 +3,7 @@
  * run continues with exactly the batches it would have had.
  */
 import { ConfigError, DataError } from '../errors.js';
-import { permutation, Random, Stream } from './random.js';
+import { permutation, Random, Stream } from '../random.js';
 
 /** Where a sampler stands, for JSON. */
 export interface SamplerState {

@@ -9,53 +9,25 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import type { ParsedCaptions } from './captions.js';
+import type { ParsedCaptions } from '../text/captions.js';
 import { contentsOf } from './contents.js';
 import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, imageFault, NO_PATH, readJson, unreadReason, type Location } from './files.js';
-import { checkHeap } from './heap.js';
-import { KeyList } from './keys.js';
-import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from './language.js';
-import { manifestFiles, manifestRows, type ManifestRow } from './manifest.js';
+import { FileReader, type Location } from '../io/reader.js';
+import { imageFault, NO_PATH, unreadReason } from '../image/names.js';
+import { readJson } from '../fs/files.js';
+import { checkHeap } from '../fs/heap.js';
+import { KeyList } from '../fs/keys.js';
+import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from '../text/language.js';
+import { manifestFiles, manifestRows, type ManifestRow } from './sources/manifest.js';
 import { groupFiles, groupMembers, type Draft, type Member, type MemberNames } from './members.js';
-import { fillMixture, type MixtureSpec } from './mixture.js';
-import { expandPaths } from './paths.js';
-import { CaptionError, describeSample, readCaptions, SampleSource, type CaptionLocation, type Sample } from './sample.js';
-import type { Tolerance } from './skips.js';
-import { indexTar } from './tar.js';
-import { walk } from './walk.js';
-
-/** What of a collection is used, and how. */
-export interface SourceChoice {
-  /** Language of captions that do not say theirs. Default "en". */
-  language?: string;
-  /** A key list (`KeyList`): only the samples it names are used. */
-  keys?: string;
-  /** Which files, columns or keys are image and caption, where they are not the usual ones. */
-  members?: MemberNames;
-}
-
-/** What to open; plain JSON, so that it can stand in a config. */
-export type SourceSpec = SingleSourceSpec | MixtureSpec;
-
-/**
- * One collection. `language` is that of captions that do not say theirs, "en" by default; "detect" identifies it from each
- * sample's captions.
- */
-export type SingleSourceSpec =
-  /** WebDataset tars: paths with `*`, `?` in the last part, or `{000..012}`, `{a,b}` anywhere. */
-  | ({ type: 'webdataset'; tars: string | string[] } & SourceChoice)
-  /** A folder (with subfolders) of images with a .txt or .json of the same stem. */
-  | ({ type: 'folder'; path: string } & SourceChoice)
-  /**
-   * A .jsonl of `{image, caption | captions, ...}`, or a .parquet, .csv or .tsv with such columns; image paths are relative to
-   * the manifest. `file_name` stands for `image` too, and a .parquet may hold the images. Patterns and folders of parts as for tars.
-   */
-  | ({ type: 'manifest'; path: string | string[] } & SourceChoice)
-  /** The dataset that `buildEmojiDataset` makes: one split of it, or the studios named. */
-  | { type: 'emoji'; path: string; split?: EmojiSplit; studios?: string[] }
-  /** One split, train by default, of what `buildScenes` makes. */
-  | { type: 'scenes'; path: string; split?: EmojiSplit };
+import { fillMixture } from './sources/mixture.js';
+import type { SourceSpec, SourceChoice, SingleSourceSpec } from './spec.js';
+import { expandPaths } from '../fs/paths.js';
+import { CaptionError, describeSample, readCaptions, type CaptionLocation, type Sample } from './sample.js';
+import { SampleSource } from './sample_source.js';
+import type { Tolerance } from '../fs/skips.js';
+import { indexTar } from '../io/tar.js';
+import { walk } from '../fs/walk.js';
 
 /** Options of `openSource`. */
 export interface SourceOptions {

@@ -1,6 +1,6 @@
 /** The loader's worker thread: builds the batches it is asked for. */
 import { parentPort, workerData } from 'node:worker_threads';
-import { Builder, type BuilderConfig, type BuilderRequest } from './builder.js';
+import { Builder, type BuilderConfig, type BuilderRequest } from './batch_builder.js';
 
 const port = parentPort;
 if (port !== null) {

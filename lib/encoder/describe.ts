@@ -1,11 +1,11 @@
 /** What a checkpoint's caption decoder says of images: captions, and the box of a phrase. */
-import type { RawImage } from '../data/image.js';
-import type { ImageInput } from '../data/input.js';
-import type { Box } from '../data/regions.js';
-import type { GemmaTokenizer } from '../data/tokenizer.js';
+import type { RawImage } from '../image/image.js';
+import type { ImageInput } from '../image/input.js';
+import type { Box } from '../text/regions.js';
+import type { GemmaTokenizer } from '../text/tokenizer.js';
 import { ConfigError } from '../errors.js';
-import type { LocalizeOptions } from '../eval/localize.js';
-import type { LoadedModel } from '../model/files.js';
+import type { LocalizeOptions } from '../inference/localize.js';
+import type { LoadedModel } from '../checkpoints/load.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { noGrad } from '../tape.js';
 import { batchInvariant, scope, type Tensor } from '../tensor.js';

@@ -1,7 +1,7 @@
 /** Options of the encoder, and their checks. */
 import { checkKeys, kindOf } from '../check.js';
-import type { ProcessorName } from '../data/processor.js';
-import type { LowerMode } from '../data/tokenizer.js';
+import type { ProcessorName } from '../image/processor.js';
+import type { LowerMode } from '../text/tokenizer.js';
 import { ConfigError } from '../errors.js';
 import type { DeviceName } from '../tensor.js';
 import type { OutputType } from './output.js';

@@ -1,5 +1,5 @@
 /** Scores of images against texts, under the three names that tend to be mixed up. */
-import { scores } from '../eval/retrieval.js';
+import { scores } from '../inference/retrieval.js';
 import type { DeviceName } from '../tensor.js';
 import type { Embeddings, OutputType } from './output.js';
 

@@ -1,11 +1,11 @@
 /** How decoded images enter the vision tower: all at one size, or each on its own grid of patches (NaFlex). */
-import { releaseDecoded, type RawImage } from '../data/image.js';
-import { naflexGrid, packNaflex, patchify, type NaflexBatch, type NaflexImage } from '../data/naflex.js';
-import { processorOf, resizeTo, type Processor, type ProcessorName } from '../data/processor.js';
-import { Resizer } from '../data/resizer.js';
+import { releaseDecoded, type RawImage } from '../image/image.js';
+import { naflexGrid, packNaflex, patchify, type NaflexBatch, type NaflexImage } from '../image/naflex.js';
+import { processorOf, resizeTo, type Processor, type ProcessorName } from '../image/processor.js';
+import { Resizer } from '../image/resizer.js';
 import { ConfigError } from '../errors.js';
 import { gridSide } from '../model/config.js';
-import type { LoadedModel } from '../model/files.js';
+import type { LoadedModel } from '../checkpoints/load.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { copyRows } from '../ops/copy_rows.js';
 import { cast } from '../ops/elementwise.js';

@@ -4,19 +4,19 @@
  * encoder, whatever it was trained with: the encoder is frozen and a fresh decoder learns the task from its tokens.
  */
 import { DataLoader } from '../data/loader.js';
-import { iou, type Box, type BoxFormat } from '../data/regions.js';
+import { iou, type Box, type BoxFormat } from '../text/regions.js';
 import { openSource } from '../data/source.js';
 import { ConfigError } from '../errors.js';
 import { captionBatch, captionLoss } from '../losses/caption.js';
-import type { LoadedModel } from '../model/files.js';
+import type { LoadedModel } from '../checkpoints/load.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import { backward, noGrad } from '../tape.js';
 import { scope, tensor } from '../tensor.js';
-import { AdamW } from '../train/optimizer.js';
-import { scheduleMultiplier } from '../train/schedule.js';
-import { boxesOfPhrases } from './localize.js';
+import { AdamW } from '../optim/optimizer.js';
+import { scheduleMultiplier } from '../optim/schedule.js';
+import { boxesOfPhrases } from '../inference/localize.js';
 import type { SceneSet } from './scenes.js';
-import { tokenizerOf, tokenizerOptions } from '../model/tokenizer.js';
+import { tokenizerOf, tokenizerOptions } from '../checkpoints/tokenizer.js';
 
 /** Fractions in [0, 1]. */
 export interface ReferringScores {

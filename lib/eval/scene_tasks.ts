@@ -1,12 +1,12 @@
 /** What a model is judged by on scenes, by name; `siglip2 eval --task` and the ablation run these. */
 import { ConfigError } from '../errors.js';
-import type { LoadedModel } from '../model/files.js';
-import { embedImages, embedTexts } from './embed.js';
+import type { LoadedModel } from '../checkpoints/load.js';
+import { embedImages, embedTexts } from '../inference/embed.js';
 import { referringAccuracy, referringProbe, type ReferringOptions } from './referring.js';
-import { captionRetrieval, type CaptionRetrieval } from './retrieval.js';
+import { captionRetrieval, type CaptionRetrieval } from '../inference/retrieval.js';
 import { readScenes, type SceneSet } from './scenes.js';
 import { segmentationProbe } from './segmentation.js';
-import { tokenizerOf } from '../model/tokenizer.js';
+import { tokenizerOf } from '../checkpoints/tokenizer.js';
 
 export interface SceneTaskOptions extends ReferringOptions {
   /** Of the fitted probes. */

@@ -3,9 +3,10 @@
  * captions, and the box of every object.
  */
 import sharp from 'sharp';
-import { FileReader, readJson } from '../data/files.js';
-import { decodeImage } from '../data/image.js';
-import { parseRegions, type Region } from '../data/regions.js';
+import { FileReader } from '../io/reader.js';
+import { readJson } from '../fs/files.js';
+import { decodeImage } from '../image/image.js';
+import { parseRegions, type Region } from '../text/regions.js';
 import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import { openSource } from '../data/source.js';
 import type { EmojiSplit } from '../data/datasets/emoji.js';

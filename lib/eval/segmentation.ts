@@ -4,8 +4,8 @@
  * protocol's BatchNorm does; the pooled vector is left out, so that nothing but the tokens is judged.
  */
 import { check } from '../check.js';
-import { Random, shuffle, Stream } from '../data/random.js';
-import type { ParameterShape } from '../model/parameters.js';
+import { Random, shuffle, Stream } from '../random.js';
+import type { ParameterShape } from '../model/params.js';
 import { ParamStore } from '../model/params.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { cast } from '../ops/elementwise.js';
@@ -14,8 +14,8 @@ import { resizeBilinear } from '../ops/resize_bilinear.js';
 import { softmaxCrossEntropy } from '../ops/softmax_cross_entropy.js';
 import { backward, noGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
-import { AdamW } from '../train/optimizer.js';
-import { inBatches } from './embed.js';
+import { AdamW } from '../optim/optimizer.js';
+import { inBatches } from '../inference/embed.js';
 import type { SceneSet } from './scenes.js';
 
 export interface SegmentationOptions {

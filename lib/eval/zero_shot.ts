@@ -1,9 +1,9 @@
 /** Zero-shot evaluation of a model on the emoji sets: every language, beside chance and the pixel baseline. */
-import { candidateNames, pixelNeighbour, type EvalSet, type EvalSuite } from '../data/evalset.js';
-import type { GemmaTokenizer } from '../data/tokenizer.js';
-import type { LoadedModel } from '../model/files.js';
-import { embedImages, embedTexts } from './embed.js';
-import { evaluateLanguage, scores, topK, type LanguageScores } from './retrieval.js';
+import { candidateNames, pixelNeighbour, type EvalSet, type EvalSuite } from './sets.js';
+import type { GemmaTokenizer } from '../text/tokenizer.js';
+import type { LoadedModel } from '../checkpoints/load.js';
+import { embedImages, embedTexts } from '../inference/embed.js';
+import { evaluateLanguage, scores, topK, type LanguageScores } from '../inference/retrieval.js';
 
 /** One set's part of eval.json. Fractions in [0, 1]. */
 export interface SetResult {

@@ -1,7 +1,7 @@
 /** NumPy's .npy format, version 1.0: one little-endian f32 matrix, written row by row. */
 import { endianness } from 'node:os';
 import { IoError } from '../errors.js';
-import { writeFileAtomic } from './files.js';
+import { writeFileAtomic } from '../fs/files.js';
 
 /** The bytes before the values of a C-order f32 matrix, padded so that these start on a multiple of 64. */
 export function npyHeader(rows: number, columns: number): Buffer {

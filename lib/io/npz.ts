@@ -5,7 +5,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { constants as zlib, inflateRawSync } from 'node:zlib';
 import { CheckpointError } from '../errors.js';
-import { errorCode, ioError, openInput, writeFileAtomic } from './files.js';
+import { errorCode, ioError, openInput, writeFileAtomic } from '../fs/files.js';
 import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
 import { readExactly } from './safetensors_header.js';

@@ -3,7 +3,7 @@
  * in memory. Message and field numbers are those of onnx.proto (ONNX IR versions 8 and 9); only what is used is listed.
  */
 import protobuf from 'protobufjs/light.js';
-import { writeFileAtomic } from './files.js';
+import { writeFileAtomic } from '../fs/files.js';
 
 type Fields = Record<string, [type: string, id: number, repeated?: 'repeated']>;
 

@@ -2,9 +2,9 @@
 import { ByteWriter, parquetWrite, ParquetWriter } from 'hyparquet-writer';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetScan, type FileMetaData } from 'hyparquet';
 import { DataError } from '../errors.js';
-import type { Location } from '../data/files.js';
+import type { Location } from './reader.js';
 import { CODECS, unpackPage } from './codecs.js';
-import { ioError, openInput, writeFileAtomic } from './files.js';
+import { ioError, openInput, writeFileAtomic } from '../fs/files.js';
 
 /** Rows of a row group: what a reader has to hold at once. */
 const GROUP = 4096;

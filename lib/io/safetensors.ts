@@ -9,7 +9,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
-import { errorCode, ioError, openInput, readTextLimited, writeFileAtomic } from './files.js';
+import { errorCode, ioError, openInput, readTextLimited, writeFileAtomic } from '../fs/files.js';
 import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
 import {

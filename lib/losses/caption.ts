@@ -4,8 +4,8 @@
  * tokens that are scored, then the sum over the examples divided by the batch size.
  */
 import { check } from '../check.js';
-import type { Random } from '../data/random.js';
-import type { DecoderSequence } from '../data/sequences.js';
+import type { Random } from '../random.js';
+import type { DecoderSequence } from '../text/sequences.js';
 import { decoderStates } from '../model/decoder.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import type { Packed } from '../ops/attention.js';

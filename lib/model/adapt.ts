@@ -6,7 +6,7 @@
 import { check } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import { gridSide, type ModelConfig } from './config.js';
-import { parameterShapes } from './parameters.js';
+import { parameterShapes } from './shapes.js';
 import { Siglip2Model, type ModelOptions } from './siglip2.js';
 
 /** A row-major matrix. */

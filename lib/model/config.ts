@@ -2,7 +2,8 @@
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import type { Gelu } from '../ops/linear.js';
-import { checkDecoder, decoderConfig, decoderSchema, type DecoderConfig } from './decoder_shapes.js';
+import { checkDecoder, decoderConfig, decoderSchema, type DecoderConfig } from './decoder_config.js';
+import { GEMMA_VOCAB } from '../text/vocab.js';
 
 /** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
 export interface VisionConfig {
@@ -112,8 +113,6 @@ const SMALL = {
   },
 } as const satisfies Record<string, { vision: VisionConfig; text: TextConfig }>;
 
-/** Rows of the Gemma token table. */
-export const GEMMA_VOCAB = 256000;
 
 /** Names of released checkpoints, and the small ones. Other patch sizes of a letter work too. */
 export const VARIANTS: readonly string[] =

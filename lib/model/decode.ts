@@ -4,7 +4,7 @@
  * For evaluation; nothing is recorded on the tape.
  */
 import { check } from '../check.js';
-import { kEos } from '../data/tokenizer.js';
+import { kEos } from '../text/tokenizer.js';
 import { crossAttention } from '../ops/attention.js';
 import { copyRows } from '../ops/copy_rows.js';
 import { linear } from '../ops/linear.js';

@@ -12,7 +12,7 @@ import { mlp } from '../ops/mlp.js';
 import { checkpoint, reshape, type Param } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ModelConfig } from './config.js';
-import type { DecoderConfig } from './decoder_shapes.js';
+import type { DecoderConfig } from './decoder_config.js';
 import type { ParamStore } from './params.js';
 
 export interface DecoderOptions {

@@ -3,40 +3,9 @@
  * with cross-attention to the image tokens; details and initialisers as in big_vision's models/proj/cappa. It serves
  * training and evaluation and is no part of the released model: other tools ignore the tensors `decoder.*`.
  */
-import { z } from 'zod';
-import { ConfigError } from '../errors.js';
-import type { ModelConfig, TextConfig } from './config.js';
-import type { Init, ParameterShape } from './parameters.js';
-
-export interface DecoderConfig {
-  depth: number;
-  width: number;
-  heads: number;
-  mlp: number;
-  /** Tokens per sequence, the end mark included; shorter ones are padded to it. */
-  length: number;
-  /** Biases in projections, MLPs and inner LayerNorms; the last LayerNorm and the logits always have one. */
-  bias: boolean;
-}
-
-const count = z.int().min(1).max(2 ** 31 - 1);
-export const decoderSchema = z.strictObject({
-  depth: count, width: count, heads: count, mlp: count, length: count, bias: z.boolean(),
-}).nullable().optional();
-
-/** The decoder that belongs to a text tower, with changes. */
-export function decoderConfig(text: TextConfig, changes: Partial<DecoderConfig> = {}): DecoderConfig {
-  const { width, heads, mlp, length } = text;
-  const base = { depth: Math.max(1, Math.floor(text.depth / 2)), width, heads, mlp, length, bias: false };
-  const given = Object.entries(changes).filter(([, value]) => value !== undefined);
-  return { ...base, ...Object.fromEntries(given) };
-}
-
-/** The rules between the fields. Throws ConfigError. */
-export function checkDecoder({ width, heads }: DecoderConfig): void {
-  if (width % heads !== 0)
-    throw new ConfigError(`model: decoder.width ${width} must be a multiple of decoder.heads ${heads}`);
-}
+import type { ModelConfig } from './config.js';
+import type { Init } from '../ops/init.js';
+import type { ParameterShape } from './params.js';
 
 const ZEROS: Init = { kind: 'zeros' };
 

@@ -9,10 +9,9 @@ import { check } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import { native, op, type Handle } from '../native.js';
 import { bf16ToF32 } from '../io/half.js';
-import { initialize } from '../ops/init.js';
+import { initialize, type Init } from '../ops/init.js';
 import { Param } from '../tape.js';
 import { empty, scope, sizeOf, tensor, zeros, type DeviceName, type Tensor } from '../tensor.js';
-import type { ParameterShape } from './parameters.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
@@ -23,6 +22,20 @@ const JOINED = /\.(self_attn\.[qk]|cross_attn\.k)_proj\.(weight|bias)$/;
 
 /** A token table that is only looked up; the op takes either type on the CPU. */
 const TOKEN_TABLE = 'text_model.embeddings.token_embedding.weight';
+
+/** One parameter tensor. */
+export interface ParameterShape {
+  /** Hugging Face state-dict name. */
+  name: string;
+  /** Row-major dimensions. */
+  shape: number[];
+  init: Init;
+  /**
+   * Whether weight decay applies: convolution and dense kernels only, as in big_vision's default
+   * mask.
+   */
+  decay: boolean;
+}
 
 export interface Segment {
   name: string;

@@ -1,6 +1,6 @@
 /** The two-tower model: config, parameters and the two encoders. */
 import { checkShape } from '../check.js';
-import type { NaflexBatch } from '../data/naflex.js';
+import type { NaflexBatch } from '../image/naflex.js';
 import { ConfigError } from '../errors.js';
 import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
@@ -8,7 +8,8 @@ import { isRecording, needsGrad, noGrad, type Param } from '../tape.js';
 import { scope, type DeviceName, type Tensor } from '../tensor.js';
 import type { Lengths } from './block.js';
 import type { ModelConfig } from './config.js';
-import { parameterShapes, type ParameterShape } from './parameters.js';
+import { parameterShapes } from './shapes.js';
+import type { ParameterShape } from './params.js';
 import { ParamStore } from './params.js';
 import { mapPool } from './pool.js';
 import { textTower } from './text.js';

@@ -11,7 +11,7 @@ import { weightNormLinear } from '../ops/weight_norm_linear.js';
 import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ModelConfig } from './config.js';
-import type { ParameterShape } from './parameters.js';
+import type { ParameterShape } from './params.js';
 import type { ParamStore } from './params.js';
 
 /** Shape of the heads. */

@@ -3,7 +3,7 @@
  * in which images of any shape are packed into one sequence (§2.4.2).
  */
 import { check } from '../check.js';
-import { checkNaflexBatch, type NaflexBatch } from '../data/naflex.js';
+import { checkNaflexBatch, type NaflexBatch } from '../image/naflex.js';
 import type { Packed } from '../ops/attention.js';
 import { maskTokens } from '../ops/mask_tokens.js';
 import { patchEmbed } from '../ops/patch_embed.js';

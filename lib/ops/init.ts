@@ -1,6 +1,19 @@
 import { op, type Handle } from '../native.js';
-import type { Init } from '../model/parameters.js';
 import type { Tensor } from '../tensor.js';
+
+/** How a tensor starts. Fans are those of the mathematical map, not of the stored layout. */
+export type Init =
+  /**
+   * Normal with variance 1/fanIn, truncated at two standard deviations and rescaled to that
+   * variance.
+   */
+  | { kind: 'lecunNormal'; fanIn: number }
+  | { kind: 'normal'; std: number }
+  /** Uniform in +-sqrt(6 / (fanIn + fanOut)). */
+  | { kind: 'xavierUniform'; fanIn: number; fanOut: number }
+  | { kind: 'zeros' }
+  | { kind: 'ones' }
+  | { kind: 'constant'; value: number };
 
 const initRandom = op<[y: Handle, N: number, kind: number, a: number, seed: number, stream: number]>('init_random');
 

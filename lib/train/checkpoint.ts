@@ -7,11 +7,11 @@ import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { CollectionMark } from '../data/fingerprint.js';
 import { CheckpointError } from '../errors.js';
-import { writeFileAtomic, writeFolderAtomic } from '../io/files.js';
-import { listCheckpoints } from '../io/run.js';
+import { writeFileAtomic, writeFolderAtomic } from '../fs/files.js';
+import { listCheckpoints } from '../checkpoints/run.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import type { TrainConfig } from './config.js';
-import type { AdamW } from './optimizer.js';
+import type { AdamW } from '../optim/optimizer.js';
 
 export { listCheckpoints };
 

@@ -6,10 +6,10 @@ import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import { NAFLEX_LENGTHS } from '../data/naflex_lengths.js';
 import { didYouMean } from '../model/config.js';
-import { readInput, reasonOf } from '../io/files.js';
+import { readInput, reasonOf } from '../fs/files.js';
 import { native } from '../native.js';
-import { FORMS } from './duration.js';
-import { ADAMW_DEFAULTS } from './optimizer.js';
+import { FORMS } from '../optim/duration.js';
+import { ADAMW_DEFAULTS } from '../optim/optimizer.js';
 
 const positive = z.number().positive();
 const count = z.int().min(1);

@@ -1,7 +1,7 @@
 /** Which parameters of a run are frozen: they keep their bits, and get no gradient, no moments and no decay. */
 import { ConfigError } from '../errors.js';
 import { didYouMean, type ModelConfig } from '../model/config.js';
-import { parameterShapes } from '../model/parameters.js';
+import { parameterShapes } from '../model/shapes.js';
 import { Siglip2Model } from '../model/siglip2.js';
 import type { DeviceName } from '../tensor.js';
 import type { TrainConfig } from './config.js';

@@ -5,13 +5,13 @@
  * count of their own.
  */
 import { CheckpointError } from '../errors.js';
-import { loadHfFolder } from '../io/hf.js';
-import { checkpointOf } from '../io/run.js';
+import { loadHfFolder } from '../checkpoints/hf.js';
+import { checkpointOf } from '../checkpoints/run.js';
 import type { TensorReader } from '../io/safetensors.js';
 import { adaptTensors, type HostTensor } from '../model/adapt.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { loadTrainState, type TrainState } from './checkpoint.js';
-import type { AdamW } from './optimizer.js';
+import type { AdamW } from '../optim/optimizer.js';
 
 /** What a stage takes over. */
 export interface Inheritance {

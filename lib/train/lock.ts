@@ -4,7 +4,7 @@ import { realpathSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { basename, dirname, join, resolve } from 'node:path';
 import { CheckpointError } from '../errors.js';
-import { cleanFolder, errorCode } from '../io/files.js';
+import { cleanFolder, errorCode } from '../fs/files.js';
 
 /** The path without symbolic links, the same whether its last parts are there yet or not. */
 function realPath(path: string): string {

@@ -1,7 +1,7 @@
 /** Files with a line of JSON for every step. */
 import { existsSync, readFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
-import { ioError, writeFileAtomic } from '../io/files.js';
+import { ioError, writeFileAtomic } from '../fs/files.js';
 
 /** A file of JSON lines that grows. Its promises reject with an IoError that names it. */
 export async function openLog(path: string): Promise<{ append(line: object): Promise<void>; close(): Promise<void> }> {

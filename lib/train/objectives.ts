@@ -2,17 +2,17 @@
  * The objectives of one training step (SigLIP 2 §2): the sigmoid loss always; LocCa's captioning losses and
  * self-distillation with masked prediction where the config has them. Each is a term with its weight; gradients add up.
  */
-import type { Batch } from '../data/loader.js';
-import type { DecoderTargets } from '../data/sequences.js';
-import { Random, Stream } from '../data/random.js';
+import type { Batch } from '../data/batch.js';
+import type { DecoderTargets } from '../text/sequences.js';
+import { Random, Stream } from '../random.js';
 import { batchPart } from '../data/batch.js';
-import { viewsConfig, type ViewsConfig } from '../data/views.js';
+import { viewsConfig, type ViewsConfig } from '../image/views.js';
 import { ConfigError } from '../errors.js';
 import { captionBatch, captionLoss, parallelCount } from '../losses/caption.js';
 import { sslFactor } from '../losses/distill.js';
 import { contrastiveLoss } from '../losses/sigmoid.js';
 import type { ModelConfig } from '../model/config.js';
-import type { ParameterShape } from '../model/parameters.js';
+import type { ParameterShape } from '../model/params.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
 import { visionTokens } from '../model/vision.js';
@@ -21,8 +21,8 @@ import { backward, concatRows, needsGrad } from '../tape.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
 import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
 import type { TrainConfig } from './config.js';
-import { gradCache, type PartEncoder, type Roots } from './grad_cache.js';
-import type { AdamW } from './optimizer.js';
+import { gradCache, type PartEncoder, type Roots } from '../optim/grad_cache.js';
+import type { AdamW } from '../optim/optimizer.js';
 import { SelfDistillation } from './self_distillation.js';
 
 type ObjectivesConfig = TrainConfig['objectives'];

@@ -4,11 +4,11 @@
  * counted by formulas (lib/model/flops.ts).
  */
 import { constants } from 'node:buffer';
-import type { Batch } from '../data/loader.js';
+import type { Batch } from '../data/batch.js';
 import { naflexUpdates } from '../data/naflex_lengths.js';
 import { batchPart } from '../data/batch.js';
-import type { DecoderSequence } from '../data/sequences.js';
-import { patchesOf, type ViewsConfig } from '../data/views.js';
+import type { DecoderSequence } from '../text/sequences.js';
+import { patchesOf, type ViewsConfig } from '../image/views.js';
 import { maskedRows } from '../losses/masked.js';
 import { modelConfig, patchCount, type ModelConfig, type ModelOverrides } from '../model/config.js';
 import { decoderFlops, imageFlops, sigmoidLossFlops, textFlops } from '../model/flops.js';
@@ -17,7 +17,7 @@ import { memory, resetPeak, scope, tensor, type DryDeviceName } from '../tensor.
 import { chosenDtype, type TrainConfig } from './config.js';
 import { trainedModel } from './freeze.js';
 import { Objectives, TASKS, objectiveData } from './objectives.js';
-import { AdamW } from './optimizer.js';
+import { AdamW } from '../optim/optimizer.js';
 
 /** A number for each part of the model that has one. */
 export type Parts = Partial<Record<'vision' | 'text' | 'decoder' | 'distillation' | 'sigmoid', number>>;

@@ -9,7 +9,7 @@ import { CheckpointError, ConfigError } from '../errors.js';
 import { didYouMean } from '../model/config.js';
 import { listCheckpoints, marksOf, stateOf } from './checkpoint.js';
 import { checkTrainConfig, type TrainConfig, type TrainConfigInput } from './config.js';
-import { checkRun } from './preflight.js';
+import { checkRun } from './validate.js';
 
 /** Changes to any field, however deep; null removes one. */
 type Changes<T> = T extends readonly unknown[] ? T : T extends object ? { [K in keyof T]?: Changes<T[K]> | null } : T;

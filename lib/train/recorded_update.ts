@@ -2,14 +2,14 @@
  * `graph: true`: the update of a batch recorded once and replayed, its images and token ids copied into tensors that stay
  * where they are. For the sigmoid loss on images of one size; other steps vary, and are enqueued op by op.
  */
-import type { Batch } from '../data/loader.js';
+import type { Batch } from '../data/batch.js';
 import { DeviceError } from '../errors.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { RecordedStep } from '../record.js';
 import { empty, type DeviceName, type Tensor } from '../tensor.js';
 import type { TrainConfig } from './config.js';
 import type { Figures, Objectives } from './objectives.js';
-import type { AdamW } from './optimizer.js';
+import type { AdamW } from '../optim/optimizer.js';
 
 /** Why no step of such a run can be replayed, or null. */
 function whyNot({ objectives, selection, microBatch }: TrainConfig, model: Siglip2Model, device: DeviceName): string | null {

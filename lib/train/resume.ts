@@ -6,11 +6,11 @@ import { renameSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import type { CollectionMark } from '../data/fingerprint.js';
 import { CheckpointError, Siglip2Error } from '../errors.js';
-import { loadHfFolder } from '../io/hf.js';
+import { loadHfFolder } from '../checkpoints/hf.js';
 import { openSafetensors } from '../io/safetensors.js';
 import { listCheckpoints, stateOf, type TrainState } from './checkpoint.js';
 import { trainConfigSchema, type TrainConfig } from './config.js';
-import { multiplierAt, runSchedule } from './schedule.js';
+import { multiplierAt, runSchedule } from '../optim/schedule.js';
 
 /** What of a run must be as it was, or is said when it is not. */
 export interface RunFacts {

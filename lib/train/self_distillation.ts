@@ -9,7 +9,7 @@
  * The roots may have a backward() of their own, before or after that of the other losses: gradients add up, and the
  * activations of one part are gone before those of the next are made.
  */
-import type { ViewBatch } from '../data/views.js';
+import type { ViewBatch } from '../image/views.js';
 import { ConfigError } from '../errors.js';
 import { distillationLoss, SSL_WEIGHTS, sslFactor, TEMPERATURES, type Temperatures } from '../losses/distill.js';
 import { maskedLoss, maskedRows } from '../losses/masked.js';
@@ -17,7 +17,7 @@ import type { Siglip2Model } from '../model/siglip2.js';
 import { Teacher, type TeacherOutput } from '../model/teacher.js';
 import { teacherStatistics } from '../ops/teacher_centre.js';
 import { scope, tensor, type Tensor } from '../tensor.js';
-import type { AdamW } from './optimizer.js';
+import type { AdamW } from '../optim/optimizer.js';
 
 export interface SelfDistillationOptions {
   temperatures: Temperatures;

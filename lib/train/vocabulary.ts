@@ -1,11 +1,12 @@
 /** The trimmed vocabulary of a small model: the token ids that its training captions use. */
-import type { Caption } from '../data/captions.js';
-import { FileReader } from '../data/files.js';
-import { parseRegions } from '../data/regions.js';
-import { sequenceVocabulary, textPart } from '../data/sequences.js';
-import { describeSample, readCaptions, type SampleSource } from '../data/sample.js';
-import { collectIds, loadTokenizer } from '../data/tokenizer.js';
-import { VocabMap } from '../data/vocab.js';
+import type { Caption } from '../text/captions.js';
+import { FileReader } from '../io/reader.js';
+import { parseRegions } from '../text/regions.js';
+import { sequenceVocabulary, textPart } from '../text/sequences.js';
+import { describeSample, readCaptions } from '../data/sample.js';
+import type { SampleSource } from '../data/sample_source.js';
+import { collectIds, loadTokenizer } from '../text/tokenizer.js';
+import { VocabMap } from '../text/vocab.js';
 import type { TrainConfig } from './config.js';
 
 export interface VocabularyOptions {

@@ -7,7 +7,7 @@ import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, expect, test } from '@jest/globals';
 import { listImages } from '../../lib/cli/images.js';
-import { checkpointOf } from '../../lib/io/run.js';
+import { checkpointOf } from '../../lib/checkpoints/run.js';
 import { packageRoot } from '../../lib/native.js';
 import { checkpointFolder } from '../../lib/train/checkpoint.js';
 import { errorOf, picture } from '../data/support.js';

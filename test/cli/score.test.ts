@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from '@jest/globals';
-import { TarWriter } from '../../lib/data/tar_writer.js';
+import { TarWriter } from '../../lib/io/tar_writer.js';
 import { liveCount } from '../../lib/tensor.js';
 import { picture } from '../data/support.js';
 import { smallCheckpoint, temporaryFolder, WORDS } from '../encoder_support.js';

@@ -1,6 +1,6 @@
 /** Shares and order of a mixture's draws, against counting and a convex optimum found in another way. */
 import { expect, test } from '@jest/globals';
-import { cellShares, languageShares, MixtureOrder, totals, type Cell } from '../../lib/curation/mixture.js';
+import { cellShares, languageShares, MixtureOrder, totals, type Cell } from '../../lib/data/mixture_order.js';
 import { liveCount } from '../../lib/tensor.js';
 
 const cell = (source: number, language: string, count: number): Cell => ({ source, language, count });

@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from '@jest/globals';
-import { selectBatch, selectionUniforms, type SelectionOptions, type SelectionScore } from '../../lib/curation/select.js';
+import { selectBatch, selectionUniforms, type SelectionOptions, type SelectionScore } from '../../lib/train/selection/select.js';
 import { packageRoot } from '../../lib/native.js';
 import type { PairEmbeddings } from '../../lib/ops/pair_scores.js';
 import { liveCount, memory, resetPeak, synchronize, tensor } from '../../lib/tensor.js';

@@ -1,7 +1,7 @@
 /** Batches of some samples of a batch. */
 import { expect, test } from '@jest/globals';
 import { batchPart, takeSamples } from '../../lib/data/batch.js';
-import type { Batch } from '../../lib/data/loader.js';
+import type { Batch } from '../../lib/data/batch.js';
 import { liveCount } from '../../lib/tensor.js';
 
 const batch = {

@@ -4,8 +4,8 @@
  */
 import { crc32 } from 'node:zlib';
 import sharp, { type Sharp } from 'sharp';
-import { decodeInput } from '../../lib/data/input.js';
-import { processorOf, resizeTo } from '../../lib/data/processor.js';
+import { decodeInput } from '../../lib/image/input.js';
+import { processorOf, resizeTo } from '../../lib/image/processor.js';
 import { emptyResult, fuzzCase, mutate, seeded, type FuzzResult } from '../io/fuzz.js';
 
 /** Every format and the kinds within it that take ways of their own through the decoders. */

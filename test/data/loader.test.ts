@@ -2,14 +2,15 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { decodeInput } from '../../lib/data/input.js';
+import { decodeInput } from '../../lib/image/input.js';
 import type { LoaderOptions } from '../../lib/data/loader_options.js';
-import { DataLoader, type Batch } from '../../lib/data/loader.js';
-import type { SampleSource } from '../../lib/data/sample.js';
+import { DataLoader } from '../../lib/data/loader.js';
+import type { Batch } from '../../lib/data/batch.js';
+import type { SampleSource } from '../../lib/data/sample_source.js';
 import { openSource } from '../../lib/data/source.js';
-import type { BuilderConfig } from '../../lib/data/builder.js';
-import { threadSite } from '../../lib/data/site.js';
-import { viewsConfig } from '../../lib/data/views.js';
+import type { BuilderConfig } from '../../lib/data/batch_builder.js';
+import { threadSite } from '../../lib/data/builder_worker.js';
+import { viewsConfig } from '../../lib/image/views.js';
 import { errorOf, makeTar, withFolder } from './support.js';
 
 const options: LoaderOptions = {

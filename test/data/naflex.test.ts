@@ -1,7 +1,7 @@
 /** NaFlex grids, patches and packing, against the published table and code that works another way. */
 import { afterAll, expect, test } from '@jest/globals';
-import type { RawImage } from '../../lib/data/image.js';
-import { checkNaflexBatch, naflexGrid, naflexImage, packNaflex, type NaflexBatch } from '../../lib/data/naflex.js';
+import type { RawImage } from '../../lib/image/image.js';
+import { checkNaflexBatch, naflexGrid, naflexImage, packNaflex, type NaflexBatch } from '../../lib/image/naflex.js';
 import { ConfigError, DataError, ShapeError } from '../../lib/errors.js';
 import { liveCount } from '../../lib/tensor.js';
 import { generator } from '../harness.js';

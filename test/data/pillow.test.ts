@@ -3,8 +3,8 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from '@jest/globals';
-import { decodeImage, onWhite, withAlpha } from '../../lib/data/image.js';
-import { resizeTo } from '../../lib/data/processor.js';
+import { decodeImage, onWhite, withAlpha } from '../../lib/image/image.js';
+import { resizeTo } from '../../lib/image/processor.js';
 import { packageRoot, resizeImageAsync } from '../../lib/native.js';
 import { answer } from '../oracle.js';
 

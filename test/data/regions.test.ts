@@ -1,10 +1,12 @@
 /** Boxes as text, regions of a sample, queries for a detector, and the decoder's sequences. */
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
-import { Random } from '../../lib/data/random.js';
-import { checkBoxFormat, defaultBoxFormat, formatBox, iou, ngramQueries, parseBox, parseRegions, sampleRegions, type Box, type Region } from '../../lib/data/regions.js';
-import { decoderSequences, sequenceVocabulary } from '../../lib/data/sequences.js';
-import { collectIds, loadTokenizer, type GemmaTokenizer } from '../../lib/data/tokenizer.js';
-import { VocabMap } from '../../lib/data/vocab.js';
+import { Random } from '../../lib/random.js';
+import {
+  checkBoxFormat, defaultBoxFormat, formatBox, iou, ngramQueries, parseBox, parseRegions, sampleRegions, type Box, type Region,
+} from '../../lib/text/regions.js';
+import { decoderSequences, sequenceVocabulary } from '../../lib/text/sequences.js';
+import { collectIds, loadTokenizer, type GemmaTokenizer } from '../../lib/text/tokenizer.js';
+import { VocabMap } from '../../lib/text/vocab.js';
 import { liveCount } from '../../lib/tensor.js';
 
 afterAll(() => expect(liveCount()).toBe(0));

@@ -3,13 +3,13 @@ import * as path from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/data/captions.js';
-import { FileReader } from '../../lib/data/files.js';
-import { Random } from '../../lib/data/random.js';
-import { expandPaths } from '../../lib/data/paths.js';
+import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/text/captions.js';
+import { FileReader } from '../../lib/io/reader.js';
+import { Random } from '../../lib/random.js';
+import { expandPaths } from '../../lib/fs/paths.js';
 import { readCaptions } from '../../lib/data/sample.js';
 import { openSource } from '../../lib/data/source.js';
-import { TarWriter } from '../../lib/data/tar_writer.js';
+import { TarWriter } from '../../lib/io/tar_writer.js';
 import { errorOf, makeTar, picture, withFolder } from './support.js';
 
 test('WebDataset tars: keys, captions, classes, languages; skips are counted and named', () =>

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import sharp from 'sharp';
-import { TarWriter } from '../../lib/data/tar_writer.js';
+import { TarWriter } from '../../lib/io/tar_writer.js';
 
 /** A fresh folder, removed when `run` is done. */
 export async function withFolder<T>(run: (folder: string) => Promise<T> | T): Promise<T> {

@@ -5,9 +5,9 @@ import { finished } from 'node:stream/promises';
 import { Readable } from 'node:stream';
 import { expect, test } from '@jest/globals';
 import * as tarStream from 'tar-stream';
-import { Random } from '../../lib/data/random.js';
-import { indexTar, type TarEntry } from '../../lib/data/tar.js';
-import { TarWriter } from '../../lib/data/tar_writer.js';
+import { Random } from '../../lib/random.js';
+import { indexTar, type TarEntry } from '../../lib/io/tar.js';
+import { TarWriter } from '../../lib/io/tar_writer.js';
 import { errorOf, withFolder } from './support.js';
 
 const names = [

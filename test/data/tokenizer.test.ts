@@ -1,17 +1,11 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
-import { packageFolder } from '../../lib/data/packages.js';
+import { packageFolder } from '../../lib/fs/packages.js';
 import {
-  collectIds,
-  defaultTokenizerPath,
-  GemmaTokenizer,
-  kEos,
-  loadTokenizer,
-  lowerCase,
-  type LowerMode,
-} from '../../lib/data/tokenizer.js';
-import { VocabMap } from '../../lib/data/vocab.js';
+  collectIds, defaultTokenizerPath, GemmaTokenizer, kEos, loadTokenizer, lowerCase, type LowerMode,
+} from '../../lib/text/tokenizer.js';
+import { VocabMap } from '../../lib/text/vocab.js';
 import { errorOf, withFolder } from './support.js';
 
 /**

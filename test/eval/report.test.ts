@@ -1,6 +1,6 @@
 import { expect, test } from '@jest/globals';
-import { renderReport } from '../../lib/eval/report.js';
-import type { EvaluationSet, ReportData } from '../../lib/eval/report.js';
+import { renderReport } from '../../lib/eval/report/report.js';
+import type { EvaluationSet, ReportData } from '../../lib/eval/report/report.js';
 
 const PNG = Buffer.from('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAC' +
   'hwGA60e6kgAAAABJRU5ErkJggg==', 'base64');

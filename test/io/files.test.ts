@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { CheckpointError, IoError } from '../../lib/errors.js';
 import {
   cleanFolder, makeFolder, prepareToWrite, readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
-} from '../../lib/io/files.js';
+} from '../../lib/fs/files.js';
 
 let folder: string;
 beforeEach(async () => {

@@ -5,14 +5,14 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { crc32, deflateRawSync } from 'node:zlib';
-import { loadTokenizer } from '../../lib/data/tokenizer.js';
+import { loadTokenizer } from '../../lib/text/tokenizer.js';
 import { Siglip2Error } from '../../lib/errors.js';
-import { convertCheckpoint } from '../../lib/io/convert.js';
+import { convertCheckpoint } from '../../lib/checkpoints/convert.js';
 import { openSafetensors, writeSafetensors, type TensorEntry } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
-import { loadModel, modelFiles } from '../../lib/model/files.js';
+import { loadModel, modelFiles } from '../../lib/checkpoints/load.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
-import { VocabMap } from '../../lib/data/vocab.js';
+import { VocabMap } from '../../lib/text/vocab.js';
 
 /** Uniform numbers in [0, 1) from a seed (mulberry32). */
 export function seeded(seed: number): () => number {

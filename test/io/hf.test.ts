@@ -3,12 +3,12 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CheckpointError } from '../../lib/errors.js';
-import { loadHfFolder, preprocessorConfig, saveHfFolder, tokenizerConfig } from '../../lib/io/hf.js';
-import { fromHfConfig, hfJson, toHfConfig, withFloats } from '../../lib/io/hf_config.js';
-import type { HfModel, TensorData } from '../../lib/io/hf.js';
+import { loadHfFolder, preprocessorConfig, saveHfFolder, tokenizerConfig } from '../../lib/checkpoints/hf.js';
+import { fromHfConfig, hfJson, toHfConfig, withFloats } from '../../lib/checkpoints/hf_config.js';
+import type { HfModel, TensorData } from '../../lib/checkpoints/hf.js';
 import { writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
-import { parameterCounts, parameterShapes } from '../../lib/model/parameters.js';
+import { parameterCounts, parameterShapes } from '../../lib/model/shapes.js';
 import type { ModelConfig } from '../../lib/model/config.js';
 
 let folder: string;

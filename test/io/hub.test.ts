@@ -7,10 +7,10 @@ import { join } from 'node:path';
 import { createHash } from 'node:crypto';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { IoError } from '../../lib/errors.js';
-import { openCheckpoint } from '../../lib/io/checkpoint.js';
-import { hubFolder, isHubId } from '../../lib/io/hub.js';
+import { openCheckpoint } from '../../lib/checkpoints/checkpoint.js';
+import { hubFolder, isHubId } from '../../lib/checkpoints/hub.js';
 import { modelConfig } from '../../lib/model/config.js';
-import { modelFiles } from '../../lib/model/files.js';
+import { modelFiles } from '../../lib/checkpoints/load.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount } from '../../lib/tensor.js';
 

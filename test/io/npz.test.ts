@@ -4,12 +4,12 @@ import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { openCheckpoint } from '../../lib/io/checkpoint.js';
-import { convertCheckpoint } from '../../lib/io/convert.js';
-import { writeFileAtomic } from '../../lib/io/files.js';
+import { openCheckpoint } from '../../lib/checkpoints/checkpoint.js';
+import { convertCheckpoint } from '../../lib/checkpoints/convert.js';
+import { writeFileAtomic } from '../../lib/fs/files.js';
 import { readMember, readZip, zipChunks } from '../../lib/io/zip.js';
 import { modelConfig } from '../../lib/model/config.js';
-import { modelFiles } from '../../lib/model/files.js';
+import { modelFiles } from '../../lib/checkpoints/load.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount } from '../../lib/tensor.js';
 

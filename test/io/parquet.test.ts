@@ -3,7 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from '@jest/globals';
 import { parquetReadObjects } from 'hyparquet';
-import { Random } from '../../lib/data/random.js';
+import { Random } from '../../lib/random.js';
 import { DataError } from '../../lib/errors.js';
 import { openTable, writeTable, type Columns } from '../../lib/io/parquet.js';
 import { errorOf } from '../data/support.js';

@@ -1,8 +1,8 @@
 /** The environment's say about caches, switches and tokens. */
 import { homedir } from 'node:os';
 import { afterEach, beforeEach, expect, test } from '@jest/globals';
-import { hubFolder } from '../../lib/io/hub.js';
-import { cacheHome, hubCache, hubToken, offlineSwitch } from '../../lib/io/places.js';
+import { hubFolder } from '../../lib/checkpoints/hub.js';
+import { cacheHome, hubCache, hubToken, offlineSwitch } from '../../lib/fs/places.js';
 
 const ME = homedir();
 const NAMES = ['XDG_CACHE_HOME', 'HF_HOME', 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_TOKEN',

@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { script } from '../../bench/peers/pytorch/peer.js';
-import { hfJson, toHfConfig } from '../../lib/io/hf_config.js';
+import { hfJson, toHfConfig } from '../../lib/checkpoints/hf_config.js';
 import { openSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig, type ModelConfig } from '../../lib/model/config.js';
 import { answer } from '../oracle.js';

@@ -1,6 +1,6 @@
 /** Position and patch-kernel resizing against PyTorch, numpy and the properties that define them. */
 import { afterAll, expect, test } from '@jest/globals';
-import { naflexImage, packNaflex } from '../../lib/data/naflex.js';
+import { naflexImage, packNaflex } from '../../lib/image/naflex.js';
 import { CheckpointError, ConfigError } from '../../lib/errors.js';
 import {
   adaptModel, adaptTensors, convolutionKernel, flatKernel, piResize, pseudoInverse, resizeMatrix, resizePositions, type Matrix,

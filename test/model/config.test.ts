@@ -1,9 +1,9 @@
 import { expect, test } from '@jest/globals';
 import { ConfigError } from '../../lib/errors.js';
 import { didYouMean, gridSide, modelConfig, patchCount, VARIANTS } from '../../lib/model/config.js';
-import { parameterCounts, parameterShapes } from '../../lib/model/parameters.js';
+import { parameterCounts, parameterShapes } from '../../lib/model/shapes.js';
 import type { ModelOverrides } from '../../lib/model/config.js';
-import type { ParameterShape } from '../../lib/model/parameters.js';
+import type { ParameterShape } from '../../lib/model/params.js';
 
 // Variant, image size (0: NaFlex), patches, vision, vision without the pooling head, text, total,
 // tensors.

@@ -2,7 +2,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, test } from '@jest/globals';
 import { modelConfig } from '../../lib/model/config.js';
-import { loadModel, loadModelInto, modelFiles } from '../../lib/model/files.js';
+import { loadModel, loadModelInto, modelFiles } from '../../lib/checkpoints/load.js';
 import { SSL_HEAD, sslHead, sslShapes } from '../../lib/model/ssl_head.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { visionTokens } from '../../lib/model/vision.js';

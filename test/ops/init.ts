@@ -1,5 +1,5 @@
 /** Against Philox4x32-10 in big integers and the quantile found by bisection of the normal distribution's series. */
-import type { Init } from '../../lib/model/parameters.js';
+import type { Init } from '../../lib/ops/init.js';
 import { initialize } from '../../lib/ops/init.js';
 import { empty } from '../../lib/tensor.js';
 import type { OpCase } from '../harness.js';

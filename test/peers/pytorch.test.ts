@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { findPython, peerEnvironment, script, TorchStep } from '../../bench/peers/pytorch/peer.js';
 import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { modelConfig } from '../../lib/model/config.js';
-import { parameterShapes } from '../../lib/model/parameters.js';
+import { parameterShapes } from '../../lib/model/shapes.js';
 import type { ModelConfig } from '../../lib/model/config.js';
 
 // The peer must be right before anything is compared with it: its names and shapes against ours,

@@ -7,10 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import {
-  AdamW, ADAMW_DEFAULTS, backward, captionBatch, captionLoss, DataLoader, gradCache, linear, liveCount, loadModel, modelConfig,
-  openSource, parameterShapes, piResize, resizePositions, saveModel, scheduleMultiplier, scope, SelfDistillation,
-  sigmoidLoss, Siglip2Model, softmaxCrossEntropy, sslShapes, tensor, Trainer, trimmedVocabulary, viewsConfig, zeros,
-  type Batch, type Schedule, type Siglip2Error, type Tensor, type TrainConfigInput,
+  AdamW, ADAMW_DEFAULTS, backward, captionBatch, captionLoss, DataLoader, gradCache, linear, liveCount, loadModel, modelConfig, openSource, parameterShapes, piResize, resizePositions, saveModel, scheduleMultiplier, scope, SelfDistillation, sigmoidLoss, Siglip2Model, softmaxCrossEntropy, sslShapes, tensor, Trainer, trimmedVocabulary, viewsConfig, zeros, type Batch, type Schedule, type Siglip2Error, type Tensor, type TrainConfigInput,
 } from '../../lib/index.js';
 import { colouredImages } from './run.js';
 

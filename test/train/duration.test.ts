@@ -1,7 +1,7 @@
 import { expect, test } from '@jest/globals';
 import { ConfigError } from '../../lib/errors.js';
-import { toSteps } from '../../lib/train/duration.js';
-import type { Duration } from '../../lib/train/duration.js';
+import { toSteps } from '../../lib/optim/duration.js';
+import type { Duration } from '../../lib/optim/duration.js';
 
 const CONTEXT = { name: 'warmup', batch: 64, examples: 6400, total: 2000 };
 

@@ -4,7 +4,7 @@ import { modelConfig } from '../../lib/model/config.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { backward } from '../../lib/tape.js';
 import { liveCount, memory, resetPeak, scope, synchronize, tensor, type Tensor } from '../../lib/tensor.js';
-import { gradCache, type PartEncoder } from '../../lib/train/grad_cache.js';
+import { gradCache, type PartEncoder } from '../../lib/optim/grad_cache.js';
 import { errorOf } from '../data/support.js';
 import { generator } from '../harness.js';
 

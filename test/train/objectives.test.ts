@@ -4,7 +4,7 @@ import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount, scope, tensor, type Tensor } from '../../lib/tensor.js';
 import { checkTrainConfig } from '../../lib/train/config.js';
 import { Objectives } from '../../lib/train/objectives.js';
-import { AdamW } from '../../lib/train/optimizer.js';
+import { AdamW } from '../../lib/optim/optimizer.js';
 import { errorOf } from '../data/support.js';
 import { generator } from '../harness.js';
 

@@ -2,7 +2,7 @@
 import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { TarWriter } from '../../lib/data/tar_writer.js';
+import { TarWriter } from '../../lib/io/tar_writer.js';
 import { openSource } from '../../lib/data/source.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints, stateOf } from '../../lib/train/checkpoint.js';

@@ -1,7 +1,7 @@
 import { expect, test } from '@jest/globals';
 import { ConfigError } from '../../lib/errors.js';
-import { checkSchedule, scheduleMultiplier } from '../../lib/train/schedule.js';
-import type { Schedule } from '../../lib/train/schedule.js';
+import { checkSchedule, scheduleMultiplier } from '../../lib/optim/schedule.js';
+import type { Schedule } from '../../lib/optim/schedule.js';
 
 // SigLIP 2: 40e9 examples in batches of 32,768, 20,000 steps of warm-up, peak learning rate 1e-3.
 const SIGLIP2: Schedule = { kind: 'cosine', total: 1_220_703, warmup: 20_000 };

@@ -10,7 +10,7 @@ import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { sigmoidLoss } from '../../lib/ops/sigmoid_loss.js';
 import { backward } from '../../lib/tape.js';
 import { liveCount, scope, tensor } from '../../lib/tensor.js';
-import { AdamW } from '../../lib/train/optimizer.js';
+import { AdamW } from '../../lib/optim/optimizer.js';
 import { generator } from '../harness.js';
 import { answer } from '../oracle.js';
 

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { loadModel } from '../../lib/model/files.js';
+import { loadModel } from '../../lib/checkpoints/load.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
 import { applySets, checkTrainConfig, type TrainConfigInput } from '../../lib/train/config.js';

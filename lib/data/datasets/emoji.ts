@@ -16,19 +16,12 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { createHash } from 'node:crypto';
 import { ConfigError, DataError } from '../../errors.js';
-import { makeFolder, writeFileAtomic } from '../../io/files.js';
-import { fileError, readJson } from '../files.js';
-import { packageFolder } from '../packages.js';
-import { TarWriter } from '../tar_writer.js';
-import {
-  mapIcons,
-  packageVersion,
-  render,
-  studioLicence,
-  svgOf,
-  type IconSet,
-} from './emoji_artwork.js';
-import { cldrName, kKeywords, readClassTexts } from './emoji_captions.js';
+import { makeFolder, writeFileAtomic } from '../../fs/files.js';
+import { fileError, readJson } from '../../fs/files.js';
+import { packageFolder } from '../../fs/packages.js';
+import { TarWriter } from '../../io/tar_writer.js';
+import { mapIcons, packageVersion, render, studioLicence, svgOf, type IconSet, type PackageLicence } from './emoji_artwork.js';
+import { cldrName, kKeywords, readClassTexts, type EmojiClass } from './emoji_captions.js';
 import { legacyNames, studioNames } from './emoji_names.js';
 
 /** Part of the dataset a studio belongs to. */
@@ -90,28 +83,6 @@ export const emojiLanguages: readonly string[] = [
   'vi',
   'zh',
 ];
-
-/** One class: a code point or sequence. */
-export interface EmojiClass {
-  /** 0 .. classes-1, in order of code points. */
-  id: number;
-  /** Hexadecimal, joined by "-", without variation selectors, e.g. "1f600". */
-  codePoints: string;
-  /** The characters themselves, as CLDR spells them. */
-  char: string;
-  /** Short name by language; "en" is always there. */
-  names: Record<string, string>;
-}
-
-/** A licence as the package states it. */
-export interface PackageLicence {
-  package: string;
-  version: string;
-  /** SPDX identifier. */
-  licence: string;
-  licenceUrl: string;
-  attribution: string;
-}
 
 /** A studio as built. */
 export interface EmojiStudioManifest extends PackageLicence {

@@ -5,11 +5,20 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import sharp from 'sharp';
-import { readJson } from '../files.js';
-import '../image.js'; // settings of sharp
-import type { PackageLicence } from './emoji.js';
+import { readJson } from '../../fs/files.js';
+import '../../image/image.js'; // settings of sharp
 import type { ClassText } from './emoji_captions.js';
 import { legacyNames, studioNames } from './emoji_names.js';
+
+/** A licence as the package states it. */
+export interface PackageLicence {
+  package: string;
+  version: string;
+  /** SPDX identifier. */
+  licence: string;
+  licenceUrl: string;
+  attribution: string;
+}
 
 /** An icon set in Iconify's JSON format. */
 export interface IconSet {

@@ -1,9 +1,8 @@
 /** Names and keywords of emoji from CLDR. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { readJson } from '../files.js';
-import { packageFolder } from '../packages.js';
-import type { EmojiClass, EmojiOptions } from './emoji.js';
+import { readJson } from '../../fs/files.js';
+import { packageFolder } from '../../fs/packages.js';
 
 /** CLDR's names for languages that are called otherwise elsewhere. */
 const kCldrNames: Record<string, string> = { quz: 'qu' };
@@ -62,6 +61,26 @@ function phrases(annotation: Annotation | undefined): string[] {
   return words.length > 0 ? [name, words.join(', ')] : [name];
 }
 
+/** One class: a code point or sequence. */
+export interface EmojiClass {
+  /** 0 .. classes-1, in order of code points. */
+  id: number;
+  /** Hexadecimal, joined by "-", without variation selectors, e.g. "1f600". */
+  codePoints: string;
+  /** The characters themselves, as CLDR spells them. */
+  char: string;
+  /** Short name by language; "en" is always there. */
+  names: Record<string, string>;
+}
+
+/** Which emoji are classes; see `EmojiOptions`. */
+export interface ClassChoice {
+  derived?: boolean;
+  skinTones?: boolean;
+  sequences?: boolean;
+  maxClasses?: number;
+}
+
 /** A class with its captions. */
 export interface ClassText extends EmojiClass {
   /** JSON of all captions: {"en": [name, keywords], ...}. */
@@ -70,7 +89,7 @@ export interface ClassText extends EmojiClass {
 }
 
 /** The classes with their captions, in order of code points. */
-export function readClassTexts(options: EmojiOptions, languages: readonly string[]): ClassText[] {
+export function readClassTexts(options: ClassChoice, languages: readonly string[]): ClassText[] {
   const derived = options.derived ?? false;
   const byLanguage = languages.map(
     (language) => [language, annotations(language, derived)] as const,

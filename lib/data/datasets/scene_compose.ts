@@ -1,9 +1,9 @@
 /** One scene: artwork on a background, with the exact mask and box of everything in it. */
 import { resizeImage } from '../../native.js';
-import { background, kBackgrounds } from '../background.js';
-import { div255, type RawImage } from '../image.js';
-import { shuffle, type Random } from '../random.js';
-import type { Box } from '../regions.js';
+import { background, kBackgrounds } from '../../image/background.js';
+import { div255, type RawImage } from '../../image/image.js';
+import { shuffle, type Random } from '../../random.js';
+import type { Box } from '../../text/regions.js';
 
 /** A drawing that can be put into a scene. */
 export interface Artwork {
