@@ -8,7 +8,7 @@
 #include <type_traits>
 #include "../native/kernel.h"
 #include "errors.h"
-#include "ptx.cuh"
+#include "arch/ptx.cuh"
 
 #ifdef SIGLIP2_CUDA_HOST
 #define DYN_SMEM(name) auto* const name = static_cast<unsigned char*>(::cuda_host::dynamic_shared())

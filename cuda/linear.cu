@@ -6,7 +6,7 @@
 #include <algorithm>
 #include "activation.cuh"
 #include "common.cuh"
-#include "gemm.h"
+#include "gemm/gemm.h"
 
 namespace siglip2::cuda {
 

@@ -12,7 +12,7 @@
 // dweight for each took longer than multiplying. At the end one small kernel adds up the losses. Every sum has one
 // owner and a fixed order, so results do not vary from run to run.
 #include "../native/ops/linear_cross_entropy.h"
-#include "gemm_launch.cuh"
+#include "gemm/gemm_launch.cuh"
 
 namespace siglip2::cuda {
 

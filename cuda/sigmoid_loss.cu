@@ -14,8 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 #include "../native/ops/sigmoid_loss.h"
-#include "gemm.h"
-#include "gemm_launch.cuh"
+#include "gemm/gemm.h"
+#include "gemm/gemm_launch.cuh"
 
 namespace siglip2::cuda {
 

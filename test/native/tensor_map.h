@@ -1,6 +1,6 @@
 // Tensor maps of row-major matrices for the host runtime.
 #pragma once
-#include "../../cuda/ptx.cuh"
+#include "../../cuda/arch/ptx.cuh"
 
 namespace test {
 

@@ -1,14 +1,14 @@
 // attention_forward and attention_backward against the formulas in double. In bf16 the error may be
 // twice that of the same formulas with every intermediate rounded to bf16, as a chain of separate
 // kernels would.
-#include "../../cuda/attention.cu"
-#include "../../cuda/attention_backward.cu"
-#include "../../cuda/attention_forward.cu"
-#include "../../cuda/attention_plain.cu"
-#include "../../cuda/attention_single.cu"
-#include "../../cuda/attention_sm90.cu"
-#include "../../cuda/attention_sm90_backward.cu"
-#include "../../cuda/attention_sm90_whole.cu"
+#include "../../cuda/attention/attention.cu"
+#include "../../cuda/attention/attention_backward.cu"
+#include "../../cuda/attention/attention_forward.cu"
+#include "../../cuda/attention/attention_plain.cu"
+#include "../../cuda/attention/attention_single.cu"
+#include "../../cuda/attention/attention_sm90.cu"
+#include "../../cuda/attention/attention_sm90_backward.cu"
+#include "../../cuda/attention/attention_sm90_whole.cu"
 #include <numeric>
 #include "check.h"
 

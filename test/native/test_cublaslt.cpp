@@ -1,8 +1,8 @@
 // Loading cuBLASLt and what gemm() asks of it, against a stand-in that really multiplies
 // (stub/cublaslt.cpp). Its path and SIGLIP2_GEMM=cublaslt come from the environment (CMakeLists.txt).
 #include <cstdlib>
-#include "../../cuda/cublaslt.cu"
-#include "../../cuda/gemm.cu"
+#include "../../cuda/gemm/cublaslt.cu"
+#include "../../cuda/gemm/gemm.cu"
 #include "../../cuda/linear.cu"
 #include "check.h"
 #include "stub/cublaslt_stub.h"

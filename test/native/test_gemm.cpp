@@ -1,7 +1,7 @@
 // gemm.cuh, gemm_f32.cuh and gemm() against double precision: every layout, ragged shapes, addresses
 // that forbid 16-byte reads, splits of K, epilogues; and linear.cu, which is made of them.
-#include "../../cuda/cublaslt.cu"
-#include "../../cuda/gemm.cu"
+#include "../../cuda/gemm/cublaslt.cu"
+#include "../../cuda/gemm/gemm.cu"
 #include "../../cuda/linear.cu"
 #include "check.h"
 

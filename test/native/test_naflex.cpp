@@ -1,5 +1,5 @@
 // position_resize.cu and patch_embed_packed.cu against double precision, at ragged sizes.
-#include "../../cuda/patch_embed_packed.cu"
+#include "../../cuda/patch/patch_embed_packed.cu"
 #include "../../cuda/position_resize.cu"
 #include "check.h"
 

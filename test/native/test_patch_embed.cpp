@@ -1,5 +1,5 @@
 // patch_embed.cu against double precision: ragged images, both weight layouts, sums cut into slices.
-#include "../../cuda/patch_embed.cu"
+#include "../../cuda/patch/patch_embed.cu"
 #include "check.h"
 
 namespace {

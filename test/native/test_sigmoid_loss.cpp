@@ -1,7 +1,7 @@
 // sigmoid_loss.cu against double precision: ragged tiles, several chunks, blocks of a larger pair
 // matrix.
-#include "../../cuda/cublaslt.cu"
-#include "../../cuda/gemm.cu"
+#include "../../cuda/gemm/cublaslt.cu"
+#include "../../cuda/gemm/gemm.cu"
 #include "../../cuda/sigmoid_loss.cu"
 #include "check.h"
 

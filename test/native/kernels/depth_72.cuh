@@ -5,7 +5,7 @@
 // over the banks.
 #pragma once
 #include "../../../cuda/common.cuh"
-#include "../../../cuda/wgmma.cuh"
+#include "../../../cuda/arch/wgmma.cuh"
 
 namespace siglip2::cuda {
 

@@ -3,7 +3,7 @@
 // exists to exercise the wrappers of ptx.cuh and wgmma.cuh; M, N and K are multiples of 64.
 #pragma once
 #include "../../../cuda/common.cuh"
-#include "../../../cuda/wgmma.cuh"
+#include "../../../cuda/arch/wgmma.cuh"
 
 namespace siglip2::cuda {
 

@@ -2,9 +2,9 @@
 // wgmma multiply them. One kernel for every width, swizzle and majorness that the real kernels use.
 #pragma once
 #include "../../../cuda/common.cuh"
-#include "../../../cuda/tensor_map.cuh"
-#include "../../../cuda/wgmma_128.cuh"
-#include "../../../cuda/wgmma_256.cuh"
+#include "../../../cuda/arch/tensor_map.cuh"
+#include "../../../cuda/arch/wgmma_128.cuh"
+#include "../../../cuda/arch/wgmma_256.cuh"
 
 namespace siglip2::cuda {
 

@@ -12,7 +12,7 @@
 // Operands are read as they lie: `kDepthInLine` says whether a line of memory runs along K (A is
 // (M, K), B is (N, K)) or along the rows (A is (K, M), B is (K, N)); ldmatrix transposes the latter.
 #pragma once
-#include "common.cuh"
+#include "../common.cuh"
 
 namespace siglip2::cuda {
 

@@ -7,8 +7,8 @@
 // producers' 128 threads copy them with cp.async.
 #pragma once
 #include "attention_mma.cuh"
-#include "gemm_sm90.cuh"
-#include "wgmma_128.cuh"
+#include "../gemm/gemm_sm90.cuh"
+#include "../arch/wgmma_128.cuh"
 
 namespace siglip2::cuda::attention {
 

@@ -1,7 +1,7 @@
 // Matrix products of the CUDA device: cuBLASLt where it is installed, else kernels of our own.
 #pragma once
 #include <string>
-#include "../native/kernel.h"
+#include "../../native/kernel.h"
 
 namespace siglip2::cuda {
 

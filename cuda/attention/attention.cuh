@@ -1,7 +1,7 @@
 // What the attention kernels share: the problem as they see it, the rows of one sample, and what
 // each file of kernels offers to the launchers in attention.cu.
 #pragma once
-#include "common.cuh"
+#include "../common.cuh"
 
 namespace siglip2::cuda::attention {
 

@@ -5,9 +5,9 @@
 // load from shared memory; which of them are neighbours in a fragment is free to choose as long as the weight agrees
 // (value_at()), so bytes 0 and 2 of a word are a pair and bytes 1 and 3 the next: no byte is moved on its own.
 #pragma once
-#include "gemm_sm90.cuh"
+#include "../gemm/gemm_sm90.cuh"
 #include "patches.cuh"
-#include "wgmma_128.cuh"
+#include "../arch/wgmma_128.cuh"
 
 namespace siglip2::cuda::patches {
 

@@ -19,9 +19,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include "gemm.cuh"
-#include "tensor_map.cuh"
-#include "wgmma_128.cuh"
-#include "wgmma_256.cuh"
+#include "../arch/tensor_map.cuh"
+#include "../arch/wgmma_128.cuh"
+#include "../arch/wgmma_256.cuh"
 
 namespace siglip2::cuda {
 

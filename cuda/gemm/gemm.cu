@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <optional>
 #include "cublaslt.h"
-#include "flavour.h"
+#include "../flavour.h"
 #include "gemm_launch.cuh"
 
 namespace siglip2::cuda {

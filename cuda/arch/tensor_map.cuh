@@ -1,6 +1,6 @@
 // Tensor maps, by which TMA finds its way in bf16 data in global memory.
 #pragma once
-#include "common.cuh"
+#include "../common.cuh"
 #include "wgmma.cuh"
 
 namespace siglip2::cuda {

@@ -1,9 +1,10 @@
 // Attention on CUDA (native/ops/attention.h): checks the arguments and chooses the kernel.
 //   one query for each sample         attention_single.cu
 //   bf16, D ≤ 128, 16-byte rows       attention_forward.cu, attention_backward.cu (tensor cores),
-//                                     attention_sm90.cu, attention_sm90_backward.cu (long ones on Hopper)
+//                                     attention_sm90.cu, attention_sm90_backward.cu (long ones on Hopper),
+//                                     attention_sm90_whole.cu (backward of 129 to 256 keys)
 //   everything else                   attention_plain.cu
-#include "../native/ops/attention.h"
+#include "../../native/ops/attention.h"
 #include "attention.cuh"
 
 namespace siglip2::cuda {

@@ -7,8 +7,8 @@
 // scaled as they are fetched. The values of a patch are taken as they lie in memory, runs of contiguous bytes; the weight,
 // far smaller, is brought into that order. On Hopper the forward pass of most shapes is patch_embed_sm90.cuh.
 #pragma once
-#include "column_sums.cuh"
-#include "gemm_launch.cuh"
+#include "../column_sums.cuh"
+#include "../gemm/gemm_launch.cuh"
 #include "patch_embed_sm90.cuh"
 
 namespace siglip2::cuda::patches {

@@ -1,7 +1,7 @@
 // Patches as bytes in memory, of images on a grid or one after another: what every kernel of patch_embed.cuh and
 // patch_embed_sm90.cuh reads.
 #pragma once
-#include "common.cuh"
+#include "../common.cuh"
 
 namespace siglip2::cuda::patches {
 

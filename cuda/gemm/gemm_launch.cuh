@@ -3,7 +3,7 @@
 // epilogue are of your own; everything else calls gemm() of gemm.h.
 #pragma once
 #include <algorithm>
-#include "activation.cuh"
+#include "../activation.cuh"
 #include "gemm.cuh"
 #include "gemm_f32.cuh"
 #include "gemm_sm90.cuh"

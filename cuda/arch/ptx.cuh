@@ -4,7 +4,7 @@
 #pragma once
 #include <cstdint>
 #ifdef SIGLIP2_CUDA_HOST
-#include "host/cuda_host.h"
+#include "../host/cuda_host.h"
 // Kernels' lines appear in the reports of the host runtime; on a GPU there is no such argument.
 #define WHERE SIGLIP2_WHERE
 #define AND_WHERE , SIGLIP2_WHERE

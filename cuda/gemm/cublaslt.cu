@@ -5,7 +5,7 @@
 #include <glob.h>
 #include <algorithm>
 #include <cstdlib>
-#include "common.cuh"
+#include "../common.cuh"
 
 namespace siglip2::cuda {
 

@@ -1,6 +1,6 @@
 // Embedding of packed patches and its gradients (native/ops/patch_embed_packed.h); how is in patch_embed.cuh. A patch is
 // one run of K bytes, and every patch has a position of its own.
-#include "../native/ops/patch_embed_packed.h"
+#include "../../native/ops/patch_embed_packed.h"
 #include "patch_embed.cuh"
 
 namespace siglip2::cuda {

@@ -1,7 +1,7 @@
 // Patch embedding from the bytes of images and its gradients (native/ops/patch_embed.h); how is in patch_embed.cuh. A
 // patch is P runs of 3·P bytes. column_sums makes dposition, over the samples, and dbias, over the positions of what the
 // positions get. Every sum has a fixed order.
-#include "../native/ops/patch_embed.h"
+#include "../../native/ops/patch_embed.h"
 #include "patch_embed.cuh"
 
 namespace siglip2::cuda {
