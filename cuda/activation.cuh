@@ -17,7 +17,9 @@ __device__ __forceinline__ float gelu_gradient(float x) {
 
 // Φ(x), accurate in the tail too.
 __device__ __forceinline__ float normal_cdf(float x) { return 0.5f * erfcf(-0.70710678f * x); }
-__device__ __forceinline__ float gelu(float x, bool exact) { return exact ? x * normal_cdf(x) : gelu(x); }
+__device__ __forceinline__ float gelu(float x, bool exact) {
+  return exact ? x * normal_cdf(x) : gelu(x);
+}
 __device__ __forceinline__ float gelu_gradient(float x, bool exact) {
   return exact ? normal_cdf(x) + x * 0.39894228f * expf(-0.5f * x * x) : gelu_gradient(x);
 }

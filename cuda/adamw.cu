@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) adamw_step_kernel(const __grid_const
   const int64_t end = begin + kChunk < a.N ? begin + kChunk : a.N;
   int64_t segment = segment_of(a, begin);
   const float base_lr = a.rates ? a.rates[0] : a.lr, base_decay = a.rates ? a.rates[1] : a.decay;
-  const float correction1 = a.rates ? a.rates[2] : a.correction1, correction2 = a.rates ? a.rates[3] : a.correction2;
+  const float correction1 = a.rates ? a.rates[2] : a.correction1,
+              correction2 = a.rates ? a.rates[3] : a.correction2;
   for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * 4; i < end; i += kThreads * 4) {
     float param[4], m[4], v[4], g[4];
     load_4(param, a.param, i, a.N, a.packs);
@@ -162,9 +163,9 @@ void sum_of_squares(Stream& s, Tensor result, Tensor x, int64_t N) {
 }
 
 void adamw_step(Stream& s, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor copy, Tensor grad,
-                Tensor norm2, Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S, int64_t step,
-                float lr, float beta1, float beta2, float eps, float decay, float clip,
-                float ema_decay) {
+                Tensor norm2, Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S,
+                int64_t step, float lr, float beta1, float beta2, float eps, float decay,
+                float clip, float ema_decay) {
   if (N == 0) return;
   if (N > INT32_MAX)
     throw std::invalid_argument("adamw_step: the arena has more than 2^31 - 1 elements");

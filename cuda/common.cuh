@@ -30,20 +30,22 @@ template <class T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (
 // ---- host side ----------------------------------------------------------------------------------
 
 #ifdef SIGLIP2_CUDA_HOST
-template <class... P, class... A>
-void launch_clusters(void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t smem, Stream&, A&&... arguments) {
+template <class... P, class... A> void launch_clusters(void (*kernel)(P...), unsigned cluster,
+                                                       dim3 grid, dim3 block, size_t smem, Stream&,
+                                                       A&&... arguments) {
   if (cuda_host::dry()) return;
   cuda_host::run_kernel(kernel, grid, block, smem, cluster, std::forward<A>(arguments)...);
 }
 #else
 inline void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess)
-    throw std::runtime_error(std::string(call) + ": " + explain(status, cudaGetErrorString(status)));
+    throw std::runtime_error(std::string(call) + ": " +
+                             explain(status, cudaGetErrorString(status)));
 }
 // Blocks of which `cluster` neighbours along x run at the same time (sm_90) and can share copies.
-template <class... P, class... A>
-void launch_clusters(void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t smem, Stream& s,
-                     A&&... arguments) {
+template <class... P, class... A> void launch_clusters(void (*kernel)(P...), unsigned cluster,
+                                                       dim3 grid, dim3 block, size_t smem,
+                                                       Stream& s, A&&... arguments) {
   if (smem > (48 << 10))  // more is opt-in, per kernel; the call only notes the number
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(smem)),
@@ -122,7 +124,8 @@ template <class T> struct alignas(16) Pack {
 
 // V neighbouring values as floats: in packs where V fills them, so p must be 16-byte aligned then; one by one
 // otherwise. Kernels take V as a template argument, a pack's size or 1, and are written once.
-template <class T, int V> __device__ __forceinline__ void load_values(float (&values)[V], const T* p) {
+template <class T, int V>
+__device__ __forceinline__ void load_values(float (&values)[V], const T* p) {
   constexpr int size = Pack<T>::size;
   if constexpr (V % size == 0) {
 #pragma unroll
@@ -137,7 +140,8 @@ template <class T, int V> __device__ __forceinline__ void load_values(float (&va
     for (int i = 0; i < V; ++i) values[i] = static_cast<float>(p[i]);
   }
 }
-template <class T, int V> __device__ __forceinline__ void store_values(T* p, const float (&values)[V]) {
+template <class T, int V>
+__device__ __forceinline__ void store_values(T* p, const float (&values)[V]) {
   constexpr int size = Pack<T>::size;
   if constexpr (V % size == 0) {
 #pragma unroll
@@ -156,11 +160,13 @@ template <class T, int V> __device__ __forceinline__ void store_values(T* p, con
 // ---- bad values ---------------------------------------------------------------------------------
 
 // Notes that row `row` holds a value that is not below `limit`; see native/fault.h.
-__device__ __forceinline__ void note_fault(Faults* faults, FaultKind kind, int64_t row, int32_t value, int64_t limit) {
+__device__ __forceinline__ void note_fault(Faults* faults, FaultKind kind, int64_t row,
+                                           int32_t value, int64_t limit) {
   if (!faults) return;
   Fault& fault = faults->of[static_cast<int>(kind)];
   atomicExch(&fault.limit, static_cast<unsigned long long>(limit));
-  atomicMin(&fault.first, static_cast<unsigned long long>(row) << 32 | static_cast<uint32_t>(value));
+  atomicMin(&fault.first,
+            static_cast<unsigned long long>(row) << 32 | static_cast<uint32_t>(value));
 }
 
 // ---- reductions in a fixed order ----------------------------------------------------------------

@@ -9,12 +9,12 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) copy_rows_kernel(T* y,             // (Y, C)
-                                                             const T* x,       // (X, C)
-                                                             const int* to,    // (n)
-                                                             const int* from,  // (n)
-                                                             int64_t n, int64_t Y, int64_t X, int64_t C) {
+template <class T> __global__ void __launch_bounds__(kThreads)
+    copy_rows_kernel(T* y,             // (Y, C)
+                     const T* x,       // (X, C)
+                     const int* to,    // (n)
+                     const int* from,  // (n)
+                     int64_t n, int64_t Y, int64_t X, int64_t C) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n * C) return;
   const int64_t target = to[i / C], source = from[i / C], c = i % C;
@@ -23,13 +23,15 @@ __global__ void __launch_bounds__(kThreads) copy_rows_kernel(T* y,             /
 
 }  // namespace
 
-void copy_rows_forward(Stream& s, Tensor y, Tensor x, Tensor to, Tensor from, int64_t n, int64_t Y, int64_t X, int64_t C) {
+void copy_rows_forward(Stream& s, Tensor y, Tensor x, Tensor to, Tensor from, int64_t n, int64_t Y,
+                       int64_t X, int64_t C) {
   if (n * C == 0) return;
   dispatch_element(y.dtype, [&](auto t) {
     using T = decltype(t);
-    launch(copy_rows_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(n * C, kThreads)), kThreads, 0, s, y.as<T>(Y * C),
-           static_cast<const T*>(x.as<T>(X * C)), static_cast<const int*>(to.as<int>(n)),
-           static_cast<const int*>(from.as<int>(n)), n, Y, X, C);
+    launch(copy_rows_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(n * C, kThreads)), kThreads,
+           0, s, y.as<T>(Y * C), static_cast<const T*>(x.as<T>(X * C)),
+           static_cast<const int*>(to.as<int>(n)), static_cast<const int*>(from.as<int>(n)), n, Y,
+           X, C);
   });
 }
 

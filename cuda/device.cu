@@ -18,7 +18,8 @@
 #include "common.cuh"
 #include "errors.h"
 #include "flavour.h"
-#if __has_include(<nvtx3/nvToolsExt.h>)  // headers only; a profiler provides the rest when it is there
+#if __has_include( \
+    <nvtx3/nvToolsExt.h>)  // headers only; a profiler provides the rest when it is there
 #include <nvtx3/nvToolsExt.h>
 #else
 inline void nvtxRangePushA(const char*) {}
@@ -46,7 +47,9 @@ class Event {
   Event& operator=(const Event&) = delete;
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
   cudaError_t wait() const { return cudaEventSynchronize(event_); }  // blocks without spinning
-  void hold_back(cudaStream_t stream) const { check(cudaStreamWaitEvent(stream, event_), "cudaStreamWaitEvent"); }
+  void hold_back(cudaStream_t stream) const {
+    check(cudaStreamWaitEvent(stream, event_), "cudaStreamWaitEvent");
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -151,7 +154,8 @@ class CudaDevice final : public Device, private Stream {
           "cudaMemPoolSetAttribute");
     // A landing place must not be memory that the compute stream has yet to free: the copy would wait for it.
     int no = 0;
-    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
+    check(cudaMemPoolSetAttribute(pool_, cudaMemPoolReuseAllowInternalDependencies, &no),
+          "cudaMemPoolSetAttribute");
     notifier_ = std::thread([this] { notify_loop(); });
   }
 
@@ -177,7 +181,7 @@ class CudaDevice final : public Device, private Stream {
     use();
     void* p = nullptr;
     if (cudaMalloc(&p, bytes ? bytes : 1) == cudaSuccess) return p;
-    cudaGetLastError();  // being full is not an error of the stream
+    cudaGetLastError();              // being full is not an error of the stream
     if (recording_) return nullptr;  // which must not be waited for
     cudaStreamSynchronize(stream_);
     cudaMemPoolTrimTo(pool_, 0);  // idle workspace may make room
@@ -206,7 +210,8 @@ class CudaDevice final : public Device, private Stream {
       staging_.upload(copies_, landing, src, bytes);
       landed_->record(copies_);
       landed_->hold_back(stream_);
-      check(cudaMemcpyAsync(dst, landing, bytes, cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync on the device");
+      check(cudaMemcpyAsync(dst, landing, bytes, cudaMemcpyDeviceToDevice, stream_),
+            "cudaMemcpyAsync on the device");
       check(cudaFreeAsync(landing, stream_), "cudaFreeAsync");
     });
   }
@@ -246,7 +251,8 @@ class CudaDevice final : public Device, private Stream {
   void begin_recording() override {
     attempt("recording a step", [&] {
       // Relaxed: the allocator may call cudaMalloc meanwhile.
-      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed),
+            "cudaStreamBeginCapture");
       recording_ = true;
     });
   }
@@ -254,8 +260,10 @@ class CudaDevice final : public Device, private Stream {
     use();
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
-    cudaError_t status = std::exchange(recording_, false) ? cudaStreamEndCapture(stream_, &graph) : cudaSuccess;
-    if (status == cudaSuccess && graph && error_.empty()) status = cudaGraphInstantiate(&executable, graph, 0);
+    cudaError_t status =
+        std::exchange(recording_, false) ? cudaStreamEndCapture(stream_, &graph) : cudaSuccess;
+    if (status == cudaSuccess && graph && error_.empty())
+      status = cudaGraphInstantiate(&executable, graph, 0);
     if (graph) cudaGraphDestroy(graph);
     if (!error_.empty()) throw std::runtime_error(std::exchange(error_, {}));
     check(status, "recording a step as a CUDA graph");
@@ -263,7 +271,8 @@ class CudaDevice final : public Device, private Stream {
     return last_recording_;
   }
   void replay(int64_t recording) override {
-    attempt("replay", [&] { check(cudaGraphLaunch(recordings_.at(recording), stream_), "cudaGraphLaunch"); });
+    attempt("replay",
+            [&] { check(cudaGraphLaunch(recordings_.at(recording), stream_), "cudaGraphLaunch"); });
   }
   void forget(int64_t recording) override {
     use();
@@ -292,8 +301,10 @@ class CudaDevice final : public Device, private Stream {
       use();
       work();
     } catch (const std::bad_alloc&) {
-      error_ = std::string("ERR_MEMORY: ") + op + ": the GPU has no memory left for its workspace, beside the " +
-               std::to_string(scratch_used_) + " bytes of workspace in use; use a smaller batch or checkpoint: true";
+      error_ = std::string("ERR_MEMORY: ") + op +
+               ": the GPU has no memory left for its workspace, beside the " +
+               std::to_string(scratch_used_) +
+               " bytes of workspace in use; use a smaller batch or checkpoint: true";
       cudaGetLastError();
     } catch (const std::exception& e) {
       error_ = std::string(op) + ": " + e.what();

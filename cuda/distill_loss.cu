@@ -49,8 +49,7 @@ __device__ __forceinline__ Softmax block_softmax(Softmax own, Softmax* shared) {
   return total;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     distill_loss_rows_kernel(float* rows,           // (R) scale · weight · ce
                              T* dstudent,           // (R, K) or null; may be student
                              const T* student,      // (R, K)

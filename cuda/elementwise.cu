@@ -12,14 +12,14 @@ constexpr unsigned kThreads = 256;
 constexpr int64_t kMostBlocks = 132 * 8;  // enough to fill any GPU of today; more would only queue
 
 unsigned blocks_for(int64_t items) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div<int64_t>(items, kThreads), 1, kMostBlocks));
+  return static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div<int64_t>(items, kThreads), 1, kMostBlocks));
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) add_kernel(T* y,        // (N)
-                                                       const T* a,  // (N)
-                                                       const T* b,  // (N)
-                                                       int64_t N, bool packs) {
+template <class T> __global__ void __launch_bounds__(kThreads) add_kernel(T* y,        // (N)
+                                                                          const T* a,  // (N)
+                                                                          const T* b,  // (N)
+                                                                          int64_t N, bool packs) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t packed = packs ? N / Pack<T>::size : 0;
@@ -35,10 +35,10 @@ __global__ void __launch_bounds__(kThreads) add_kernel(T* y,        // (N)
     y[i] = static_cast<T>(static_cast<float>(a[i]) + static_cast<float>(b[i]));
 }
 
-template <class Y, class X>
-__global__ void __launch_bounds__(kThreads) scale_kernel(Y* y,        // (N)
-                                                         const X* x,  // (N)
-                                                         int64_t N, float scale) {
+template <class Y, class X> __global__ void __launch_bounds__(kThreads)
+    scale_kernel(Y* y,        // (N)
+                 const X* x,  // (N)
+                 int64_t N, float scale) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < N; i += stride)
     y[i] = static_cast<Y>(static_cast<float>(x[i]) * scale);
@@ -53,8 +53,8 @@ void add_forward(Stream& s, Tensor y, Tensor a, Tensor b, int64_t N) {
     T* out = y.as<T>(N);
     const T *pa = a.as<const T>(N), *pb = b.as<const T>(N);
     const bool packs = aligned_16(out, pa, pb);
-    launch(add_kernel<T>, blocks_for(packs ? ceil_div<int64_t>(N, Pack<T>::size) : N), kThreads, 0, s, out, pa, pb, N,
-           packs);
+    launch(add_kernel<T>, blocks_for(packs ? ceil_div<int64_t>(N, Pack<T>::size) : N), kThreads, 0,
+           s, out, pa, pb, N, packs);
   });
 }
 
@@ -64,7 +64,8 @@ void scale_cast(Stream& s, Tensor y, Tensor x, int64_t N, float scale) {
     dispatch_element(x.dtype, [&](auto tx) {
       using Y = decltype(ty);
       using X = decltype(tx);
-      launch(scale_kernel<Y, X>, blocks_for(N), kThreads, 0, s, y.as<Y>(N), x.as<const X>(N), N, scale);
+      launch(scale_kernel<Y, X>, blocks_for(N), kThreads, 0, s, y.as<Y>(N), x.as<const X>(N), N,
+             scale);
     });
   });
 }

@@ -13,21 +13,21 @@ namespace siglip2::cuda {
 
 namespace {
 
-constexpr unsigned kWarps = 8;        // rows of a block, forward
-constexpr unsigned kThreads = 128;    // columns (packs) of a block, backward
-constexpr int64_t kPiece = 32;        // sorted rows that one block adds up
-constexpr uint32_t kNobody = ~0u;     // key of an unused row of a level
+constexpr unsigned kWarps = 8;      // rows of a block, forward
+constexpr unsigned kThreads = 128;  // columns (packs) of a block, backward
+constexpr int64_t kPiece = 32;      // sorted rows that one block adds up
+constexpr uint32_t kNobody = ~0u;   // key of an unused row of a level
 
 // ---- forward ------------------------------------------------------------------------------------
 
-template <class T, int V>
-__global__ void __launch_bounds__(kWarps* kWarp)
+template <class T, int V> __global__ void __launch_bounds__(kWarps* kWarp)
     embedding_forward_kernel(T* y,                   // (R, D)
                              const int32_t* ids,     // (R)
                              const float* table,     // (rows, D)
                              const float* position,  // (L, D)
                              Faults* faults, int64_t R, int64_t rows, int64_t L, int64_t D) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp,
+                lane = threadIdx.x % kWarp;
   if (r >= R) return;
   const int32_t id = ids[r];
   const bool valid = id >= 0 && id < rows;  // an id from outside must not become an address
@@ -58,8 +58,7 @@ struct NextLevel {
   float* x;  // (2 · pieces, D)
 };
 
-template <class X, int V>
-__global__ void __launch_bounds__(kThreads)
+template <class X, int V> __global__ void __launch_bounds__(kThreads)
     embedding_scatter_kernel(float* dtable,  // (rows, D) +=
                              Level<X> level, NextLevel next, int64_t rows, int64_t D) {
   const int64_t piece = blockIdx.x, begin = piece * kPiece;
@@ -99,19 +98,22 @@ __global__ void __launch_bounds__(kThreads)
     if (!writes_keys) continue;
     next.keys[slot] = key;
     next.places[slot] = static_cast<int32_t>(slot);
-    if (comes_in && goes_out) next.keys[slot + 1] = key;  // no row, but a link: the run goes on behind it
+    if (comes_in && goes_out)
+      next.keys[slot + 1] = key;  // no row, but a link: the run goes on behind it
   }
 }
 
 // Adds the rows of a level to the table, and then what crossed its cuts.
-template <int V, class X> void scatter(Stream& s, float* dtable, const Level<X>& level, int64_t rows, int64_t D) {
+template <int V, class X>
+void scatter(Stream& s, float* dtable, const Level<X>& level, int64_t rows, int64_t D) {
   const int64_t pieces = ceil_div(level.n, kPiece), left = pieces > 1 ? 2 * pieces : 0;
   Scratch<uint32_t> keys(s, left);
   Scratch<int32_t> places(s, left);
   Scratch<float> x(s, left * D);
   launch(embedding_scatter_kernel<X, V>,
-         dim3(static_cast<unsigned>(pieces), static_cast<unsigned>(ceil_div<int64_t>(D, V * kThreads))), kThreads, 0, s,
-         dtable, level, NextLevel{keys.data(), places.data(), x.data()}, rows, D);
+         dim3(static_cast<unsigned>(pieces),
+              static_cast<unsigned>(ceil_div<int64_t>(D, V * kThreads))),
+         kThreads, 0, s, dtable, level, NextLevel{keys.data(), places.data(), x.data()}, rows, D);
   if (left) scatter<V, float>(s, dtable, {keys.data(), places.data(), x.data(), left}, rows, D);
 }
 
@@ -119,29 +121,33 @@ template <int V, class X> void scatter(Stream& s, float* dtable, const Level<X>&
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-void embedding_forward(Stream& s, Tensor y, Tensor ids, Tensor table, Tensor position, int64_t R, int64_t V, int64_t L,
-                       int64_t D) {
+void embedding_forward(Stream& s, Tensor y, Tensor ids, Tensor table, Tensor position, int64_t R,
+                       int64_t V, int64_t L, int64_t D) {
   if (R == 0 || D == 0) return;
   dispatch_element(y.dtype, [&](auto t) {
     using T = decltype(t);
     T* const to = y.as<T>(R * D);
-    const float *const rows = table.as<const float>(V * D), *const places = position.as<const float>(L * D);
+    const float *const rows = table.as<const float>(V * D), *const places =
+                                                                position.as<const float>(L * D);
     dispatch_packs<T>(D % Pack<T>::size == 0 && aligned_16(to, rows, places), [&](auto v) {
-      launch(embedding_forward_kernel<T, v.value>, static_cast<unsigned>(ceil_div<int64_t>(R, kWarps)), kWarps * kWarp,
-             0, s, to, ids.as<const int32_t>(R), rows, places, s.faults(), R, V, L, D);
+      launch(embedding_forward_kernel<T, v.value>,
+             static_cast<unsigned>(ceil_div<int64_t>(R, kWarps)), kWarps * kWarp, 0, s, to,
+             ids.as<const int32_t>(R), rows, places, s.faults(), R, V, L, D);
     });
   });
 }
 
-void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, Tensor ids, int64_t R, int64_t V,
-                        int64_t L, int64_t D) {
+void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, Tensor ids,
+                        int64_t R, int64_t V, int64_t L, int64_t D) {
   if (R == 0 || D == 0) return;
-  if (R > INT32_MAX) throw std::invalid_argument("embedding_backward: there are more than 2^31 - 1 ids");
+  if (R > INT32_MAX)
+    throw std::invalid_argument("embedding_backward: there are more than 2^31 - 1 ids");
   const int32_t* const id = ids.as<const int32_t>(R);
   dispatch_element(dy.dtype, [&](auto t) {
     using T = decltype(t);
     const T* const g = dy.as<const T>(R * D);
-    if (float* const places = dposition.as_or_null<float>(L * D)) column_sums<true>(s, places, g, R * D, L * D);
+    if (float* const places = dposition.as_or_null<float>(L * D))
+      column_sums<true>(s, places, g, R * D, L * D);
     float* const rows = dtable.as_or_null<float>(V * D);
     if (!rows) return;
     const SortedIds sorted(s, id, R, V);

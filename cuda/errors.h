@@ -13,8 +13,16 @@ constexpr bool device_is_lost(int error) {
     case 46:   // devices unavailable
     case 214:  // uncorrectable memory error
     case 220:  // uncorrectable NVLink error
-    case 700: case 702: case 709: case 710:  // illegal address, launch timeout, context destroyed, device-side assert
-    case 714: case 715: case 716: case 717: case 718: case 719:  // hardware stack, instruction, alignment, …, launch failure
+    case 700:
+    case 702:
+    case 709:
+    case 710:  // illegal address, launch timeout, context destroyed, device-side assert
+    case 714:
+    case 715:
+    case 716:
+    case 717:
+    case 718:
+    case 719:  // hardware stack, instruction, alignment, …, launch failure
       return true;
     default: return false;
   }
@@ -24,7 +32,8 @@ inline std::string explain(int error, const std::string& text) {
   if (error == kErrorMemory)
     return "the GPU has no memory left (" + text + "); use a smaller batch or checkpoint: true";
   if (device_is_lost(error))
-    return "the GPU failed (" + text + ") and this process cannot use it any more; start it again from its last checkpoint";
+    return "the GPU failed (" + text +
+           ") and this process cannot use it any more; start it again from its last checkpoint";
   return text;
 }
 
@@ -37,7 +46,8 @@ inline std::string why_no_device(int error, const std::string& text, int driver,
   if (error == kErrorInsufficientDriver && driver > 0)
     return "the NVIDIA driver supports CUDA " + version_text(driver) + " and is too old for CUDA " +
            version_text(runtime) + "; install a newer driver";
-  if (error == kErrorNoDevice || error == kErrorInsufficientDriver) return "this machine has no CUDA device";
+  if (error == kErrorNoDevice || error == kErrorInsufficientDriver)
+    return "this machine has no CUDA device";
   return "CUDA does not start: " + text;
 }
 

@@ -11,8 +11,7 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     gather_rows_forward_kernel(T* y,                  // (M, D)
                                const T* x,            // (R, D)
                                const int32_t* index,  // (M)
@@ -23,8 +22,7 @@ __global__ void __launch_bounds__(kThreads)
     y[m * D + d] = inside ? x[from * D + d] : static_cast<T>(__int_as_float(0x7fffffff));
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     gather_rows_backward_kernel(T* dx,                 // (R, D)
                                 const T* dy,           // (M, D)
                                 const int32_t* index,  // (M)

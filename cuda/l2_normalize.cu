@@ -9,11 +9,11 @@ namespace {
 
 constexpr unsigned kWarps = 8;
 
-template <class T, int V>
-__global__ void __launch_bounds__(kWarps* kWarp) l2_normalize_forward_kernel(T* y,         // (R, C)
-                                                                             float* norm,  // (R)
-                                                                             const T* x,   // (R, C)
-                                                                             int64_t R, int64_t C, float eps) {
+template <class T, int V> __global__ void __launch_bounds__(kWarps* kWarp)
+    l2_normalize_forward_kernel(T* y,         // (R, C)
+                                float* norm,  // (R)
+                                const T* x,   // (R, C)
+                                int64_t R, int64_t C, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= R) return;  // whole warps, and no barrier follows
   const int64_t first = static_cast<int64_t>(threadIdx.x % kWarp) * V;
@@ -34,12 +34,12 @@ __global__ void __launch_bounds__(kWarps* kWarp) l2_normalize_forward_kernel(T* 
   if (threadIdx.x % kWarp == 0) norm[row] = length;
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kWarps* kWarp) l2_normalize_backward_kernel(T* dx,              // (R, C)
-                                                                              const T* dy,        // (R, C)
-                                                                              const T* x,         // (R, C)
-                                                                              const float* norm,  // (R)
-                                                                              int64_t R, int64_t C, float eps) {
+template <class T, int V> __global__ void __launch_bounds__(kWarps* kWarp)
+    l2_normalize_backward_kernel(T* dx,              // (R, C)
+                                 const T* dy,        // (R, C)
+                                 const T* x,         // (R, C)
+                                 const float* norm,  // (R)
+                                 int64_t R, int64_t C, float eps) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= R) return;
   const int64_t first = static_cast<int64_t>(threadIdx.x % kWarp) * V, at = row * C;
@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) l2_normalize_backward_kernel(T*
 
 }  // namespace
 
-void l2_normalize_forward(Stream& s, Tensor y, Tensor norm, Tensor x, int64_t R, int64_t C, float eps) {
+void l2_normalize_forward(Stream& s, Tensor y, Tensor norm, Tensor x, int64_t R, int64_t C,
+                          float eps) {
   if (R == 0 || C == 0) return;
   const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(R, kWarps));
   dispatch_element(x.dtype, [&](auto t) {
@@ -71,13 +72,14 @@ void l2_normalize_forward(Stream& s, Tensor y, Tensor norm, Tensor x, int64_t R,
     T* const to = y.as<T>(R * C);
     const T* const from = x.as<const T>(R * C);
     dispatch_packs<T>(C % Pack<T>::size == 0 && aligned_16(to, from), [&](auto V) {
-      launch(l2_normalize_forward_kernel<T, V.value>, blocks, kWarps * kWarp, 0, s, to, norm.as<float>(R), from, R, C,
-             eps);
+      launch(l2_normalize_forward_kernel<T, V.value>, blocks, kWarps * kWarp, 0, s, to,
+             norm.as<float>(R), from, R, C, eps);
     });
   });
 }
 
-void l2_normalize_backward(Stream& s, Tensor dx, Tensor dy, Tensor x, Tensor norm, int64_t R, int64_t C, float eps) {
+void l2_normalize_backward(Stream& s, Tensor dx, Tensor dy, Tensor x, Tensor norm, int64_t R,
+                           int64_t C, float eps) {
   if (R == 0 || C == 0) return;
   const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(R, kWarps));
   dispatch_element(x.dtype, [&](auto t) {

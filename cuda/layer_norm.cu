@@ -25,14 +25,13 @@ constexpr int kMaxInRegisters = 2048;  // columns: 64 floats of h and 64 of dy f
 constexpr int64_t kMaxBackwardBlocks = 264;
 
 // Packs of a row that one lane holds when rows have up to kColumns columns.
-template <class T, int kColumns>
-constexpr int kPacks = kColumns / (Pack<T>::size * static_cast<int>(kWarp));
+template <class T, int kColumns> constexpr int kPacks =
+    kColumns / (Pack<T>::size * static_cast<int>(kWarp));
 
 // ---- forward ------------------------------------------------------------------------------------
 
 // kBias is known at compile time: a choice for each element would spill a register.
-template <class T, int kColumns, bool kBias>
-__global__ void __launch_bounds__(kForwardWarps* kWarp)
+template <class T, int kColumns, bool kBias> __global__ void __launch_bounds__(kForwardWarps* kWarp)
     layer_norm_forward_kernel(T* y,                 // (R, C)
                               T* sum,               // (R, C) or null
                               float* mean,          // (R)
@@ -90,8 +89,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kForwardWarps* kWarp)
+template <class T> __global__ void __launch_bounds__(kForwardWarps* kWarp)
     layer_norm_forward_looped_kernel(T* y, T* sum, float* mean, float* rstd, const T* x,
                                      const T* residual, const float* weight, const float* bias,
                                      int64_t R, int64_t C, float eps) {
@@ -124,8 +122,7 @@ __global__ void __launch_bounds__(kForwardWarps* kWarp)
 // ---- backward -----------------------------------------------------------------------------------
 // With g = dy·weight and n = (h − mean)·rstd:  dh = rstd·(g − mean(g) − n·mean(g·n)) + dsum.
 
-template <class T, int kColumns>
-__global__ void __launch_bounds__(kBackwardWarps* kWarp)
+template <class T, int kColumns> __global__ void __launch_bounds__(kBackwardWarps* kWarp)
     layer_norm_backward_kernel(T* dx,           // (R, C)
                                float* partial,  // (blocks, 2, C) sums of dy·n and of dy, or null
                                const T* dy,     // (R, C)
@@ -201,8 +198,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBackwardWarps* kWarp)
+template <class T> __global__ void __launch_bounds__(kBackwardWarps* kWarp)
     layer_norm_backward_looped_kernel(T* dx, const T* dy, const T* dsum, const T* h,
                                       const float* weight, const float* mean, const float* rstd,
                                       int64_t R, int64_t C) {
@@ -229,8 +225,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp)
 constexpr unsigned kRowGroups = 8;
 
 // The column sums of one slice of rows, for the looped path.
-template <class T>
-__global__ void __launch_bounds__(kWarp* kRowGroups)
+template <class T> __global__ void __launch_bounds__(kWarp* kRowGroups)
     layer_norm_backward_columns_kernel(float* partial,     // (slices, 2, C)
                                        const T* dy,        // (R, C)
                                        const T* h,         // (R, C)

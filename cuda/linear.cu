@@ -17,8 +17,7 @@ constexpr int64_t kMostParts = 256;          // of the rows; each has a partial 
 
 // Blocks (column groups, parts); a thread has V columns, 16 bytes where they are aligned. Part p has rows from
 // M·p / parts on.
-template <class T, int V>
-__global__ void __launch_bounds__(kLanes * kRowThreads)
+template <class T, int V> __global__ void __launch_bounds__(kLanes* kRowThreads)
     linear_pre_gradient_kernel(T* dpre,       // (M, N) or null
                                float* sums,   // (parts, N) or null
                                const T* dy,   // (M, N)
@@ -38,7 +37,8 @@ __global__ void __launch_bounds__(kLanes * kRowThreads)
         float before[V];
         load_values(before, pre + r * N + column);
 #pragma unroll
-        for (int i = 0; i < V; ++i) g[i] = static_cast<float>(static_cast<T>(g[i] * gelu_gradient(before[i], exact_gelu)));
+        for (int i = 0; i < V; ++i)
+          g[i] = static_cast<float>(static_cast<T>(g[i] * gelu_gradient(before[i], exact_gelu)));
         store_values(dpre + r * N + column, g);
       }
 #pragma unroll
@@ -53,15 +53,15 @@ __global__ void __launch_bounds__(kLanes * kRowThreads)
   for (int i = 0; i < V; ++i) {
     float total = 0;
 #pragma unroll
-    for (int r = 0; r < kRowThreads; ++r) total += shared[(r * V + i) * kLanes + static_cast<int>(threadIdx.x)];
+    for (int r = 0; r < kRowThreads; ++r)
+      total += shared[(r * V + i) * kLanes + static_cast<int>(threadIdx.x)];
     sums[blockIdx.y * N + column + i] = total;
   }
 }
 
-__global__ void __launch_bounds__(256)
-    linear_bias_gradient_kernel(float* dbias,       // (N)
-                                const float* sums,  // (parts, N)
-                                int64_t N, int64_t parts) {
+__global__ void __launch_bounds__(256) linear_bias_gradient_kernel(float* dbias,       // (N)
+                                                                   const float* sums,  // (parts, N)
+                                                                   int64_t N, int64_t parts) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (column >= N) return;
   float total = 0;
@@ -71,12 +71,19 @@ __global__ void __launch_bounds__(256)
 
 }  // namespace
 
-void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias, int64_t M,
-                    int64_t N, int64_t K, bool exact_gelu) {
+void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias,
+                    int64_t M, int64_t N, int64_t K, bool exact_gelu) {
   dispatch_element(x.dtype, [&](auto t) {
     using T = decltype(t);
-    GemmDesc d{M, N, K, x.dtype, {x.as<const T>(M * K), K}, {weight.as<const T>(N * K), K, true},
-               y.as<T>(M * N), x.dtype, N};
+    GemmDesc d{M,
+               N,
+               K,
+               x.dtype,
+               {x.as<const T>(M * K), K},
+               {weight.as<const T>(N * K), K, true},
+               y.as<T>(M * N),
+               x.dtype,
+               N};
     d.bias = bias.as_or_null<const float>(N);
     d.pre = pre.as_or_null<T>(M * N);
     d.exact_gelu = exact_gelu;
@@ -85,7 +92,8 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
 }
 
 void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre,
-                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K, bool exact_gelu) {
+                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K,
+                     bool exact_gelu) {
   if (M == 0 || N == 0) return;
   dispatch_element(dy.dtype, [&](auto t) {
     using T = decltype(t);
@@ -99,23 +107,33 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
       dispatch_packs<T>(N % Pack<T>::size == 0 && aligned_16(g, p), [&](auto V) {
         constexpr int kColumns = kLanes * V.value;
         launch(linear_pre_gradient_kernel<T, V.value>,
-               dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)), static_cast<unsigned>(parts)),
-               dim3(kLanes, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(), sums.data(), g, p, M, N,
-               exact_gelu);
+               dim3(static_cast<unsigned>(ceil_div<int64_t>(N, kColumns)),
+                    static_cast<unsigned>(parts)),
+               dim3(kLanes, kRowThreads), kColumns * kRowThreads * sizeof(float), s, dpre.data(),
+               sums.data(), g, p, M, N, exact_gelu);
       });
     if (db)
       launch(linear_bias_gradient_kernel, static_cast<unsigned>(ceil_div<int64_t>(N, 256)), 256, 0,
              s, db, sums.data(), N, parts);
     if (p) g = dpre.data();
     if (dx) {
-      GemmDesc d{M, K, N, dy.dtype, {g, N}, {weight.as<const T>(N * K), K}, dx.as<T>(M * K), dy.dtype, K};
+      GemmDesc d{M,        K, N, dy.dtype, {g, N}, {weight.as<const T>(N * K), K}, dx.as<T>(M * K),
+                 dy.dtype, K};
       d.through_gelu = x_pre.as_or_null<const T>(M * K);
       d.exact_gelu = exact_gelu;
       gemm(s, d);
     }
     if (dweight)
-      gemm(s, {N, K, M, dy.dtype, {g, N, true}, {x.as<const T>(M * K), K},
-               dweight.as<float>(N * K), DType::f32, K, true});
+      gemm(s, {N,
+               K,
+               M,
+               dy.dtype,
+               {g, N, true},
+               {x.as<const T>(M * K), K},
+               dweight.as<float>(N * K),
+               DType::f32,
+               K,
+               true});
   });
 }
 

@@ -31,9 +31,9 @@ template <class T> Limits limits_of(int64_t D) {
 
 // Which rows count, made on the device.
 struct Counted {
-  const int* order;    // (R) their indices, in order; only the first *count are set
-  const int* count;    // (1)
-  const float* each;   // (1) 1 / denominator; NaN when a target is out of range
+  const int* order;   // (R) their indices, in order; only the first *count are set
+  const int* count;   // (1)
+  const float* each;  // (1) 1 / denominator; NaN when a target is out of range
 };
 
 // Of a product over the chunk from row `first`: nothing is done for rows that do not count.
@@ -43,7 +43,9 @@ template <class E> struct CountedRows : E {
   bool by_row;  // the product's rows are the chunk's; else it sums over them
   CountedRows(const E& epilogue, const Counted& counted, int64_t first_, bool by_row_)
       : E(epilogue), count(counted.count), first(static_cast<int>(first_)), by_row(by_row_) {}
-  __device__ __forceinline__ bool skips(int row0) const { return first + (by_row ? row0 : 0) >= *count; }
+  __device__ __forceinline__ bool skips(int row0) const {
+    return first + (by_row ? row0 : 0) >= *count;
+  }
   __device__ __forceinline__ int depth(int K) const { return by_row ? K : min(K, *count - first); }
 };
 
@@ -78,12 +80,12 @@ __global__ void __launch_bounds__(kWarp)
   const unsigned any = __ballot_sync(kAllLanes, bad);
   if (lane != 0) return;
   *count = found;
-  *each = any ? __int_as_float(0x7fc00000)
-              : static_cast<float>(1.0 / (denominator != 0 ? static_cast<double>(denominator) : sum));
+  *each =
+      any ? __int_as_float(0x7fc00000)
+          : static_cast<float>(1.0 / (denominator != 0 ? static_cast<double>(denominator) : sum));
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_zero_kernel(T* dh,  // (R, D)
                                      int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -93,8 +95,7 @@ __global__ void __launch_bounds__(kThreads)
 // ---- logits and their slopes --------------------------------------------------------------------
 
 // The chunk's rows of h side by side, and their targets; zeros and none behind the last one that counts.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_gather_kernel(T* rows,             // (chunk, D)
                                        int* row_targets,    // (chunk)
                                        const T* h,          // (R, D)
@@ -121,8 +122,8 @@ struct RowSlopes {
 
 // Logits from products: those of v from N on are −∞.
 template <int kWidth>
-__device__ __forceinline__ void add_bias(float (&l)[kWidth], const float (&product)[kWidth], const float* bias, int column,
-                                         int N) {
+__device__ __forceinline__ void add_bias(float (&l)[kWidth], const float (&product)[kWidth],
+                                         const float* bias, int column, int N) {
 #pragma unroll
   for (int i = 0; i < kWidth; ++i)
     l[i] = column + i < N ? product[i] + (bias ? bias[column + i] : 0.0f) : -INFINITY;
@@ -130,16 +131,17 @@ __device__ __forceinline__ void add_bias(float (&l)[kWidth], const float (&produ
 
 // Maximum and sum of every kGroup logits, which lie in neighbouring lanes, and the logit of the target.
 struct ExponentialsEpilogue : LongEpilogue {
-  Exponentials* parts;  // (rows, stride)
-  float* at;            // (rows)
-  const float* bias;    // of this part of the vocabulary, or null
-  const int* targets;   // (rows)
+  Exponentials* parts;   // (rows, stride)
+  float* at;             // (rows)
+  const float* bias;     // of this part of the vocabulary, or null
+  const int* targets;    // (rows)
   int stride, N, first;  // token of column 0
 
   template <int kWidth>
   __device__ __forceinline__ void operator()(int row, int column, const float (&product)[kWidth]) {
     constexpr unsigned kLanes = kGroup / kWidth;
-    const unsigned lane = threadIdx.x % kWarp, mask = ((1u << kLanes) - 1) << lane / kLanes * kLanes;
+    const unsigned lane = threadIdx.x % kWarp, mask = ((1u << kLanes) - 1)
+                                                      << lane / kLanes * kLanes;
     float l[kWidth], most = -INFINITY, sum = 0;
     add_bias(l, product, bias, column, N);
     const int target = targets[row] - first - column;
@@ -149,18 +151,20 @@ struct ExponentialsEpilogue : LongEpilogue {
       if (i == target) at[row] = l[i];
     }
 #pragma unroll
-    for (unsigned d = 1; d < kLanes; d *= 2) most = fmaxf(most, __shfl_xor_sync(mask, most, static_cast<int>(d)));
+    for (unsigned d = 1; d < kLanes; d *= 2)
+      most = fmaxf(most, __shfl_xor_sync(mask, most, static_cast<int>(d)));
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) sum += expf(l[i] - most);
 #pragma unroll
     for (unsigned d = 1; d < kLanes; d *= 2) sum += __shfl_xor_sync(mask, sum, static_cast<int>(d));
-    if (lane % kLanes == 0 && column < N) parts[static_cast<int64_t>(row) * stride + column / kGroup] = {most, sum};
+    if (lane % kLanes == 0 && column < N)
+      parts[static_cast<int64_t>(row) * stride + column / kGroup] = {most, sum};
   }
 };
 
 template <class T> struct SlopesEpilogue : LongEpilogue {
-  T* g;                   // (rows, stride)
-  const float* bias;      // of this part of the vocabulary, or null
+  T* g;               // (rows, stride)
+  const float* bias;  // of this part of the vocabulary, or null
   const RowSlopes* rows;
   int64_t stride;
   int N, first;  // token of column 0
@@ -171,7 +175,8 @@ template <class T> struct SlopesEpilogue : LongEpilogue {
     float l[kWidth];
     add_bias(l, product, bias, column, N);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) l[i] = i == r.target - first - column ? r.own : expf(l[i] - r.most) * r.norm;
+    for (int i = 0; i < kWidth; ++i)
+      l[i] = i == r.target - first - column ? r.own : expf(l[i] - r.most) * r.norm;
     store_columns(g + row * stride + column, l, N - column, true);
   }
 };
@@ -191,9 +196,10 @@ __global__ void __launch_bounds__(kThreads)
                                      double* totals,             // (chunk)
                                      float* maxima,              // (chunk)
                                      const Exponentials* parts,  // (chunk, stride), N in use
-                                     Losses out, Counted counted, int64_t first, int64_t chunk, int64_t stride, int N,
-                                     bool begins, bool ends) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp, place = first + r;
+                                     Losses out, Counted counted, int64_t first, int64_t chunk,
+                                     int64_t stride, int N, bool begins, bool ends) {
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp,
+                place = first + r;
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   if (r >= chunk) return;  // whole warps, and no barrier follows
   if (place >= *counted.count) {
@@ -218,19 +224,19 @@ __global__ void __launch_bounds__(kThreads)
   maxima[r] = largest;
   totals[r] = total;
   if (!ends) return;
-  const double w = (out.weights ? out.weights[counted.order[place]] : 1.0f) * static_cast<double>(*counted.each);
+  const double w =
+      (out.weights ? out.weights[counted.order[place]] : 1.0f) * static_cast<double>(*counted.each);
   const double at = static_cast<double>(out.at[r]) - largest, scale = w * out.grad_scale;
   out.losses[place] = w * (log(total) - at);
   // p − 1 from p would cancel for a confident row.
-  rows[r] = {largest, static_cast<float>(scale / total), static_cast<float>(scale * ((exp(at) - total) / total)),
-             out.targets[r]};
+  rows[r] = {largest, static_cast<float>(scale / total),
+             static_cast<float>(scale * ((exp(at) - total) / total)), out.targets[r]};
 }
 
 // ---- gradients ----------------------------------------------------------------------------------
 
 // dh rows (gathered) = Σ_splits parts.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_dh_kernel(T* dh,               // (R, D)
                                    const float* parts,  // (splits, chunk, stride)
                                    Counted counted, int64_t first, int64_t D, int64_t stride,
@@ -247,14 +253,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // Sums of G over kSliceRows rows each; a thread owns a token.
 constexpr int64_t kSliceRows = 64;
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     linear_cross_entropy_slices_kernel(float* partial,  // (slices, columns)
                                        const T* g,      // (chunk, stride)
-                                       Counted counted, int64_t first, int64_t columns, int64_t stride) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, begin = blockIdx.y * kSliceRows;
+                                       Counted counted, int64_t first, int64_t columns,
+                                       int64_t stride) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
+                begin = blockIdx.y * kSliceRows;
   if (c >= columns) return;  // no barrier follows
-  const int64_t left = *counted.count - first, end = left < begin + kSliceRows ? left : begin + kSliceRows;
+  const int64_t left = *counted.count - first,
+                end = left < begin + kSliceRows ? left : begin + kSliceRows;
   float sum = 0;
   for (int64_t r = begin; r < end; ++r) sum += static_cast<float>(g[r * stride + c]);
   partial[blockIdx.y * columns + c] = sum;
@@ -286,8 +294,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launching ----------------------------------------------------------------------------------
 
-template <class T, bool kDepthInLine>
-using Rows = std::conditional_t<std::is_same_v<T, float>, FloatOperand<kDepthInLine>, MatrixOperand<kDepthInLine>>;
+template <class T, bool kDepthInLine> using Rows =
+    std::conditional_t<std::is_same_v<T, float>, FloatOperand<kDepthInLine>,
+                       MatrixOperand<kDepthInLine>>;
 
 template <class T> struct Work {
   Stream& s;
@@ -305,31 +314,41 @@ template <class T> struct Work {
 
 // What is kept of the chunk of rows.
 template <class T> struct Chunk {
-  int64_t rows, tokens, grouped;  // tokens of the vocabulary at a time: of G, and of the exponentials
-  Scratch<T> h;            // (rows, D)
-  Scratch<int> targets;    // (rows)
+  int64_t rows, tokens,
+      grouped;           // tokens of the vocabulary at a time: of G, and of the exponentials
+  Scratch<T> h;          // (rows, D)
+  Scratch<int> targets;  // (rows)
   Scratch<float> at, maxima;
   Scratch<double> totals;
   Scratch<RowSlopes> slopes;
   Scratch<uint8_t> shared;  // Exponentials, then G
   Chunk(Stream& s, int64_t R, int64_t V, int64_t D, const Limits& limits)
-      : rows(std::min(R, limits.rows)), tokens(at_a_time(V, limits.bytes / rows / int64_t{sizeof(T)})),
-        grouped(at_a_time(V, limits.bytes / rows / int64_t{sizeof(Exponentials)} * kGroup)), h(s, rows * D), targets(s, rows),
-        at(s, rows), maxima(s, rows), totals(s, rows), slopes(s, rows),
+      : rows(std::min(R, limits.rows)),
+        tokens(at_a_time(V, limits.bytes / rows / int64_t{sizeof(T)})),
+        grouped(at_a_time(V, limits.bytes / rows / int64_t{sizeof(Exponentials)} * kGroup)),
+        h(s, rows * D),
+        targets(s, rows),
+        at(s, rows),
+        maxima(s, rows),
+        totals(s, rows),
+        slopes(s, rows),
         shared(s, rows * std::max(padded(tokens) * int64_t{sizeof(T)},
                                   ceil_div(grouped, kGroup) * int64_t{sizeof(Exponentials)})) {}
   static int64_t padded(int64_t columns) { return ceil_div<int64_t>(columns, 8) * 8; }
 
  private:
   // A multiple of what tiles want, unless it is all of them.
-  static int64_t at_a_time(int64_t V, int64_t fit) { return std::min(V, std::max<int64_t>(fit / 128, 1) * 128); }
+  static int64_t at_a_time(int64_t V, int64_t fit) {
+    return std::min(V, std::max<int64_t>(fit / 128, 1) * 128);
+  }
 };
 
 // logits of the tokens from v0 on, to an epilogue.
-template <class T, class E>
-void multiply_logits(const Work<T>& w, Chunk<T>& c, int64_t first, int64_t v0, int64_t tokens, const E& epilogue) {
-  launch_gemm(w.s, Rows<T, true>(c.h.data(), c.rows, w.D, w.D), Rows<T, true>(w.weight + v0 * w.D, tokens, w.D, w.D), c.rows,
-              tokens, w.D, CountedRows(epilogue, w.counted, first, true), Splits{1, w.D});
+template <class T, class E> void multiply_logits(const Work<T>& w, Chunk<T>& c, int64_t first,
+                                                 int64_t v0, int64_t tokens, const E& epilogue) {
+  launch_gemm(w.s, Rows<T, true>(c.h.data(), c.rows, w.D, w.D),
+              Rows<T, true>(w.weight + v0 * w.D, tokens, w.D, w.D), c.rows, tokens, w.D,
+              CountedRows(epilogue, w.counted, first, true), Splits{1, w.D});
 }
 
 template <class T> void sum_exponentials(const Work<T>& w, Chunk<T>& c, int64_t first) {
@@ -346,9 +365,11 @@ template <class T> void sum_exponentials(const Work<T>& w, Chunk<T>& c, int64_t 
     epilogue.N = static_cast<int>(tokens);
     epilogue.first = static_cast<int>(v0);
     multiply_logits(w, c, first, v0, tokens, epilogue);
-    launch(linear_cross_entropy_rows_kernel, static_cast<unsigned>(ceil_div<int64_t>(c.rows, kWarps)), kThreads, 0, w.s,
-           c.slopes.data(), c.totals.data(), c.maxima.data(), static_cast<const Exponentials*>(parts), losses, w.counted,
-           first, c.rows, stride, static_cast<int>(stride), v0 == 0, v0 + tokens == w.V);
+    launch(linear_cross_entropy_rows_kernel,
+           static_cast<unsigned>(ceil_div<int64_t>(c.rows, kWarps)), kThreads, 0, w.s,
+           c.slopes.data(), c.totals.data(), c.maxima.data(),
+           static_cast<const Exponentials*>(parts), losses, w.counted, first, c.rows, stride,
+           static_cast<int>(stride), v0 == 0, v0 + tokens == w.V);
   }
 }
 
@@ -373,31 +394,37 @@ template <class T> void add_gradients(const Work<T>& w, Chunk<T>& c, int64_t fir
     multiply_logits(w, c, first, v0, tokens, epilogue);
     // Tiles of rows that don't count have left what was in G: nothing below reads it.
     if (w.dh)
-      launch_gemm(w.s, Rows<T, true>(g, c.rows, tokens, stride), Rows<T, false>(weight, tokens, w.D, w.D), c.rows, w.D,
-                  tokens,
-                  CountedRows(StoreEpilogue<float>(dh.data(), nullptr, w.D, row, v0 > 0, c.rows * row), w.counted, first, true),
-                  splits);
+      launch_gemm(
+          w.s, Rows<T, true>(g, c.rows, tokens, stride), Rows<T, false>(weight, tokens, w.D, w.D),
+          c.rows, w.D, tokens,
+          CountedRows(StoreEpilogue<float>(dh.data(), nullptr, w.D, row, v0 > 0, c.rows * row),
+                      w.counted, first, true),
+          splits);
     if (w.dweight)
-      launch_gemm(w.s, Rows<T, false>(g, c.rows, tokens, stride), Rows<T, false>(c.h.data(), c.rows, w.D, w.D), tokens, w.D,
-                  c.rows,
-                  CountedRows(StoreEpilogue<float>(w.dweight + v0 * w.D, nullptr, w.D, w.D, true), w.counted, first, false),
+      launch_gemm(w.s, Rows<T, false>(g, c.rows, tokens, stride),
+                  Rows<T, false>(c.h.data(), c.rows, w.D, w.D), tokens, w.D, c.rows,
+                  CountedRows(StoreEpilogue<float>(w.dweight + v0 * w.D, nullptr, w.D, w.D, true),
+                              w.counted, first, false),
                   Splits{1, c.rows});
     if (w.dbias) {
       const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(tokens, kThreads));
-      launch(linear_cross_entropy_slices_kernel<T>, dim3(blocks, static_cast<unsigned>(slices)), kThreads, 0, w.s, sums.data(),
-             static_cast<const T*>(g), w.counted, first, tokens, stride);
-      launch(linear_cross_entropy_dbias_kernel, blocks, kThreads, 0, w.s, w.dbias + v0, static_cast<const float*>(sums.data()),
-             slices, tokens);
+      launch(linear_cross_entropy_slices_kernel<T>, dim3(blocks, static_cast<unsigned>(slices)),
+             kThreads, 0, w.s, sums.data(), static_cast<const T*>(g), w.counted, first, tokens,
+             stride);
+      launch(linear_cross_entropy_dbias_kernel, blocks, kThreads, 0, w.s, w.dbias + v0,
+             static_cast<const float*>(sums.data()), slices, tokens);
     }
   }
   if (w.dh)
-    launch(linear_cross_entropy_dh_kernel<T>, rows, kThreads, 0, w.s, w.dh, static_cast<const float*>(dh.data()), w.counted,
-           first, w.D, row, c.rows * row, static_cast<int>(splits.count));
+    launch(linear_cross_entropy_dh_kernel<T>, rows, kThreads, 0, w.s, w.dh,
+           static_cast<const float*>(dh.data()), w.counted, first, w.D, row, c.rows * row,
+           static_cast<int>(splits.count));
 }
 
-void forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight, Tensor dbias, Tensor h, Tensor weight, Tensor bias,
-                      Tensor targets, Tensor weights, int64_t R, int64_t V, int64_t D, int64_t groups, float denominator,
-                      float grad_scale, const Limits* fewer = nullptr) {
+void forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight, Tensor dbias, Tensor h,
+                      Tensor weight, Tensor bias, Tensor targets, Tensor weights, int64_t R,
+                      int64_t V, int64_t D, int64_t groups, float denominator, float grad_scale,
+                      const Limits* fewer = nullptr) {
   if (R == 0) return;
   check_extent(R, V, D);
   dispatch_element(h.dtype, [&](auto t) {
@@ -407,22 +434,35 @@ void forward_backward(Stream& s, Tensor loss, Tensor dh, Tensor dweight, Tensor 
     Scratch<double> losses(s, R);
     Chunk<T> chunk(s, R, V, D, fewer ? *fewer : limits_of<T>(D));
     const Counted counted{order.data(), order.data() + R, each.data()};
-    const Work<T> work{s, h.as<T>(R * D), weight.as<T>(V * D), bias.as_or_null<float>(V), targets.as<int>(R),
-                       weights.as_or_null<float>(R), dh.as_or_null<T>(R * D), dweight.as_or_null<float>(V * D),
-                       dbias.as_or_null<float>(V), losses.data(), V, D, grad_scale, counted};
+    const Work<T> work{s,
+                       h.as<T>(R * D),
+                       weight.as<T>(V * D),
+                       bias.as_or_null<float>(V),
+                       targets.as<int>(R),
+                       weights.as_or_null<float>(R),
+                       dh.as_or_null<T>(R * D),
+                       dweight.as_or_null<float>(V * D),
+                       dbias.as_or_null<float>(V),
+                       losses.data(),
+                       V,
+                       D,
+                       grad_scale,
+                       counted};
     launch(linear_cross_entropy_count_kernel, 1, kWarp, 0, s, order.data(), order.data() + R,
            each.data(), work.targets, work.row_weights, R, V, denominator);
     if (work.dh)
-      launch(linear_cross_entropy_zero_kernel<T>, static_cast<unsigned>(ceil_div<int64_t>(R * D, kThreads)), kThreads, 0,
-             s, work.dh, R * D);
+      launch(linear_cross_entropy_zero_kernel<T>,
+             static_cast<unsigned>(ceil_div<int64_t>(R * D, kThreads)), kThreads, 0, s, work.dh,
+             R * D);
     for (int64_t first = 0; first < R; first += chunk.rows) {
-      launch(linear_cross_entropy_gather_kernel<T>, static_cast<unsigned>(chunk.rows), kThreads, 0, s, chunk.h.data(),
-             chunk.targets.data(), work.h, work.targets, counted, first, D);
+      launch(linear_cross_entropy_gather_kernel<T>, static_cast<unsigned>(chunk.rows), kThreads, 0,
+             s, chunk.h.data(), chunk.targets.data(), work.h, work.targets, counted, first, D);
       sum_exponentials(work, chunk, first);
       if (work.dh || work.dweight || work.dbias) add_gradients(work, chunk, first);
     }
-    launch(linear_cross_entropy_finish_kernel, static_cast<unsigned>(groups), kThreads, kWarps * sizeof(double), s,
-           loss.as<float>(groups), static_cast<const double*>(losses.data()), counted, R / groups);
+    launch(linear_cross_entropy_finish_kernel, static_cast<unsigned>(groups), kThreads,
+           kWarps * sizeof(double), s, loss.as<float>(groups),
+           static_cast<const double*>(losses.data()), counted, R / groups);
   });
 }
 
@@ -433,8 +473,8 @@ void linear_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dh, Te
                                            Tensor targets, Tensor weights, int64_t R, int64_t V,
                                            int64_t D, int64_t groups, float denominator,
                                            float grad_scale) {
-  forward_backward(s, loss, dh, dweight, dbias, h, weight, bias, targets, weights, R, V, D, groups, denominator,
-                   grad_scale);
+  forward_backward(s, loss, dh, dweight, dbias, h, weight, bias, targets, weights, R, V, D, groups,
+                   denominator, grad_scale);
 }
 
 }  // namespace siglip2::cuda

@@ -10,8 +10,7 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     mask_tokens_forward_kernel(T* y,                   // (B, N, D)
                                const T* x,             // (B, N, D)
                                const float* token,     // (D)
@@ -21,12 +20,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x, n = row % N;
   const bool masked = mask[row] != 0;
   for (int64_t d = threadIdx.x; d < D; d += kThreads)
-    y[row * D + d] =
-        masked ? static_cast<T>(token[d] + position[n * D + d]) : x[row * D + d];
+    y[row * D + d] = masked ? static_cast<T>(token[d] + position[n * D + d]) : x[row * D + d];
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     mask_tokens_backward_kernel(T* dx,                // (B, N, D) or null
                                 float* sums,          // (N, D) or null
                                 float* dposition,     // (N, D) or null

@@ -19,8 +19,7 @@ __device__ __forceinline__ float softplus(float a) {
   return fmaxf(a, 0.0f) + log1pf(expf(-fabsf(a)));
 }
 
-template <class T>
-__global__ void __launch_bounds__(kDiagonalWarps* kWarp)
+template <class T> __global__ void __launch_bounds__(kDiagonalWarps* kWarp)
     pair_scores_diagonal_kernel(float* scores,           // (B) +=
                                 const T* x,              // (B, D)
                                 const T* y,              // (B, D)
@@ -37,10 +36,9 @@ __global__ void __launch_bounds__(kDiagonalWarps* kWarp)
 }
 
 // Adds to sums the losses of 4 of the block's rows against every chosen row of `columns`.
-template <class T>
-__device__ void add_losses(float (&sums)[4], const T* rows, const T* columns,
-                           const int32_t* chosen, int64_t row0, int64_t B, int64_t K, int64_t D,
-                           float t, float b, float* smem) {
+template <class T> __device__ void add_losses(float (&sums)[4], const T* rows, const T* columns,
+                                              const int32_t* chosen, int64_t row0, int64_t B,
+                                              int64_t K, int64_t D, float t, float b, float* smem) {
   float* const row_tile = smem;  // (depth, row)
   float* const column_tile = smem + kDepth * kPitch;
   const int thread = static_cast<int>(threadIdx.x);
@@ -87,8 +85,7 @@ __device__ void add_losses(float (&sums)[4], const T* rows, const T* columns,
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     pair_scores_chosen_kernel(float* scores,           // (B) +=
                               const T* x,              // (B, D)
                               const T* y,              // (B, D)

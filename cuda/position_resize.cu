@@ -24,10 +24,16 @@ struct Axis {
 
   __device__ __forceinline__ double center(int i) const { return (i + 0.5) * scale - 0.5; }
   // Not normalised; zero outside of the support.
-  __device__ __forceinline__ double raw(int i, int a) const { return fmax(0.0, 1.0 - fabs(a - center(i)) / support); }
+  __device__ __forceinline__ double raw(int i, int a) const {
+    return fmax(0.0, 1.0 - fabs(a - center(i)) / support);
+  }
   // Cells [begin, end) hold every weight of output i.
-  __device__ __forceinline__ int begin(int i) const { return max(0, static_cast<int>(ceil(center(i) - support))); }
-  __device__ __forceinline__ int end(int i) const { return min(G, static_cast<int>(floor(center(i) + support)) + 1); }
+  __device__ __forceinline__ int begin(int i) const {
+    return max(0, static_cast<int>(ceil(center(i) - support)));
+  }
+  __device__ __forceinline__ int end(int i) const {
+    return min(G, static_cast<int>(floor(center(i) + support)) + 1);
+  }
   __device__ __forceinline__ double sum(int i) const {
     double total = 0;
     for (int a = begin(i); a < end(i); ++a) total += raw(i, a);
@@ -54,9 +60,9 @@ __device__ __forceinline__ int image_of(const int32_t* offsets, int S, int64_t t
 }
 
 __global__ void __launch_bounds__(kThreads)
-    position_resize_forward_kernel(float* y,               // (T, D)
-                                   const float* position,  // (G·G, D)
-                                   const int32_t* shapes,  // (S, 2)
+    position_resize_forward_kernel(float* y,                // (T, D)
+                                   const float* position,   // (G·G, D)
+                                   const int32_t* shapes,   // (S, 2)
                                    const int32_t* offsets,  // (S + 1)
                                    int S, int G, int64_t D) {
   DYN_SMEM(smem);
@@ -77,7 +83,8 @@ __global__ void __launch_bounds__(kThreads)
     float total = 0;
     for (int a = a0; a < a1; ++a) {
       float row = 0;
-      for (int b = b0; b < b1; ++b) row += weights[G + b] * position[(static_cast<int64_t>(a) * G + b) * D + c];
+      for (int b = b0; b < b1; ++b)
+        row += weights[G + b] * position[(static_cast<int64_t>(a) * G + b) * D + c];
       total += weights[a] * row;
     }
     y[token * D + c] = total;
@@ -85,9 +92,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    position_resize_backward_kernel(float* dposition,       // (G·G, D)
-                                    const float* dy,        // (T, D)
-                                    const int32_t* shapes,  // (S, 2)
+    position_resize_backward_kernel(float* dposition,        // (G·G, D)
+                                    const float* dy,         // (T, D)
+                                    const int32_t* shapes,   // (S, 2)
                                     const int32_t* offsets,  // (S + 1)
                                     int S, int G, int64_t D) {
   const int64_t cell = blockIdx.x;
@@ -111,31 +118,34 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 void check_grid(int64_t G) {
-  if (G < 1 || G > kMostGrid) throw std::invalid_argument("a grid of positions must have 1 to 2048 cells along a side");
+  if (G < 1 || G > kMostGrid)
+    throw std::invalid_argument("a grid of positions must have 1 to 2048 cells along a side");
 }
 
 }  // namespace
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-void position_resize_forward(Stream& s, Tensor y, Tensor position, Tensor shapes, Tensor offsets, int64_t S, int64_t T,
-                             int64_t G, int64_t D) {
+void position_resize_forward(Stream& s, Tensor y, Tensor position, Tensor shapes, Tensor offsets,
+                             int64_t S, int64_t T, int64_t G, int64_t D) {
   check_grid(G);
   if (T == 0 || D == 0) return;
-  launch(position_resize_forward_kernel, static_cast<unsigned>(T), kThreads, 2 * static_cast<size_t>(G) * sizeof(float),
-         s, y.as<float>(T * D), position.as<const float>(G * G * D), shapes.as<const int32_t>(2 * S),
+  launch(position_resize_forward_kernel, static_cast<unsigned>(T), kThreads,
+         2 * static_cast<size_t>(G) * sizeof(float), s, y.as<float>(T * D),
+         position.as<const float>(G * G * D), shapes.as<const int32_t>(2 * S),
          offsets.as<const int32_t>(S + 1), static_cast<int>(S), static_cast<int>(G), D);
 }
 
-void position_resize_backward(Stream& s, Tensor dposition, Tensor dy, Tensor shapes, Tensor offsets, int64_t S,
-                              int64_t T, int64_t G, int64_t D) {
+void position_resize_backward(Stream& s, Tensor dposition, Tensor dy, Tensor shapes, Tensor offsets,
+                              int64_t S, int64_t T, int64_t G, int64_t D) {
   check_grid(G);
   float* const to = dposition.as_or_null<float>(G * G * D);
   if (!to || T == 0 || D == 0) return;
-  const dim3 grid(static_cast<unsigned>(G * G), static_cast<unsigned>(ceil_div<int64_t>(D, kThreads)));
+  const dim3 grid(static_cast<unsigned>(G * G),
+                  static_cast<unsigned>(ceil_div<int64_t>(D, kThreads)));
   launch(position_resize_backward_kernel, grid, kThreads, 0, s, to, dy.as<const float>(T * D),
-         shapes.as<const int32_t>(2 * S), offsets.as<const int32_t>(S + 1), static_cast<int>(S), static_cast<int>(G),
-         D);
+         shapes.as<const int32_t>(2 * S), offsets.as<const int32_t>(S + 1), static_cast<int>(S),
+         static_cast<int>(G), D);
 }
 
 }  // namespace siglip2::cuda

@@ -12,17 +12,20 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-unsigned blocks_for(int64_t items) { return static_cast<unsigned>(ceil_div<int64_t>(items, kThreads)); }
+unsigned blocks_for(int64_t items) {
+  return static_cast<unsigned>(ceil_div<int64_t>(items, kThreads));
+}
 
 // The input positions that make each output position, and for backward the other way round.
 struct Axis {
-  double* weight;        // (out, taps)
-  int32_t *first, *last; // (out) inputs [first, last)
-  int32_t *from, *to;    // (in) outputs [from, to)
+  double* weight;         // (out, taps)
+  int32_t *first, *last;  // (out) inputs [first, last)
+  int32_t *from, *to;     // (in) outputs [from, to)
   int64_t in, out, taps;
 };
 
-__global__ void __launch_bounds__(kThreads) resize_weights_kernel(Axis a, double scale, double support) {
+__global__ void __launch_bounds__(kThreads)
+    resize_weights_kernel(Axis a, double scale, double support) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= a.out) return;
   const double center = __dmul_rn(static_cast<double>(i) + 0.5, scale);
@@ -61,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) resize_ranges_kernel(Axis a) {
 }
 
 // y (n, out, inner) = weights · x (n, in, inner). uint8: 22-bit fixed point, rounded and clipped.
-template <class T>
-__global__ void __launch_bounds__(kThreads) resize_axis_kernel(T* y, const T* x, Axis a, int64_t n, int64_t inner) {
+template <class T> __global__ void __launch_bounds__(kThreads)
+    resize_axis_kernel(T* y, const T* x, Axis a, int64_t n, int64_t inner) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= n * a.out * inner) return;
   const int64_t c = at % inner, i = at / inner % a.out, b = at / inner / a.out;
@@ -72,12 +75,14 @@ __global__ void __launch_bounds__(kThreads) resize_axis_kernel(T* y, const T* x,
   if constexpr (sizeof(T) == 1) {
     int32_t sum = 1 << 21;
     for (int64_t j = first; j < last; ++j)
-      sum += from[j * inner] * static_cast<int32_t>(__dadd_rn(__dmul_rn(w[j - first], 1 << 22), 0.5));
+      sum +=
+          from[j * inner] * static_cast<int32_t>(__dadd_rn(__dmul_rn(w[j - first], 1 << 22), 0.5));
     const int32_t grey = sum >> 22;
     y[at] = static_cast<T>(grey < 0 ? 0 : grey > 255 ? 255 : grey);
   } else {
     float sum = 0;
-    for (int64_t j = first; j < last; ++j) sum += static_cast<float>(w[j - first]) * from[j * inner];
+    for (int64_t j = first; j < last; ++j)
+      sum += static_cast<float>(w[j - first]) * from[j * inner];
     y[at] = sum;
   }
 }
@@ -90,7 +95,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t c = at % inner, j = at / inner % a.in, b = at / inner / a.in;
   float sum = 0;
   for (int64_t i = a.from[j]; i < a.to[j]; ++i)
-    sum += static_cast<float>(a.weight[i * a.taps + j - a.first[i]]) * dy[(b * a.out + i) * inner + c];
+    sum +=
+        static_cast<float>(a.weight[i * a.taps + j - a.first[i]]) * dy[(b * a.out + i) * inner + c];
   dx[at] = sum;
 }
 
@@ -98,8 +104,11 @@ __global__ void __launch_bounds__(kThreads)
 class AxisTable {
  public:
   AxisTable(Stream& s, int64_t in, int64_t out, bool backward)
-      : scale_(static_cast<double>(in) / static_cast<double>(out)), support_(std::max(scale_, 1.0)),
-        taps_(static_cast<int64_t>(support_) * 2 + 3), weight_(s, out * taps_), bounds_(s, 2 * out + 2 * in) {
+      : scale_(static_cast<double>(in) / static_cast<double>(out)),
+        support_(std::max(scale_, 1.0)),
+        taps_(static_cast<int64_t>(support_) * 2 + 3),
+        weight_(s, out * taps_),
+        bounds_(s, 2 * out + 2 * in) {
     int32_t* const b = bounds_.data();
     axis = {weight_.data(), b, b + out, b + 2 * out, b + 2 * out + in, in, out, taps_};
     launch(resize_weights_kernel, blocks_for(out), kThreads, 0, s, axis, scale_, support_);
@@ -115,37 +124,40 @@ class AxisTable {
 };
 
 // Columns first. An axis whose size does not change is the identity.
-template <class T>
-void resize(Stream& s, T* y, const T* x, int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH, int64_t OW) {
+template <class T> void resize(Stream& s, T* y, const T* x, int64_t B, int64_t H, int64_t W,
+                               int64_t C, int64_t OH, int64_t OW) {
   const AxisTable columns(s, W, OW, false), rows(s, H, OH, false);
   Scratch<T> middle(s, B * H * OW * C);
-  launch(resize_axis_kernel<T>, blocks_for(B * H * OW * C), kThreads, 0, s, middle.data(), x, columns.axis, B * H, C);
-  launch(resize_axis_kernel<T>, blocks_for(B * OH * OW * C), kThreads, 0, s, y, middle.data(), rows.axis, B, OW * C);
+  launch(resize_axis_kernel<T>, blocks_for(B * H * OW * C), kThreads, 0, s, middle.data(), x,
+         columns.axis, B * H, C);
+  launch(resize_axis_kernel<T>, blocks_for(B * OH * OW * C), kThreads, 0, s, y, middle.data(),
+         rows.axis, B, OW * C);
 }
 
 }  // namespace
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-void resize_bilinear_forward(Stream& s, Tensor y, Tensor x, int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH,
-                             int64_t OW) {
+void resize_bilinear_forward(Stream& s, Tensor y, Tensor x, int64_t B, int64_t H, int64_t W,
+                             int64_t C, int64_t OH, int64_t OW) {
   if (B == 0 || C == 0) return;
   const int64_t to = B * OH * OW * C, from = B * H * W * C;
-  if (x.dtype == DType::u8) resize(s, y.as<uint8_t>(to), x.as<const uint8_t>(from), B, H, W, C, OH, OW);
+  if (x.dtype == DType::u8)
+    resize(s, y.as<uint8_t>(to), x.as<const uint8_t>(from), B, H, W, C, OH, OW);
   else resize(s, y.as<float>(to), x.as<const float>(from), B, H, W, C, OH, OW);
 }
 
-void resize_bilinear_backward(Stream& s, Tensor dx, Tensor dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH,
-                              int64_t OW) {
+void resize_bilinear_backward(Stream& s, Tensor dx, Tensor dy, int64_t B, int64_t H, int64_t W,
+                              int64_t C, int64_t OH, int64_t OW) {
   if (B == 0 || C == 0) return;
   float* const out = dx.as<float>(B * H * W * C);
   const float* const g = dy.as<const float>(B * OH * OW * C);
   const AxisTable columns(s, W, OW, true), rows(s, H, OH, true);
   Scratch<float> middle(s, B * H * OW * C);
-  launch(resize_axis_backward_kernel, blocks_for(B * H * OW * C), kThreads, 0, s, middle.data(), g, rows.axis, B,
-         OW * C);
-  launch(resize_axis_backward_kernel, blocks_for(B * H * W * C), kThreads, 0, s, out, middle.data(), columns.axis,
-         B * H, C);
+  launch(resize_axis_backward_kernel, blocks_for(B * H * OW * C), kThreads, 0, s, middle.data(), g,
+         rows.axis, B, OW * C);
+  launch(resize_axis_backward_kernel, blocks_for(B * H * W * C), kThreads, 0, s, out, middle.data(),
+         columns.axis, B * H, C);
 }
 
 }  // namespace siglip2::cuda

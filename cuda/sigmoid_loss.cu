@@ -29,10 +29,13 @@ struct Chunk {
   int64_t rows, columns;
 };
 template <class T> Chunk chunk_of(int64_t D) {
-  constexpr bool kWide = sizeof(T) > sizeof(bf16);  // G is twice as large, as floats or as their halves
+  constexpr bool kWide =
+      sizeof(T) > sizeof(bf16);  // G is twice as large, as floats or as their halves
   constexpr int64_t kBytes = kWide ? 80'000'000 : 190'000'000;
-  const int64_t rows = rows_that_fill(D, kWide ? 2048 : 4096), fit = kBytes / (rows * int64_t{sizeof(T)});
-  const int64_t unit = fit >= rows ? rows : 128;  // few columns D ask for more rows than go into a square
+  const int64_t rows = rows_that_fill(D, kWide ? 2048 : 4096),
+                fit = kBytes / (rows * int64_t{sizeof(T)});
+  const int64_t unit =
+      fit >= rows ? rows : 128;  // few columns D ask for more rows than go into a square
   return {rows, fit / unit * unit};
 }
 constexpr int kSums = 3;  // loss, dlog_scale, dbias
@@ -64,11 +67,11 @@ __device__ __forceinline__ float log1p_of_small(float e) {
 // Arithmetic on M·N pairs beside a product that is only D deep: most pairs are negative and told
 // apart well (l < −kFar), and for these half of the work can be left out.
 template <class T> struct PairsEpilogue : LongEpilogue {
-  T* g;                    // (M, stride) or null
-  bf16* g_low;             // what bf16 leaves over of it, or null
-  float* sums;             // (3, sums_stride)
-  const float* log_scale;  // (1)
-  const float* bias;       // (1)
+  T* g;                                   // (M, stride) or null
+  bf16* g_low;                            // what bf16 leaves over of it, or null
+  float* sums;                            // (3, sums_stride)
+  const float* log_scale;                 // (1)
+  const float* bias;                      // (1)
   int64_t sums_stride, stride, diagonal;  // column − row of a positive pair
   int N;
   float weight;
@@ -160,25 +163,30 @@ __global__ void __launch_bounds__(kSumThreads)
 constexpr int kThirds = 3;
 constexpr unsigned kSplitThreads = 256;
 // to (rows, 3·D): `low` says which third has the low halves.
-__global__ void __launch_bounds__(kSplitThreads) split_kernel(bf16* to, const float* from, int64_t size, int64_t D, int low) {
+__global__ void __launch_bounds__(kSplitThreads)
+    split_kernel(bf16* to, const float* from, int64_t size, int64_t D, int low) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kSplitThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSplitThreads + threadIdx.x; i < size; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kSplitThreads + threadIdx.x; i < size;
+       i += step) {
     const float v = from[i];
     const bf16 high(v);
     bf16* const row = to + i / D * (kThirds * D) + i % D;
 #pragma unroll
-    for (int k = 0; k < kThirds; ++k) row[k * D] = k == low ? bf16(v - static_cast<float>(high)) : high;
+    for (int k = 0; k < kThirds; ++k)
+      row[k * D] = k == low ? bf16(v - static_cast<float>(high)) : high;
   }
 }
 
 // Rows of x or y as the products read them. T: of the operands as they are.
 template <class T> struct WholeRows {
   using Product = T;
-  using Operand = std::conditional_t<std::is_same_v<T, float>, FloatOperand<true>, MatrixOperand<true>>;
+  using Operand =
+      std::conditional_t<std::is_same_v<T, float>, FloatOperand<true>, MatrixOperand<true>>;
   static constexpr bool kSplit = false;
   const T* high;
   int64_t D;
-  WholeRows(Stream&, bf16*, const T* rows, int64_t, int64_t columns, int) : high(rows), D(columns) {}
+  WholeRows(Stream&, bf16*, const T* rows, int64_t, int64_t columns, int)
+      : high(rows), D(columns) {}
   int64_t depth() const { return D; }
 };
 // float rows as thirds in `thirds`, of which number low_third has the low halves.
@@ -190,8 +198,10 @@ struct SplitRows {
   int64_t D, low_third;
   SplitRows(Stream& s, bf16* thirds, const float* rows, int64_t count, int64_t columns, int low)
       : high(thirds), D(columns), low_third(low) {
-    const int64_t size = count * D, blocks = std::min<int64_t>(ceil_div<int64_t>(size, kSplitThreads), 4096);
-    launch(split_kernel, static_cast<unsigned>(blocks), kSplitThreads, 0, s, thirds, rows, size, D, low);
+    const int64_t size = count * D,
+                  blocks = std::min<int64_t>(ceil_div<int64_t>(size, kSplitThreads), 4096);
+    launch(split_kernel, static_cast<unsigned>(blocks), kSplitThreads, 0, s, thirds, rows, size, D,
+           low);
   }
   int64_t depth() const { return kThirds * D; }
   const bf16* low() const { return high + low_third * D; }
@@ -213,16 +223,18 @@ struct Pairs {
   float weight;
 };
 
-template <class T, class Rows>
-void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out, const Pairs& p, const Chunk& chunk) {
+template <class T, class Rows> void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out,
+                                              const Pairs& p, const Chunk& chunk) {
   using Product = typename Rows::Product;
   using Operand = typename Rows::Operand;
   const int64_t M = p.M, N = p.N, D = p.D;
   const int64_t most_rows = std::min(M, chunk.rows), most_columns = std::min(N, chunk.columns);
-  const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8, most_g = out.dx || out.dy ? most_rows * ld : 0;
+  const int64_t ld = ceil_div<int64_t>(most_columns, 8) * 8,
+                most_g = out.dx || out.dy ? most_rows * ld : 0;
   Scratch<Product> g(s, most_g);
   Scratch<bf16> g_low(s, Rows::kSplit ? most_g : 0);
-  Scratch<bf16> x_thirds(s, Rows::kSplit ? most_rows * kThirds * D : 0), y_thirds(s, Rows::kSplit ? most_columns * kThirds * D : 0);
+  Scratch<bf16> x_thirds(s, Rows::kSplit ? most_rows * kThirds * D : 0),
+      y_thirds(s, Rows::kSplit ? most_columns * kThirds * D : 0);
   const int64_t most_parts = most_gemm_parts(most_rows, most_columns);
   Scratch<float> sums(s, kSums * most_parts);
   Scratch<double> totals(s, kSums);
@@ -245,15 +257,26 @@ void run_pairs(Stream& s, const T* x, const T* y, const Outputs& out, const Pair
       pairs.N = static_cast<int>(columns);
       pairs.weight = p.weight;
       const int64_t depth = a.depth();
-      const int64_t parts = launch_gemm(s, Operand(a.high, rows, depth, depth), Operand(b.high, columns, depth, depth), rows,
-                                        columns, depth, pairs, {1, depth});
-      launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s, totals.data(), out.loss,
-             out.dlog_scale, out.dbias, sums.data(), most_parts, parts, i + j == 0, i + rows == M && j + columns == N);
+      const int64_t parts = launch_gemm(s, Operand(a.high, rows, depth, depth),
+                                        Operand(b.high, columns, depth, depth), rows, columns,
+                                        depth, pairs, {1, depth});
+      launch(sigmoid_loss_sum_kernel, kSums, kSumThreads, kSumThreads / kWarp * sizeof(double), s,
+             totals.data(), out.loss, out.dlog_scale, out.dbias, sums.data(), most_parts, parts,
+             i + j == 0, i + rows == M && j + columns == N);
       // to += G·y or Gᵀ·x, the small products first.
       const auto add = [&](float* to, bool transposed, const Rows& other) {
         const int64_t m = transposed ? columns : rows, k = transposed ? rows : columns;
         const auto product = [&](const Product* slopes, const Product* values) {
-          gemm(s, {m, D, k, dtype_of<Product>, {slopes, ld, transposed}, {values, other.depth()}, to, DType::f32, D, true});
+          gemm(s, {m,
+                   D,
+                   k,
+                   dtype_of<Product>,
+                   {slopes, ld, transposed},
+                   {values, other.depth()},
+                   to,
+                   DType::f32,
+                   D,
+                   true});
         };
         if constexpr (Rows::kSplit) {
           product(g_low.data(), other.high);
@@ -276,7 +299,8 @@ void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy,
   if (M == 0 || N == 0) return;
   const Outputs out{loss.as<float>(1), dx.as_or_null<float>(M * D), dy.as_or_null<float>(N * D),
                     dlog_scale.as_or_null<float>(1), dbias.as_or_null<float>(1)};
-  const Pairs p{log_scale.as<const float>(1), bias.as<const float>(1), M, N, D, row0 - col0, weight};
+  const Pairs p{
+      log_scale.as<const float>(1), bias.as<const float>(1), M, N, D, row0 - col0, weight};
   dispatch_element(x.dtype, [&](auto t) {
     using T = decltype(t);
     const T *const xs = x.as<const T>(M * D), *const ys = y.as<const T>(N * D);

@@ -25,16 +25,17 @@ struct Ids {
   }
 };
 
-template <class Keys>
-__global__ void __launch_bounds__(kSortThreads) sort_ids_count_kernel(int32_t* counts,  // (256, tiles)
-                                                                  Keys keys, int64_t R, int shift) {
+template <class Keys> __global__ void __launch_bounds__(kSortThreads)
+    sort_ids_count_kernel(int32_t* counts,  // (256, tiles)
+                          Keys keys, int64_t R, int shift) {
   DYN_SMEM(smem);
   int32_t* const tile_counts = reinterpret_cast<int32_t*>(smem);  // (256)
   tile_counts[threadIdx.x] = 0;
   __syncthreads();
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kTileKeys;
   for (int64_t r = begin + threadIdx.x; r < begin + kTileKeys && r < R; r += kSortThreads)
-    atomicAdd(&tile_counts[keys.at(r) >> shift & 0xff], 1);  // whole numbers: their order does not matter
+    atomicAdd(&tile_counts[keys.at(r) >> shift & 0xff],
+              1);  // whole numbers: their order does not matter
   __syncthreads();
   counts[static_cast<int64_t>(threadIdx.x) * gridDim.x + blockIdx.x] = tile_counts[threadIdx.x];
 }
@@ -72,15 +73,16 @@ struct Sorted {
   __device__ __forceinline__ uint32_t at(int64_t r) const { return keys[r]; }
 };
 
-template <class Keys>
-__global__ void __launch_bounds__(kSortThreads) sort_ids_place_kernel(uint32_t* out_keys,      // (R)
-                                                                  int32_t* out_rows,       // (R)
-                                                                  const int32_t* offsets,  // (256, tiles)
-                                                                  Keys keys,
-                                                                  const int32_t* rows,  // (R) or null: r itself
-                                                                  int64_t R, int shift) {
+template <class Keys> __global__ void __launch_bounds__(kSortThreads)
+    sort_ids_place_kernel(uint32_t* out_keys,      // (R)
+                          int32_t* out_rows,       // (R)
+                          const int32_t* offsets,  // (256, tiles)
+                          Keys keys,
+                          const int32_t* rows,  // (R) or null: r itself
+                          int64_t R, int shift) {
   DYN_SMEM(smem);
-  int32_t* const places = reinterpret_cast<int32_t*>(smem);  // (warps, 256): first counts, then places
+  int32_t* const places =
+      reinterpret_cast<int32_t*>(smem);  // (warps, 256): first counts, then places
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   int32_t* const mine = places + warp * kDigits;
   for (unsigned i = threadIdx.x; i < kSortWarps * kDigits; i += kSortThreads) places[i] = 0;
@@ -130,14 +132,17 @@ struct SortedIds {
     Scratch<int32_t> counts(s, kDigits * tiles);
     int passes = 1;
     while (passes < 4 && V >> (8 * passes)) ++passes;
-    const auto pass = [&](auto from, const int32_t* from_rows, uint32_t* to, int32_t* to_rows, int shift) {
+    const auto pass = [&](auto from, const int32_t* from_rows, uint32_t* to, int32_t* to_rows,
+                          int shift) {
       using Keys = decltype(from);
       const unsigned grid = static_cast<unsigned>(tiles);
-      launch(sort_ids_count_kernel<Keys>, grid, kSortThreads, kDigits * sizeof(int32_t), s, counts.data(), from, R,
-             shift);
-      launch(sort_ids_scan_kernel, 1, kScanThreads, kWarp * sizeof(int32_t), s, counts.data(), kDigits * tiles);
-      launch(sort_ids_place_kernel<Keys>, grid, kSortThreads, kSortWarps * kDigits * sizeof(int32_t), s, to, to_rows,
-             counts.data(), from, from_rows, R, shift);
+      launch(sort_ids_count_kernel<Keys>, grid, kSortThreads, kDigits * sizeof(int32_t), s,
+             counts.data(), from, R, shift);
+      launch(sort_ids_scan_kernel, 1, kScanThreads, kWarp * sizeof(int32_t), s, counts.data(),
+             kDigits * tiles);
+      launch(sort_ids_place_kernel<Keys>, grid, kSortThreads,
+             kSortWarps * kDigits * sizeof(int32_t), s, to, to_rows, counts.data(), from, from_rows,
+             R, shift);
     };
     for (int p = 0; p < passes; ++p) {
       // The last pass must end in keys and rows.

@@ -14,14 +14,15 @@ constexpr float kLowest = -3.402823466e38f;  // below every logit, and finite: d
 
 unsigned column_blocks(int64_t K) { return static_cast<unsigned>(ceil_div<int64_t>(K, kThreads)); }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) teacher_mean_kernel(float* mean,       // (K)
-                                                                const T* teacher,  // (R, K)
-                                                                int64_t R, int64_t K) {
+template <class T> __global__ void __launch_bounds__(kThreads)
+    teacher_mean_kernel(float* mean,       // (K)
+                        const T* teacher,  // (R, K)
+                        int64_t R, int64_t K) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (k >= K) return;
   double sum = 0;
-  for (int64_t r = 0; r < R; ++r) sum += static_cast<double>(static_cast<float>(teacher[r * K + k]));
+  for (int64_t r = 0; r < R; ++r)
+    sum += static_cast<double>(static_cast<float>(teacher[r * K + k]));
   mean[k] = static_cast<float>(sum / static_cast<double>(R));
 }
 
@@ -43,8 +44,7 @@ __device__ __forceinline__ float block_max(float v, float* shared) {
   return most;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     teacher_rows_kernel(float* rows,          // (3, R): maximum, 1/Σ exp, entropy
                         const T* teacher,     // (R, K)
                         const float* centre,  // (K)
@@ -71,8 +71,7 @@ __global__ void __launch_bounds__(kThreads)
   rows[2 * R + blockIdx.x] = logf(total) - total_dot / total;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     teacher_mean_probability_kernel(float* mean,          // (K)
                                     const T* teacher,     // (R, K)
                                     const float* centre,  // (K)

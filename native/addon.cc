@@ -10,9 +10,9 @@
 namespace siglip2 {
 #if defined(SIGLIP2_WITH_CUDA)
 namespace cuda {
-bool is_host_runtime();     // the kernels run on CPU threads: a build for tests
+bool is_host_runtime();      // the kernels run on CPU threads: a build for tests
 std::string gemm_library();  // which library multiplies on the GPU, or why none does
-}
+}  // namespace cuda
 #endif
 namespace {
 
@@ -47,8 +47,9 @@ napi_value call_op(napi_env env, napi_callback_info info) {
   Instance& self = instance_of(env);
   return guarded(self, [&]() -> napi_value {
     if (argc != entry.args.size())
-      throw std::invalid_argument(std::string(entry.name) + " takes " + std::to_string(entry.args.size()) +
-                                  " arguments but got " + std::to_string(argc));
+      throw std::invalid_argument(std::string(entry.name) + " takes " +
+                                  std::to_string(entry.args.size()) + " arguments but got " +
+                                  std::to_string(argc));
     std::vector<Value> values(argc);
     int device = -1;
     for (size_t i = 0; i < argc; ++i) {
@@ -56,16 +57,19 @@ napi_value call_op(napi_env env, napi_callback_info info) {
       if (entry.args[i] == Arg::boolean) {
         bool b;
         if (napi_get_value_bool(env, argv[i], &b) != napi_ok)
-          throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) + " must be a boolean");
+          throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) +
+                                      " must be a boolean");
         number = b;
         continue;
       }
       if (napi_get_value_double(env, argv[i], &number) != napi_ok)
-        throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) + " must be a number");
+        throw std::invalid_argument(std::string(entry.name) + ": argument " + std::to_string(i) +
+                                    " must be a number");
       if (entry.args[i] != Arg::tensor || number == 0) continue;
       auto& slot = self.slots.at(number);
       if (device >= 0 && slot.device != device)
-        throw std::invalid_argument(std::string(entry.name) + ": its tensors are on different devices");
+        throw std::invalid_argument(std::string(entry.name) +
+                                    ": its tensors are on different devices");
       device = slot.device;
       values[i].tensor = slot.view;
     }
@@ -73,8 +77,11 @@ napi_value call_op(napi_env env, napi_callback_info info) {
     Device& d = *self.place(device).device;
     if (d.is_dry() && !entry.sized) return nullptr;
     const auto& kernel = d.is_cuda() && !d.is_dry() ? entry.cuda : entry.cpu;
-    if (!kernel) throw std::runtime_error(std::string(entry.name) + " has no CUDA kernel; run it on device 'cpu'");
-    d.enqueue(entry.name, [&kernel, values = std::move(values)](Stream& s) { kernel(s, values.data()); });
+    if (!kernel)
+      throw std::runtime_error(std::string(entry.name) +
+                               " has no CUDA kernel; run it on device 'cpu'");
+    d.enqueue(entry.name,
+              [&kernel, values = std::move(values)](Stream& s) { kernel(s, values.data()); });
     return nullptr;
   });
 }
@@ -82,7 +89,9 @@ napi_value call_op(napi_env env, napi_callback_info info) {
 using Napi::CallbackInfo;
 using Napi::Value;
 
-double number_at(const CallbackInfo& info, size_t i) { return info[i].As<Napi::Number>().DoubleValue(); }
+double number_at(const CallbackInfo& info, size_t i) {
+  return info[i].As<Napi::Number>().DoubleValue();
+}
 int int_at(const CallbackInfo& info, size_t i) { return info[i].As<Napi::Number>().Int32Value(); }
 std::pair<uint8_t*, size_t> bytes_at(const CallbackInfo& info, size_t i) {
   if (!info[i].IsTypedArray()) throw std::invalid_argument("a typed array is expected");
@@ -104,18 +113,21 @@ Value allocate(Instance& self, const CallbackInfo& info) {
   const int device = int_at(info, 0);
   Allocator& allocator = *self.place(device).allocator;
   try {
-    return Napi::Number::New(info.Env(), self.slots.allocate(device, allocator, info[1].As<Napi::Number>().Int64Value(),
-                                                             static_cast<DType>(int_at(info, 2))));
+    return Napi::Number::New(
+        info.Env(), self.slots.allocate(device, allocator, info[1].As<Napi::Number>().Int64Value(),
+                                        static_cast<DType>(int_at(info, 2))));
   } catch (const OutOfMemory& e) {
     const std::string largest = self.slots.largest(device);
-    throw OutOfMemory(e.what() + (largest.empty() ? std::string() : "\nlargest live tensors: " + largest));
+    throw OutOfMemory(e.what() +
+                      (largest.empty() ? std::string() : "\nlargest live tensors: " + largest));
   }
 }
 // view(handle, byteOffset, bytes, dtype) → handle
 Value view(Instance& self, const CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), self.slots.view(number_at(info, 0), info[1].As<Napi::Number>().Int64Value(),
-                                                       info[2].As<Napi::Number>().Int64Value(),
-                                                       static_cast<DType>(int_at(info, 3))));
+  return Napi::Number::New(
+      info.Env(), self.slots.view(number_at(info, 0), info[1].As<Napi::Number>().Int64Value(),
+                                  info[2].As<Napi::Number>().Int64Value(),
+                                  static_cast<DType>(int_at(info, 3))));
 }
 Value free_slot(Instance& self, const CallbackInfo& info) {
   self.slots.free(number_at(info, 0));
@@ -124,11 +136,14 @@ Value free_slot(Instance& self, const CallbackInfo& info) {
 // write(handle, typedArray)
 Value write(Instance& self, const CallbackInfo& info) {
   auto& slot = self.slots.at(number_at(info, 0));
-  if (self.place(slot.device).device->is_dry()) return info.Env().Undefined();  // the data may stand for more than fits an array
+  if (self.place(slot.device).device->is_dry())
+    return info.Env().Undefined();  // the data may stand for more than fits an array
   auto [data, bytes] = bytes_at(info, 1);
   if (static_cast<int64_t>(bytes) != slot.view.bytes)
-    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes was given " + std::to_string(bytes));
-  self.refuse_while_recording(slot.device, "take data from the host; write() its inputs before run()");
+    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) +
+                                " bytes was given " + std::to_string(bytes));
+  self.refuse_while_recording(slot.device,
+                              "take data from the host; write() its inputs before run()");
   self.place(slot.device).device->upload(slot.view.data, data, bytes);
   return info.Env().Undefined();
 }
@@ -137,8 +152,10 @@ Value read(Instance& self, const CallbackInfo& info) {
   auto& slot = self.slots.at(number_at(info, 0));
   auto [data, bytes] = bytes_at(info, 1);
   if (static_cast<int64_t>(bytes) != slot.view.bytes)
-    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) + " bytes is read into " + std::to_string(bytes));
-  self.refuse_while_recording(slot.device, "be read inside; return the tensors that run() shall hand out");
+    throw std::invalid_argument("a tensor of " + std::to_string(slot.view.bytes) +
+                                " bytes is read into " + std::to_string(bytes));
+  self.refuse_while_recording(slot.device,
+                              "be read inside; return the tensors that run() shall hand out");
   Device& device = *self.place(slot.device).device;
   device.download(data, slot.view.data, bytes);
   self.notify(device, number_at(info, 2));
@@ -195,13 +212,17 @@ Value forget(Instance& self, const CallbackInfo& info) {
 }
 Value fill_byte(Instance& self, const CallbackInfo& info) {
   auto& slot = self.slots.at(number_at(info, 0));
-  self.place(slot.device).device->fill(slot.view.data, static_cast<uint8_t>(int_at(info, 1)), static_cast<size_t>(slot.view.bytes));
+  self.place(slot.device)
+      .device->fill(slot.view.data, static_cast<uint8_t>(int_at(info, 1)),
+                    static_cast<size_t>(slot.view.bytes));
   return info.Env().Undefined();
 }
 Value memory(Instance& self, const CallbackInfo& info) {
   auto o = Napi::Object::New(info.Env());
   auto* p = self.started(int_at(info, 0));
-  const auto set = [&](const char* key, size_t v) { o.Set(key, Napi::Number::New(info.Env(), static_cast<double>(v))); };
+  const auto set = [&](const char* key, size_t v) {
+    o.Set(key, Napi::Number::New(info.Env(), static_cast<double>(v)));
+  };
   set("live", p ? p->allocator->live() : 0);
   set("peak", p ? p->allocator->peak() : 0);
   set("reserved", p ? p->allocator->reserved() : 0);
@@ -238,7 +259,8 @@ Value shutdown(Instance& self, const CallbackInfo& info) {
 Value resize_image(Instance&, const CallbackInfo& info) {
   auto [in, in_bytes] = bytes_at(info, 0);
   auto [out, out_bytes] = bytes_at(info, 4);
-  const ResizeJob job({in, int_at(info, 1), int_at(info, 2), int_at(info, 3)}, {out, int_at(info, 5), int_at(info, 6), int_at(info, 3)},
+  const ResizeJob job({in, int_at(info, 1), int_at(info, 2), int_at(info, 3)},
+                      {out, int_at(info, 5), int_at(info, 6), int_at(info, 3)},
                       static_cast<ResizeMethod>(int_at(info, 7)), in_bytes, out_bytes);
   if (info.Length() > 8) AsyncResize::start(info.Env(), job, {info[0], info[4], info[8]});
   else job.run();
@@ -254,7 +276,8 @@ Value release(Instance&, const CallbackInfo& info) {
 Value set_batch_invariance(Instance& self, const CallbackInfo& info) {
   const bool on = info[1].As<Napi::Boolean>();
   Device& device = *self.place(int_at(info, 0)).device;
-  if (!device.is_cuda() && !device.is_dry()) device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
+  if (!device.is_cuda() && !device.is_dry())
+    device.enqueue("batch_invariant", [on](Stream&) { set_batch_invariant(on); });
   return info.Env().Undefined();
 }
 // takeProfile(device): [{op, calls, seconds}] since the last call
@@ -272,7 +295,8 @@ Value take_profile(Instance& self, const CallbackInfo& info) {
 }
 // activeThreads(device, hold): waits for the device; see Device::active_threads
 Value active_threads(Instance& self, const CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), self.place(int_at(info, 0)).device->active_threads(int_at(info, 1)));
+  return Napi::Number::New(info.Env(),
+                           self.place(int_at(info, 0)).device->active_threads(int_at(info, 1)));
 }
 // deviceName(index): starts the device, or throws the sentence that says why there is none
 Value device_name(Instance& self, const CallbackInfo& info) {
@@ -312,9 +336,13 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
 #endif
   keep_freed_blocks();
   auto* self = new Instance(env);
-  napi_set_instance_data(env, self, [](napi_env, void* p, void*) { delete static_cast<Instance*>(p); }, nullptr);
-  napi_add_env_cleanup_hook(env, [](void* p) { static_cast<Instance*>(p)->shutdown(); }, self);
-  const auto set = [&](const char* name, auto f) { exports.Set(name, Napi::Function::New(env, f, name)); };
+  napi_set_instance_data(
+      env, self, [](napi_env, void* p, void*) { delete static_cast<Instance*>(p); }, nullptr);
+  napi_add_env_cleanup_hook(
+      env, [](void* p) { static_cast<Instance*>(p)->shutdown(); }, self);
+  const auto set = [&](const char* name, auto f) {
+    exports.Set(name, Napi::Function::New(env, f, name));
+  };
   set("start", function<start>);
   set("allocate", function<allocate>);
   set("view", function<view>);
@@ -343,7 +371,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto ops = Napi::Object::New(env);
   for (auto& entry : op_table()) {
     napi_value f;
-    napi_create_function(env, entry.name, NAPI_AUTO_LENGTH, call_op, const_cast<OpEntry*>(&entry), &f);
+    napi_create_function(env, entry.name, NAPI_AUTO_LENGTH, call_op, const_cast<OpEntry*>(&entry),
+                         &f);
     ops.Set(entry.name, Value(env, f));
   }
   exports.Set("ops", ops);

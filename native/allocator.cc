@@ -11,7 +11,8 @@ void* Allocator::allocate(size_t bytes) {
   const size_t block = block_bytes(bytes);
   if (live_ + block > limit)
     throw OutOfMemory("the memory limit of " + std::to_string(limit) + " bytes leaves " +
-                      std::to_string(limit > live_ ? limit - live_ : 0) + ", but " + std::to_string(bytes) +
+                      std::to_string(limit > live_ ? limit - live_ : 0) + ", but " +
+                      std::to_string(bytes) +
                       " are needed; use a smaller batch, checkpoint: true, or raise the limit");
   void* p = nullptr;
   FreeLists& lists = private_ ? *private_ : cached_;
@@ -27,8 +28,9 @@ void* Allocator::allocate(size_t bytes) {
       p = device_.allocate(block);
     }
     if (!p)
-      throw OutOfMemory(device_.name() + " cannot give " + std::to_string(bytes) + " bytes beside the " +
-                        std::to_string(live_) + " in use; use a smaller batch or checkpoint: true");
+      throw OutOfMemory(device_.name() + " cannot give " + std::to_string(bytes) +
+                        " bytes beside the " + std::to_string(live_) +
+                        " in use; use a smaller batch or checkpoint: true");
     reserved_ += block;
     if (private_) owners_[p] = last_set_;
   }
@@ -46,7 +48,8 @@ void Allocator::free(void* p, size_t bytes) {
   auto* b = static_cast<uint8_t*>(p);
   if (debug_) {
     b -= kGuard;
-    if (!private_) check_guards(b, bytes);  // reads from the device, which a recording does not allow
+    if (!private_)
+      check_guards(b, bytes);  // reads from the device, which a recording does not allow
   }
   const auto owner = owners_.empty() ? owners_.end() : owners_.find(b);
   (owner == owners_.end() ? cached_ : sets_[owner->second])[block].push_back(b);
@@ -59,15 +62,17 @@ void Allocator::check_guards(uint8_t* block, size_t bytes) {
   auto seen = std::make_shared<std::vector<uint8_t>>(kGuard + tail);
   device_.download(seen->data(), block, kGuard);
   device_.download(seen->data() + kGuard, block + kGuard + bytes, tail);
-  device_.notify([seen, violations = violations_](const std::string& error) {
-    if (!error.empty()) return;  // then nothing was read
-    for (uint8_t byte : *seen)
-      if (byte != kGuardByte) {
-        std::lock_guard lock(violations->mutex);
-        ++violations->count;
-        return;
-      }
-  }, true);
+  device_.notify(
+      [seen, violations = violations_](const std::string& error) {
+        if (!error.empty()) return;  // then nothing was read
+        for (uint8_t byte : *seen)
+          if (byte != kGuardByte) {
+            std::lock_guard lock(violations->mutex);
+            ++violations->count;
+            return;
+          }
+      },
+      true);
 }
 
 void Allocator::flush() {
@@ -88,7 +93,8 @@ int64_t Allocator::begin_private() {
 }
 
 void Allocator::give_up(int64_t set) {
-  for (auto& [block, list] : sets_[set]) cached_[block].insert(cached_[block].end(), list.begin(), list.end());
+  for (auto& [block, list] : sets_[set])
+    cached_[block].insert(cached_[block].end(), list.begin(), list.end());
   sets_.erase(set);
   std::erase_if(owners_, [&](const auto& entry) { return entry.second == set; });
 }
@@ -96,7 +102,8 @@ void Allocator::give_up(int64_t set) {
 void Allocator::set_debug(bool on) {
   if (on == debug_) return;
   if (live_) throw std::logic_error("debug mode can change only while no tensor is live");
-  if (!sets_.empty()) throw std::logic_error("debug mode can change only while there is no recorded step");
+  if (!sets_.empty())
+    throw std::logic_error("debug mode can change only while there is no recorded step");
   flush();
   debug_ = on;
 }

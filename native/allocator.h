@@ -23,7 +23,7 @@ class Allocator {
 
   void* allocate(size_t bytes);  // throws OutOfMemory; the state is then unchanged
   void free(void* p, size_t bytes);
-  void flush();                  // gives cached blocks back to the device; waits for it
+  void flush();  // gives cached blocks back to the device; waits for it
 
   // From here on every block comes from a set of its own, until end_private(); freed blocks go back to that set, for a
   // recording writes to its blocks whenever it is replayed. give_up() makes them common property again.
@@ -34,7 +34,7 @@ class Allocator {
   // Debug mode of the tests: new memory is filled with a NaN pattern, and guard zones around it are checked when it is
   // freed. Set it while nothing is live.
   void set_debug(bool on);
-  int64_t guard_violations();    // found so far; complete after synchronize()
+  int64_t guard_violations();  // found so far; complete after synchronize()
 
   size_t live() const { return live_; }
   size_t peak() const { return peak_; }
@@ -55,9 +55,9 @@ class Allocator {
   Device& device_;
   using FreeLists = std::map<size_t, std::vector<void*>>;
   FreeLists cached_;
-  std::map<int64_t, FreeLists> sets_;    // of the recordings
-  std::map<void*, int64_t> owners_;      // blocks that belong to a set
-  FreeLists* private_ = nullptr;         // the set that blocks come from now; null: the common one
+  std::map<int64_t, FreeLists> sets_;  // of the recordings
+  std::map<void*, int64_t> owners_;    // blocks that belong to a set
+  FreeLists* private_ = nullptr;       // the set that blocks come from now; null: the common one
   int64_t last_set_ = 0;
   size_t live_ = 0, peak_ = 0, reserved_ = 0;
   bool debug_ = false;

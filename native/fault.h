@@ -22,7 +22,8 @@ inline std::string text_of(FaultKind kind, int64_t row, int64_t value, int64_t l
   if (kind == FaultKind::token_id)
     return "token id " + v + " at position " + r + " is outside the table of " + n +
            " rows; check the tokenizer's vocabulary";
-  return "target " + v + " of row " + r + " is neither a class in [0, " + n + ") nor -1, which ignores the row";
+  return "target " + v + " of row " + r + " is neither a class in [0, " + n +
+         ") nor -1, which ignores the row";
 }
 
 // The faults a device collects between two notifications.
@@ -36,8 +37,9 @@ struct Faults {
       const unsigned long long first = of[k].first;
       if (first == Fault::kNone) continue;
       if (text.empty())
-        text = text_of(static_cast<FaultKind>(k), static_cast<int64_t>(first >> 32),
-                       static_cast<int32_t>(first & 0xffffffffu), static_cast<int64_t>(of[k].limit));
+        text =
+            text_of(static_cast<FaultKind>(k), static_cast<int64_t>(first >> 32),
+                    static_cast<int32_t>(first & 0xffffffffu), static_cast<int64_t>(of[k].limit));
       of[k].first = Fault::kNone;
     }
     return text;

@@ -15,7 +15,8 @@
 
 namespace siglip2 {
 
-constexpr int kMostDevices = 19, kDryCpu = 17, kDryCuda = 18;  // 0 is the CPU, 1 + n is cuda:n; as in lib/tensor.ts
+constexpr int kMostDevices = 19, kDryCpu = 17,
+              kDryCuda = 18;  // 0 is the CPU, 1 + n is cuda:n; as in lib/tensor.ts
 
 class Instance {
  public:
@@ -26,8 +27,8 @@ class Instance {
   struct Place {
     std::unique_ptr<Device> device;
     std::unique_ptr<Allocator> allocator;
-    int64_t recording_set = 0;         // memory of the recording that is being made; 0: none is
-    std::map<int64_t, int64_t> sets;   // memory of each recording
+    int64_t recording_set = 0;        // memory of the recording that is being made; 0: none is
+    std::map<int64_t, int64_t> sets;  // memory of each recording
   };
   Place& place(int index) {
     if (closed_) throw std::runtime_error("the native core was shut down");
@@ -44,7 +45,8 @@ class Instance {
     return p;
   }
   void refuse_while_recording(int index, const char* what) {
-    if (place(index).recording_set) throw std::runtime_error(std::string("a step that is being recorded cannot ") + what);
+    if (place(index).recording_set)
+      throw std::runtime_error(std::string("a step that is being recorded cannot ") + what);
   }
   Place* started(int index) { return places_[index].device ? &places_[index] : nullptr; }
 
@@ -71,12 +73,15 @@ class Instance {
     if (!completed_) {
       napi_value name;
       napi_create_string_utf8(env_, "siglip2", NAPI_AUTO_LENGTH, &name);
-      napi_create_threadsafe_function(env_, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, call_js, &completed_);
+      napi_create_threadsafe_function(env_, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
+                                      call_js, &completed_);
       napi_unref_threadsafe_function(env_, completed_);
     }
     make_error_ = Napi::Persistent(make_error);
     Copy copy;
-    napi_create_reference(env_, complete, 0, &copy.complete);  // weak: a copy that is gone and waits for nothing may go
+    napi_create_reference(
+        env_, complete, 0,
+        &copy.complete);  // weak: a copy that is gone and waits for nothing may go
     copies_.push_back(copy);
     return static_cast<int64_t>(copies_.size()) - 1;
   }
@@ -104,7 +109,8 @@ class Instance {
       napi_throw_error(env_, code, message.c_str());
     } else {
       try {
-        Napi::Value e = make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
+        Napi::Value e =
+            make_error_.Call({Napi::String::New(env_, code), Napi::String::New(env_, message)});
         napi_throw(env_, e);
       } catch (const Napi::Error&) {  // no JavaScript runs in a Worker that is being terminated
       }
@@ -135,7 +141,8 @@ class Instance {
       results.swap(self->results_);
     }
     for (auto& [id, error] : results) {
-      if (--self->pending_ == 0 && self->completed_) napi_unref_threadsafe_function(env, self->completed_);
+      if (--self->pending_ == 0 && self->completed_)
+        napi_unref_threadsafe_function(env, self->completed_);
       Copy& copy = self->copy_of(id);
       napi_value undefined, complete = nullptr, args[2];
       napi_get_reference_value(env, copy.complete, &complete);

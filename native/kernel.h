@@ -6,10 +6,16 @@
 #include "fault.h"
 #include "tensor.h"
 
-#define KERNEL(name, ...)                                                             \
-  namespace siglip2::cpu::avx2 { void name(Stream&, __VA_ARGS__); }                   \
-  namespace siglip2::cpu::avx512 { void name(Stream&, __VA_ARGS__); }                 \
-  namespace siglip2::cuda { __attribute__((weak)) void name(Stream&, __VA_ARGS__); }
+#define KERNEL(name, ...)                                \
+  namespace siglip2::cpu::avx2 {                         \
+  void name(Stream&, __VA_ARGS__);                       \
+  }                                                      \
+  namespace siglip2::cpu::avx512 {                       \
+  void name(Stream&, __VA_ARGS__);                       \
+  }                                                      \
+  namespace siglip2::cuda {                              \
+  __attribute__((weak)) void name(Stream&, __VA_ARGS__); \
+  }
 
 namespace siglip2 {
 
@@ -17,10 +23,12 @@ namespace siglip2 {
 class Stream {
  public:
   virtual ~Stream() = default;
-  virtual void* native() { return nullptr; }           // cudaStream_t on CUDA
-  virtual void* scratch_allocate(size_t bytes) = 0;    // 64-byte aligned; throws std::bad_alloc
+  virtual void* native() { return nullptr; }         // cudaStream_t on CUDA
+  virtual void* scratch_allocate(size_t bytes) = 0;  // 64-byte aligned; throws std::bad_alloc
   virtual void scratch_release(void* p, size_t bytes) = 0;
-  virtual Faults* faults() { return nullptr; }         // where kernels that cannot throw leave bad values; CUDA only
+  virtual Faults* faults() {
+    return nullptr;
+  }  // where kernels that cannot throw leave bad values; CUDA only
 
   // In a dry run (dry.cc) no address may be followed: a kernel takes its workspace and returns. `cuda`: it stands in for
   // the CUDA kernel of its op.
@@ -33,7 +41,8 @@ class Stream {
 template <class T> class Scratch {
  public:
   Scratch(Stream& s, int64_t count)
-      : stream_(s), bytes_(static_cast<size_t>(count) * sizeof(T)),
+      : stream_(s),
+        bytes_(static_cast<size_t>(count) * sizeof(T)),
         data_(static_cast<T*>(count ? s.scratch_allocate(bytes_) : nullptr)) {}
   ~Scratch() {
     if (data_) stream_.scratch_release(data_, bytes_);

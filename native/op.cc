@@ -4,7 +4,8 @@
 namespace siglip2 {
 
 std::vector<OpEntry>& op_table() {
-  static auto* table = new std::vector<OpEntry>;  // never destroyed: threads may outlive static destructors
+  static auto* table =
+      new std::vector<OpEntry>;  // never destroyed: threads may outlive static destructors
   return *table;
 }
 

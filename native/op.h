@@ -26,7 +26,10 @@ template <class T> constexpr Arg arg_of() {
   if constexpr (std::is_same_v<U, Tensor>) return Arg::tensor;
   else if constexpr (std::is_same_v<U, bool>) return Arg::boolean;
   else if constexpr (std::is_floating_point_v<U>) return Arg::real;
-  else { static_assert(std::is_integral_v<U>, "kernel arguments are Tensor, integers, reals or bool"); return Arg::integer; }
+  else {
+    static_assert(std::is_integral_v<U>, "kernel arguments are Tensor, integers, reals or bool");
+    return Arg::integer;
+  }
 }
 template <class T> T value_as(const Value& v) {
   if constexpr (std::is_same_v<std::decay_t<T>, Tensor>) return v.tensor;
@@ -36,29 +39,34 @@ template <class T> T value_as(const Value& v) {
 struct OpEntry {
   const char* name;
   std::vector<Arg> args;
-  std::function<void(Stream&, const Value*)> cpu, cuda;  // cuda is empty when the op has no CUDA kernel
+  std::function<void(Stream&, const Value*)> cpu,
+      cuda;    // cuda is empty when the op has no CUDA kernel
   bool sized;  // the CPU kernel knows a dry run
 };
 std::vector<OpEntry>& op_table();  // filled before main by OP()
-bool use_avx512();                 // this CPU has AVX-512 F, BW, DQ, VL, and SIGLIP2_ISA does not say avx2
-extern bool has_avx512_kernels;    // this build has them; set by OP()
+bool use_avx512();  // this CPU has AVX-512 F, BW, DQ, VL, and SIGLIP2_ISA does not say avx2
+extern bool has_avx512_kernels;  // this build has them; set by OP()
 
 constexpr size_t most_arguments = 32;  // that a call from JavaScript decodes (addon.cc)
 
 template <class... A> std::vector<Arg> args_of(void (*)(Stream&, A...)) {
-  static_assert(sizeof...(A) <= most_arguments, "a kernel takes at most 32 arguments; raise most_arguments");
+  static_assert(sizeof...(A) <= most_arguments,
+                "a kernel takes at most 32 arguments; raise most_arguments");
   return {arg_of<A>()...};
 }
-template <class... A> std::function<void(Stream&, const Value*)> bind_kernel(void (*kernel)(Stream&, A...)) {
+template <class... A>
+std::function<void(Stream&, const Value*)> bind_kernel(void (*kernel)(Stream&, A...)) {
   if (!kernel) return {};
   return [kernel](Stream& s, const Value* v) {
-    [&]<size_t... I>(std::index_sequence<I...>) { kernel(s, value_as<A>(v[I])...); }(std::index_sequence_for<A...>{});
+    [&]<size_t... I>(std::index_sequence<I...>) { kernel(s, value_as<A>(v[I])...); }
+    (std::index_sequence_for<A...>{});
   };
 }
 struct OpRegistration {
   template <class F> OpRegistration(const char* name, F* avx2, F* avx512, F* cuda, bool sized) {
     has_avx512_kernels = avx512 != nullptr;
-    op_table().push_back({name, args_of(avx2), bind_kernel(avx512 && use_avx512() ? avx512 : avx2), bind_kernel(cuda), sized});
+    op_table().push_back({name, args_of(avx2), bind_kernel(avx512 && use_avx512() ? avx512 : avx2),
+                          bind_kernel(cuda), sized});
   }
 };
 
@@ -69,9 +77,14 @@ struct OpRegistration {
 #if !defined(SIGLIP2_REGISTERS_OPS)
 #define REGISTER_OP(name, sized)
 #elif defined(SIGLIP2_HAS_AVX512)
-#define REGISTER_OP(name, sized) \
-  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, siglip2::cpu::avx512::name, siglip2::cuda::name, sized}
+#define REGISTER_OP(name, sized)                                                            \
+  static const siglip2::OpRegistration registration_##name {                                \
+#name, siglip2::cpu::avx2::name, siglip2::cpu::avx512::name, siglip2::cuda::name, sized \
+  }
 #else
-#define REGISTER_OP(name, sized) \
-  static const siglip2::OpRegistration registration_##name{#name, siglip2::cpu::avx2::name, decltype(&siglip2::cpu::avx2::name){nullptr}, siglip2::cuda::name, sized}
+#define REGISTER_OP(name, sized)                                                  \
+  static const siglip2::OpRegistration registration_##name {                      \
+#name, siglip2::cpu::avx2::name,                                              \
+        decltype(&siglip2::cpu::avx2::name){nullptr }, siglip2::cuda::name, sized \
+  }
 #endif

@@ -29,8 +29,8 @@ SIGLIP2_BOTH inline PhiloxWords philox(PhiloxWords c, uint32_t k0, uint32_t k1) 
 }
 // The four words of block `block` of a stream: elements 4·block to 4·block + 3.
 SIGLIP2_BOTH inline PhiloxWords philox_block(int64_t seed, int64_t stream, int64_t block) {
-  return philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(stream),
-                  static_cast<uint32_t>(stream >> 32)}},
+  return philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
+                  static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)}},
                 static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
@@ -48,17 +48,29 @@ SIGLIP2_BOTH inline double polynomial_8(const double (&c)[8], double x) {
 // distribution", Applied Statistics 37 (1988), to double precision for u and 1 − u above e^−25, further out than a
 // 32-bit word reaches. Monotone in u, so truncation is a matter of the range of u.
 SIGLIP2_BOTH inline double normal_quantile(double u) {
-  constexpr double a[8] = {3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3,
-                           1.3731693765509461125e4, 4.5921953931549871457e4, 6.7265770927008700853e4,
+  constexpr double a[8] = {3.3871328727963666080e0, 1.3314166789178437745e2,
+                           1.9715909503065514427e3, 1.3731693765509461125e4,
+                           4.5921953931549871457e4, 6.7265770927008700853e4,
                            3.3430575583588128105e4, 2.5090809287301226727e3};
-  constexpr double b[8] = {1, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
-                           2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4,
+  constexpr double b[8] = {1,
+                           4.2313330701600911252e1,
+                           6.8718700749205790830e2,
+                           5.3941960214247511077e3,
+                           2.1213794301586595867e4,
+                           3.9307895800092710610e4,
+                           2.8729085735721942674e4,
                            5.2264952788528545610e3};
-  constexpr double c[8] = {1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0,
-                           3.64784832476320460504e0, 1.27045825245236838258e0, 2.41780725177450611770e-1,
+  constexpr double c[8] = {1.42343711074968357734e0,  4.63033784615654529590e0,
+                           5.76949722146069140550e0,  3.64784832476320460504e0,
+                           1.27045825245236838258e0,  2.41780725177450611770e-1,
                            2.27238449892691845833e-2, 7.74545014278341407640e-4};
-  constexpr double d[8] = {1, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
-                           1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4,
+  constexpr double d[8] = {1,
+                           2.05319162663775882187e0,
+                           1.67638483018380384940e0,
+                           6.89767334985100004550e-1,
+                           1.48103976427480074590e-1,
+                           1.51986665636164571966e-2,
+                           5.47593808499534494600e-4,
                            1.05075007164441684324e-9};
   const double q = u - 0.5;
   if (std::fabs(q) <= 0.425) {

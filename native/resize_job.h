@@ -16,14 +16,18 @@ class ResizeJob {
     Byte* data;
     int64_t height, width, channels;
   };
-  ResizeJob(Pixels<const uint8_t> in, Pixels<uint8_t> out, ResizeMethod method, size_t in_bytes, size_t out_bytes)
+  ResizeJob(Pixels<const uint8_t> in, Pixels<uint8_t> out, ResizeMethod method, size_t in_bytes,
+            size_t out_bytes)
       : in_(in), out_(out), method_(method) {
-    if (method < ResizeMethod::pil_bilinear || method > ResizeMethod::f32) throw std::invalid_argument("resizeImage: no such method");
+    if (method < ResizeMethod::pil_bilinear || method > ResizeMethod::f32)
+      throw std::invalid_argument("resizeImage: no such method");
     const int64_t element = method == ResizeMethod::f32 ? 4 : 1;
-    if (!fits(in, in_bytes, 1) || !fits(out, out_bytes, element)) throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
+    if (!fits(in, in_bytes, 1) || !fits(out, out_bytes, element))
+      throw std::invalid_argument("resizeImage: sizes do not fit the buffers");
   }
   void run() const {
-    cpu::avx2::resize_image(method_, in_.data, in_.height, in_.width, in_.channels, out_.data, out_.height, out_.width);
+    cpu::avx2::resize_image(method_, in_.data, in_.height, in_.width, in_.channels, out_.data,
+                            out_.height, out_.width);
   }
 
  private:
@@ -43,11 +47,13 @@ class AsyncResize {
   // Runs the job on the thread pool, then calls done(error or undefined). `kept`: source, target, done.
   static void start(napi_env env, const ResizeJob& job, std::array<napi_value, 3> kept) {
     std::unique_ptr<AsyncResize> task(new AsyncResize(job));
-    for (size_t i = 0; i < kept.size(); ++i) napi_create_reference(env, kept[i], 1, &task->keep_[i]);
+    for (size_t i = 0; i < kept.size(); ++i)
+      napi_create_reference(env, kept[i], 1, &task->keep_[i]);
     napi_value name;
     napi_create_string_utf8(env, "siglip2.resizeImage", NAPI_AUTO_LENGTH, &name);
     napi_create_async_work(env, nullptr, name, execute, complete, task.get(), &task->work_);
-    if (napi_queue_async_work(env, task->work_) != napi_ok) throw std::runtime_error("the thread pool takes no more work");
+    if (napi_queue_async_work(env, task->work_) != napi_ok)
+      throw std::runtime_error("the thread pool takes no more work");
     task.release();
   }
 
@@ -69,7 +75,8 @@ class AsyncResize {
     napi_delete_async_work(env, self->work_);
     if (!done || napi_get_undefined(env, &undefined) != napi_ok) return;
     argument = undefined;
-    if (!self->error_.empty()) napi_create_string_utf8(env, self->error_.c_str(), self->error_.size(), &argument);
+    if (!self->error_.empty())
+      napi_create_string_utf8(env, self->error_.c_str(), self->error_.size(), &argument);
     napi_call_function(env, undefined, done, 1, &argument, nullptr);
   }
 

@@ -51,10 +51,11 @@ struct Tensor {
   template <class T> T* as(int64_t count) const {
     using U = std::remove_const_t<T>;
     if (dtype != dtype_of<U>)
-      throw std::invalid_argument(std::string("a tensor is ") + name_of(dtype) + " where the kernel needs " +
-                                  name_of(dtype_of<U>));
+      throw std::invalid_argument(std::string("a tensor is ") + name_of(dtype) +
+                                  " where the kernel needs " + name_of(dtype_of<U>));
     if (bytes != count * static_cast<int64_t>(sizeof(U)))
-      throw std::invalid_argument("a tensor has " + std::to_string(bytes) + " bytes where the kernel needs " +
+      throw std::invalid_argument("a tensor has " + std::to_string(bytes) +
+                                  " bytes where the kernel needs " +
                                   std::to_string(count * static_cast<int64_t>(sizeof(U))));
     return static_cast<T*>(data);
   }
@@ -65,7 +66,8 @@ struct Tensor {
 template <class F> decltype(auto) dispatch_float(DType d, F&& f) {
   if (d == DType::f32) return f(float{});
   if (d == DType::bf16) return f(bf16{});
-  throw std::invalid_argument(std::string("a tensor is ") + name_of(d) + " where the kernel needs f32 or bf16");
+  throw std::invalid_argument(std::string("a tensor is ") + name_of(d) +
+                              " where the kernel needs f32 or bf16");
 }
 
 }  // namespace siglip2

@@ -303,14 +303,15 @@ __device__ __forceinline__ void tma_load_2d(void* dst, const TensorMap* map, int
 }
 // The same for every block of the cluster whose rank is a bit of `blocks`: each gets the box, and the bytes for its
 // barrier, at the same places as this one.
-__device__ __forceinline__ void tma_load_2d_for(void* dst, const TensorMap* map, int x, int y, uint64_t* barrier,
-                                                uint32_t blocks) {
+__device__ __forceinline__ void tma_load_2d_for(void* dst, const TensorMap* map, int x, int y,
+                                                uint64_t* barrier, uint32_t blocks) {
 #ifdef SIGLIP2_CUDA_HOST
   const int coordinates[2] = {x, y};
   cuda_host::tma_load(dst, map, coordinates, barrier, blocks);
 #elif defined(SIGLIP2_SM90)
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
+      "cluster [%0], "
       "[%1, {%4, %5}], [%2], %3;" ::"r"(shared_address(dst)),
       "l"(map), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(blocks)), "r"(x), "r"(y)
       : "memory");

@@ -12,9 +12,10 @@ inline bool tensor_map_fits(const void* data, int64_t stride) {
 
 // Dimensions innermost first; pitch[i] elements from one index of dimension i + 1 to the next. A box is read with
 // `swizzle` into shared memory; outside of the tensor it reads zeros.
-template <int kRank>
-TensorMap tensor_map_of(const __nv_bfloat16* data, const int64_t (&size)[kRank], const int64_t (&pitch)[kRank - 1],
-                        const uint32_t (&box)[kRank], Swizzle swizzle) {
+template <int kRank> TensorMap tensor_map_of(const __nv_bfloat16* data,
+                                             const int64_t (&size)[kRank],
+                                             const int64_t (&pitch)[kRank - 1],
+                                             const uint32_t (&box)[kRank], Swizzle swizzle) {
   // CU_TENSOR_MAP_SWIZZLE_* counts upwards from none, 32, 64 to 128 bytes; descriptors count 128 as 1.
   const int mode = swizzle == Swizzle::none ? 0 : 4 - static_cast<int>(swizzle);
 #ifdef SIGLIP2_CUDA_HOST
@@ -38,7 +39,8 @@ TensorMap tensor_map_of(const __nv_bfloat16* data, const int64_t (&size)[kRank],
                                            cudaEnableDefault, &found),
           "cudaGetDriverEntryPointByVersion");
     if (found != cudaDriverEntryPointSuccess)
-      throw std::runtime_error("the NVIDIA driver has no cuTensorMapEncodeTiled; it is older than CUDA 12");
+      throw std::runtime_error(
+          "the NVIDIA driver has no cuTensorMapEncodeTiled; it is older than CUDA 12");
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   TensorMap map;
@@ -50,10 +52,10 @@ TensorMap tensor_map_of(const __nv_bfloat16* data, const int64_t (&size)[kRank],
     steps[i] = 1;
     if (i) pitches[i - 1] = static_cast<cuuint64_t>(pitch[i - 1]) * 2;
   }
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<__nv_bfloat16*>(data), sizes,
-                                 pitches, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 static_cast<CUtensorMapSwizzle>(mode), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<__nv_bfloat16*>(data), sizes,
+      pitches, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(mode),
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
     throw std::runtime_error("cuTensorMapEncodeTiled failed with status " + std::to_string(status));
   return map;

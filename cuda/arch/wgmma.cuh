@@ -57,9 +57,9 @@ template <int kRegisters> __device__ __forceinline__ void give_registers(WHERE) 
 // 1024 (8 rows of k). Without swizzle: 8x8 core matrices of 128 contiguous bytes; K-major has
 // `leading` = distance along k and `stride` along m or n, MN-major the other way round.
 enum class Swizzle : uint64_t { none = 0, bytes128 = 1, bytes64 = 2, bytes32 = 3 };
-template <Swizzle kSwizzle>
-__device__ __forceinline__ uint64_t matrix_descriptor(const void* p, uint32_t leading,
-                                                      uint32_t stride) {
+template <Swizzle kSwizzle> __device__ __forceinline__ uint64_t matrix_descriptor(const void* p,
+                                                                                  uint32_t leading,
+                                                                                  uint32_t stride) {
   return uint64_t{(shared_address(p) & 0x3ffff) >> 4} | uint64_t{leading >> 4} << 16 |
          uint64_t{stride >> 4} << 32 | static_cast<uint64_t>(kSwizzle) << 62;
 }

@@ -10,12 +10,12 @@ namespace siglip2::cuda {
   SIGLIP2_4(d, i), SIGLIP2_4(d, i + 4), SIGLIP2_4(d, i + 8), SIGLIP2_4(d, i + 12)
 #define SIGLIP2_48(d) SIGLIP2_16(d, 0), SIGLIP2_16(d, 16), SIGLIP2_16(d, 32)
 #define SIGLIP2_64(d) SIGLIP2_48(d), SIGLIP2_16(d, 48)
-#define SIGLIP2_REGISTERS_48 \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+#define SIGLIP2_REGISTERS_48                                         \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"           \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
   "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define SIGLIP2_REGISTERS_64 \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+#define SIGLIP2_REGISTERS_64                                         \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"           \
   "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
   "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
@@ -44,7 +44,7 @@ __device__ __forceinline__ void wgmma_m64n96k16(float (&d)[48], const uint32_t (
 // d (64, 128) (+)= a (64, 16) b (16, 128), A from registers.
 template <bool kTransposeB>
 __device__ __forceinline__ void wgmma_m64n128k16(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
-                                                bool accumulate AND_WHERE) {
+                                                 bool accumulate AND_WHERE) {
 #ifdef SIGLIP2_CUDA_HOST
   cuda_host::wgmma_issue({d, a, 0, b, 128, accumulate, false, kTransposeB}, where);
 #elif defined(SIGLIP2_SM90A)

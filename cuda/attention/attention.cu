@@ -24,7 +24,8 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string("attention: ") + what);
 }
 
-template <class T> T* rows_of(const Tensor& t, int64_t rows, int64_t offset, int64_t row, int64_t C) {
+template <class T>
+T* rows_of(const Tensor& t, int64_t rows, int64_t offset, int64_t row, int64_t C) {
   require(offset >= 0 && offset + C <= row, "heads do not fit into a row");
   T* const data = t.as_or_null<T>(rows * row);
   return data ? data + offset : nullptr;
@@ -33,7 +34,8 @@ template <class T> T* rows_of(const Tensor& t, int64_t rows, int64_t offset, int
 template <class T> Problem<T> problem_of(const Arguments& a) {
   const int64_t C = a.H * a.D, q_rows = a.q_shared ? a.Nq : a.Tq;
   require(a.D >= 1 && a.D <= attention::kMaxColumns, "a head has 1 to 256 columns on CUDA");
-  require(a.B <= INT32_MAX && C <= INT32_MAX && a.Nq <= INT32_MAX && a.Nk <= INT32_MAX, "sizes must fit 31 bits");
+  require(a.B <= INT32_MAX && C <= INT32_MAX && a.Nq <= INT32_MAX && a.Nk <= INT32_MAX,
+          "sizes must fit 31 bits");
   require(!(a.q_shared && a.q_starts) && !(a.key_lengths && a.k_starts),
           "packed rows exclude shared queries and key lengths");
   require((a.q_starts || a.Tq == a.B * a.Nq) && (a.k_starts || a.Tk == a.B * a.Nk),
@@ -103,9 +105,10 @@ void attention_forward(Stream& s, Tensor o, Tensor lse, Tensor q, Tensor k, Tens
   if (Tq == 0 || H == 0) return;
   dispatch_element(o.dtype, [&](auto t) {
     using T = decltype(t);
-    forward(s, problem_of<T>({o, lse, q, k, v, key_lengths, q_starts, k_starts, B, H, Nq, Nk, Tq,
-                              Tk, D, q_offset, q_row, k_offset, k_row, v_offset, v_row, q_shared,
-                              causal, scale}));
+    forward(s,
+            problem_of<T>({o,     lse,      q,     k,        v,     key_lengths, q_starts, k_starts,
+                           B,     H,        Nq,    Nk,       Tq,    Tk,          D,        q_offset,
+                           q_row, k_offset, k_row, v_offset, v_row, q_shared,    causal,   scale}));
   });
 }
 
@@ -119,9 +122,10 @@ void attention_backward(Stream& s, Tensor dq, Tensor dk, Tensor dv, Tensor d_o, 
   if (H == 0) return;
   dispatch_element(o.dtype, [&](auto t) {
     using T = decltype(t);
-    Problem<T> p = problem_of<T>({o, lse, q, k, v, key_lengths, q_starts, k_starts, B, H, Nq, Nk,
-                                  Tq, Tk, D, q_offset, q_row, k_offset, k_row, v_offset, v_row,
-                                  q_shared, causal, scale});
+    Problem<T> p =
+        problem_of<T>({o,     lse,      q,     k,        v,     key_lengths, q_starts, k_starts,
+                       B,     H,        Nq,    Nk,       Tq,    Tk,          D,        q_offset,
+                       q_row, k_offset, k_row, v_offset, v_row, q_shared,    causal,   scale});
     const int64_t C = H * D;
     p.d_o = d_o.as<T>(Tq * C);
     p.dq = rows_of<T>(dq, q_shared ? Nq : Tq, q_offset, q_row, C);

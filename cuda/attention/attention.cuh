@@ -105,7 +105,8 @@ template <class T> void single_backward(Stream& s, const Problem<T>& p);
 
 // ---- attention_forward.cu, attention_backward.cu, attention_sm90*.cu: tensor cores --------------
 
-constexpr int kMmaColumns = 128;  // most columns; D is a multiple of 8, rows are whole 16-byte packs
+constexpr int kMmaColumns =
+    128;  // most columns; D is a multiple of 8, rows are whole 16-byte packs
 void mma_forward(Stream& s, const Problem<__nv_bfloat16>& p);
 bool wants_sm90_forward(const Problem<__nv_bfloat16>& p);  // and the device has wgmma
 void sm90_forward(Stream& s, const Problem<__nv_bfloat16>& p);

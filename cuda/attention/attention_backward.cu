@@ -18,14 +18,14 @@ namespace siglip2::cuda::attention {
 
 namespace {
 
-constexpr int kTileQueries = 32;              // of the pass by keys
-constexpr int kTileKeys = 32;                 // of the pass by queries
+constexpr int kTileQueries = 32;  // of the pass by keys
+constexpr int kTileKeys = 32;     // of the pass by queries
 constexpr int kWholeQueries = 256, kWholeKeys = 256, kWholeColumns = 72;
 // Row of dSᵀ in shared memory: 80 bytes put eight rows into different banks.
 constexpr int kDsRow = kTileQueries + 8;
 
 struct BackwardTile {
-  int row_tiles;   // 16-row tiles of a warp
+  int row_tiles;  // 16-row tiles of a warp
   int warps;
 };
 // dK and dV of 32 keys take 4 registers a column in each lane, of 16 keys half of that.
@@ -42,25 +42,28 @@ __host__ __device__ constexpr int part_queries(int kD, int kM, int kWarps, bool 
 constexpr int kQueriesWarps = 4;
 __host__ __device__ constexpr int queries_row_tiles(int kD) { return kD <= 72 ? 2 : 1; }
 
-template <int kD, int kM, int kWarps, bool kWhole>
-constexpr size_t keys_smem =
+template <int kD, int kM, int kWarps, bool kWhole> constexpr size_t keys_smem =
     sizeof(bf16) * (kRow<kD> * (2 * 16 * kM * kWarps + 4 * kTileQueries) +
                     (kWhole ? 16 * kM * kWarps * kDsRow : 0)) +
     sizeof(float) * (kWhole ? 2 * kWholeQueries : 4 * kTileQueries);
 template <int kD> constexpr size_t queries_smem =
-    sizeof(bf16) * kRow<kD>*(2 * 16 * queries_row_tiles(kD) * kQueriesWarps + 4 * kTileKeys);
-static_assert(keys_smem<72, 2, 4, false> <= kSharedMemoryAll && queries_smem<72> <= kSharedMemoryAll);
-static_assert(keys_smem<96, 1, 8, false> <= kSharedMemoryAll && queries_smem<96> <= kSharedMemoryAll);
-static_assert(keys_smem<128, 1, 4, false> <= kSharedMemoryAll && queries_smem<128> <= kSharedMemoryAll);
+    sizeof(bf16) * kRow<kD> * (2 * 16 * queries_row_tiles(kD) * kQueriesWarps + 4 * kTileKeys);
+static_assert(keys_smem<72, 2, 4, false> <= kSharedMemoryAll &&
+              queries_smem<72> <= kSharedMemoryAll);
+static_assert(keys_smem<96, 1, 8, false> <= kSharedMemoryAll &&
+              queries_smem<96> <= kSharedMemoryAll);
+static_assert(keys_smem<128, 1, 4, false> <= kSharedMemoryAll &&
+              queries_smem<128> <= kSharedMemoryAll);
 static_assert(keys_smem<72, 2, 8, true> <= kSharedMemory90);
 
 // ---- by keys ------------------------------------------------------------------------------------
 
 // lse·log₂e and delta of all queries. One that fills up the last tile gets lse = +∞, which makes its probabilities 0.
-template <int kThreads>
-__device__ void whole_stats(const Problem<bf16>& p, const Head<bf16>& head, float* lse, float* delta) {
+template <int kThreads> __device__ void whole_stats(const Problem<bf16>& p, const Head<bf16>& head,
+                                                    float* lse, float* delta) {
   const int group = static_cast<int>(threadIdx.x) / 8, part = static_cast<int>(threadIdx.x) % 8;
-  for (int i = group; i < (head.sample.Nq + kTileQueries - 1) / kTileQueries * kTileQueries; i += kThreads / 8) {
+  for (int i = group; i < (head.sample.Nq + kTileQueries - 1) / kTileQueries * kTileQueries;
+       i += kThreads / 8) {
     const float sum = query_delta<kWholeColumns>(p, head, i, part);
     if (part == 0) {
       lse[i] = i < head.sample.Nq ? p.lse[head.lse_at + i] * kLog2e : INFINITY;
@@ -69,8 +72,8 @@ __device__ void whole_stats(const Problem<bf16>& p, const Head<bf16>& head, floa
   }
 }
 // The same of one tile, from memory.
-__device__ __forceinline__ void tile_stats(const Problem<bf16>& p, const Head<bf16>& head, int first,
-                                           float* lse, float* delta) {
+__device__ __forceinline__ void tile_stats(const Problem<bf16>& p, const Head<bf16>& head,
+                                           int first, float* lse, float* delta) {
   const int t = opaque(static_cast<int>(threadIdx.x)), i = first + t;
   if (t >= kTileQueries) return;
   lse[t] = i < head.sample.Nq ? p.lse[head.lse_at + i] * kLog2e : INFINITY;
@@ -119,8 +122,7 @@ __device__ __forceinline__ void whole_dq(const Problem<bf16>& p, const Head<bf16
     }
 }
 
-template <int kD, int kM, int kWarps, bool kWhole>
-__global__ void __launch_bounds__(kWarps * 32, 1)
+template <int kD, int kM, int kWarps, bool kWhole> __global__ void __launch_bounds__(kWarps * 32, 1)
     mma_backward_keys_kernel(const Problem<bf16> p, int tiles) {
   constexpr int kThreads = kWarps * 32, kKeys = kWarps * 16 * kM;
   constexpr int kPart = part_queries(kD, kM, kWarps, kWhole), kN = kPart / 8;
@@ -149,7 +151,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 
   const int64_t C = static_cast<int64_t>(p.H) * p.D;
   const auto copy_queries = [&](int i, int stage) {
-    copy_rows<kTileQueries, kD, kThreads>(q + stage * kTile, p.q + head.q_at, p.q_row, i, s.Nq, p.D);
+    copy_rows<kTileQueries, kD, kThreads>(q + stage * kTile, p.q + head.q_at, p.q_row, i, s.Nq,
+                                          p.D);
     copy_rows<kTileQueries, kD, kThreads>(d_o + stage * kTile, p.d_o + head.o_at, C, i, s.Nq, p.D);
     if (!kWhole) tile_stats(p, head, i, lse + stage * kTileQueries, delta + stage * kTileQueries);
   };
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
       const bf16* const d_o_part = d_o + stage * kTile + part * kRow<kD>;
       Fragments<kM, kN> st, dst;  // Sᵀ, then Pᵀ; dPᵀ, then dSᵀ
       st.zero();
-      multiply_transposed<kD>(st, q_part, [&](uint32_t (&a)[4], int step, int m) {
+      multiply_transposed<kD>(st, q_part, [&](uint32_t(&a)[4], int step, int m) {
         load_a<kD>(a, k, warp * 16 * kM + m * 16, step);
       });
 #pragma unroll
@@ -187,7 +190,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
         for (int m = 0; m < kM; ++m)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const int key = mine + m * 16 + e / 2 * 8 + lane / 4, query = i + part + n * 8 + lane % 4 * 2 + e % 2;
+            const int key = mine + m * 16 + e / 2 * 8 + lane / 4,
+                      query = i + part + n * 8 + lane % 4 * 2 + e % 2;
             const bool seen = all || (key < s.keys && (!p.causal || key <= query));
             st.x[m][n][e] = seen ? ex2(st.x[m][n][e] * scale - (e % 2 ? l.y : l.x)) : 0;
           }
@@ -196,7 +200,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
       const Operands<kM, kN> pt(st);
       multiply<kD>(dv, pt, d_o_part);
       dst.zero();
-      multiply_transposed<kD>(dst, d_o_part, [&](uint32_t (&a)[4], int step, int m) {
+      multiply_transposed<kD>(dst, d_o_part, [&](uint32_t(&a)[4], int step, int m) {
         load_a<kD>(a, v, warp * 16 * kM + m * 16, step);
       });
 #pragma unroll
@@ -212,7 +216,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
       multiply<kD>(dk, ds_operands, q_part);
       if (kWhole && p.wants_dq()) {
         const int thread = opaque(static_cast<int>(threadIdx.x));
-        bf16* const to = ds + (thread / 32 * 16 * kM + thread % 32 / 4) * kDsRow + part + thread % 4 * 2;
+        bf16* const to =
+            ds + (thread / 32 * 16 * kM + thread % 32 / 4) * kDsRow + part + thread % 4 * 2;
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -242,11 +247,11 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 
 // ---- by queries ---------------------------------------------------------------------------------
 
-template <int kD>
-__global__ void __launch_bounds__(kQueriesWarps * 32)
+template <int kD> __global__ void __launch_bounds__(kQueriesWarps * 32)
     mma_backward_queries_kernel(const Problem<bf16> p, int tiles) {
   constexpr int kM = queries_row_tiles(kD), kThreads = kQueriesWarps * 32;
-  constexpr int kQueries = kQueriesWarps * 16 * kM, kN = kTileKeys / 8, kTile = kTileKeys * kRow<kD>;
+  constexpr int kQueries = kQueriesWarps * 16 * kM, kN = kTileKeys / 8,
+                kTile = kTileKeys * kRow<kD>;
   DYN_SMEM(smem);
   bf16* const q = reinterpret_cast<bf16*>(smem);  // (kQueries, kRow)
   bf16* const d_o = q + kQueries * kRow<kD>;      // the same
@@ -291,10 +296,10 @@ __global__ void __launch_bounds__(kQueriesWarps * 32)
     Fragments<kM, kN> scores, ds;
     scores.zero();
     ds.zero();
-    multiply_transposed<kD>(scores, k + stage * kTile, [&](uint32_t (&a)[4], int step, int m) {
+    multiply_transposed<kD>(scores, k + stage * kTile, [&](uint32_t(&a)[4], int step, int m) {
       load_a<kD>(a, q, warp * 16 * kM + m * 16, step);
     });
-    multiply_transposed<kD>(ds, v + stage * kTile, [&](uint32_t (&a)[4], int step, int m) {
+    multiply_transposed<kD>(ds, v + stage * kTile, [&](uint32_t(&a)[4], int step, int m) {
       load_a<kD>(a, d_o, warp * 16 * kM + m * 16, step);
     });
     const bool all = j + kTileKeys <= end && (!p.causal || j + kTileKeys - 1 <= mine);
@@ -327,7 +332,8 @@ bool whole_heads(const Problem<bf16>& p) {
          keys_smem<kWholeColumns, 2, 8, true> <= shared_memory_limit();
 }
 
-template <int kD, int kM, int kWarps, bool kWhole> void run_keys(Stream& s, const Problem<bf16>& p) {
+template <int kD, int kM, int kWarps, bool kWhole>
+void run_keys(Stream& s, const Problem<bf16>& p) {
   const int tiles = kWhole ? 1 : ceil_div(p.Nk, 16 * kM * kWarps);
   if (tiles == 0) return;
   launch(mma_backward_keys_kernel<kD, kM, kWarps, kWhole>, grid_of(p, tiles), kWarps * 32,

@@ -26,34 +26,38 @@ __host__ __device__ constexpr ForwardTile forward_tile(int kD, bool few_queries)
   return {2, 64, kD == 64};                            // and Q of 72 columns
 }
 template <int kD, bool kFew> constexpr size_t forward_smem =
-    sizeof(bf16) * kRow<kD>*(kForwardWarps * 16 * forward_tile(kD, kFew).row_tiles +
-                             4 * forward_tile(kD, kFew).keys);
-static_assert(forward_smem<128, false> <= kSharedMemoryAll && forward_smem<96, false> <= kSharedMemoryAll &&
-              forward_smem<72, false> <= kSharedMemoryAll && forward_smem<96, true> <= kSharedMemoryAll);
+    sizeof(bf16) * kRow<kD> *
+    (kForwardWarps * 16 * forward_tile(kD, kFew).row_tiles + 4 * forward_tile(kD, kFew).keys);
+static_assert(forward_smem<128, false> <= kSharedMemoryAll &&
+              forward_smem<96, false> <= kSharedMemoryAll &&
+              forward_smem<72, false> <= kSharedMemoryAll &&
+              forward_smem<96, true> <= kSharedMemoryAll);
 
-template <int kD, bool kFew>
-__global__ void __launch_bounds__(kForwardThreads) mma_forward_kernel(const Problem<bf16> p, int tiles) {
+template <int kD, bool kFew> __global__ void __launch_bounds__(kForwardThreads)
+    mma_forward_kernel(const Problem<bf16> p, int tiles) {
   constexpr ForwardTile kChoice = forward_tile(kD, kFew);
   constexpr int kM = kChoice.row_tiles, kQueries = kForwardWarps * 16 * kM;
   constexpr int kKeys = kChoice.keys, kN = kKeys / 8;
   constexpr bool kKeepQ = kChoice.keep_q;
   DYN_SMEM(smem);
-  bf16* const q = reinterpret_cast<bf16*>(smem);     // (kQueries, kRow)
-  bf16* const k = q + kQueries * kRow<kD>;           // two stages of (kKeys, kRow)
-  bf16* const v = k + 2 * kKeys * kRow<kD>;          // the same
+  bf16* const q = reinterpret_cast<bf16*>(smem);  // (kQueries, kRow)
+  bf16* const k = q + kQueries * kRow<kD>;        // two stages of (kKeys, kRow)
+  bf16* const v = k + 2 * kKeys * kRow<kD>;       // the same
   const int lane = lane_id(), warp = warp_id();
   const BlockWork work = block_work(tiles, p.H);
   const Head<bf16> head = head_of(p, work.b, work.h);
   const Sample& s = head.sample;
   // The last queries see most keys when attention is causal; their blocks begin first.
   const int first = (p.causal ? tiles - 1 - work.tile : work.tile) * kQueries;
-  if (first >= s.Nq) return;  // the whole block
+  if (first >= s.Nq) return;                                       // the whole block
   const int mine = first + warp * 16 * kM, row = mine + lane / 4;  // row + 8·i: this lane's queries
   const int end = p.causal ? min(s.keys, first + kQueries) : s.keys;
 
   const auto copy_keys = [&](int j, int stage) {
-    copy_rows<kKeys, kD, kForwardThreads>(k + stage * kKeys * kRow<kD>, p.k + head.k_at, p.k_row, j, end, p.D);
-    copy_rows<kKeys, kD, kForwardThreads>(v + stage * kKeys * kRow<kD>, p.v + head.v_at, p.v_row, j, end, p.D);
+    copy_rows<kKeys, kD, kForwardThreads>(k + stage * kKeys * kRow<kD>, p.k + head.k_at, p.k_row, j,
+                                          end, p.D);
+    copy_rows<kKeys, kD, kForwardThreads>(v + stage * kKeys * kRow<kD>, p.v + head.v_at, p.v_row, j,
+                                          end, p.D);
   };
   copy_rows<kQueries, kD, kForwardThreads>(q, p.q + head.q_at, p.q_row, first, s.Nq, p.D);
   if (end > 0) copy_keys(0, 0);
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kForwardThreads) mma_forward_kernel(const Prob
     Fragments<kM, kN> scores;
     scores.zero();
     multiply_transposed<kD>(scores, k + stage * kKeys * kRow<kD>,
-                            [&](uint32_t (&a)[4], int step, int m) {
+                            [&](uint32_t(&a)[4], int step, int m) {
                               if constexpr (kKeepQ) {
 #pragma unroll
                                 for (int e = 0; e < 4; ++e) a[e] = q_fragments[step][m][e];
@@ -113,7 +117,8 @@ __global__ void __launch_bounds__(kForwardThreads) mma_forward_kernel(const Prob
           top = fmaxf(top, fmaxf(scores.x[m][n][2 * i], scores.x[m][n][2 * i + 1]));
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
         top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-        const float base = top == -INFINITY ? 0 : top * scale;  // nothing seen yet: weights are 2^−∞
+        const float base =
+            top == -INFINITY ? 0 : top * scale;  // nothing seen yet: weights are 2^−∞
         const float shrink = ex2(most[m][i] * scale - base);
         most[m][i] = top;
         float added = 0;

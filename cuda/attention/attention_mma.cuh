@@ -54,8 +54,9 @@ __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) 
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
 
 // Of one query: delta = Σ dO∘O over up to kColumns columns, by eight lanes of a warp; all of them have the sum.
-template <int kColumns>
-__device__ __forceinline__ float query_delta(const Problem<bf16>& p, const Head<bf16>& head, int query, int part) {
+template <int kColumns> __device__ __forceinline__ float query_delta(const Problem<bf16>& p,
+                                                                     const Head<bf16>& head,
+                                                                     int query, int part) {
   const bool there = query < head.sample.Nq;
   float sum = 0;
 #pragma unroll
@@ -69,7 +70,8 @@ __device__ __forceinline__ float query_delta(const Problem<bf16>& p, const Head<
     for (int e = 0; e < 8; ++e) sum += a[e] * b[e];
   }
 #pragma unroll
-  for (int distance = 4; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  for (int distance = 4; distance > 0; distance /= 2)
+    sum += __shfl_xor_sync(kAllLanes, sum, distance);
   return sum;
 }
 

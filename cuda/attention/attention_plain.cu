@@ -10,8 +10,8 @@ namespace siglip2::cuda::attention {
 namespace {
 
 constexpr int kPlainWarps = 8, kPlainThreads = kPlainWarps * 32;
-constexpr int kTile = 32;                       // rows of a shared tile, one for each lane
-constexpr int kMine = kMaxColumns / 32;         // columns of a row that one lane owns, 32 apart
+constexpr int kTile = 32;                // rows of a shared tile, one for each lane
+constexpr int kMine = kMaxColumns / 32;  // columns of a row that one lane owns, 32 apart
 
 // Rows of shared tiles have an odd length, so that lanes that read a column hit different banks.
 __host__ __device__ constexpr int tile_row(int D) { return D | 1; }
@@ -46,7 +46,8 @@ template <class T>
 __device__ void load_tile(float* tile, const T* from, int64_t row, int begin, int end, int D) {
   for (int i = static_cast<int>(threadIdx.x); i < kTile * D; i += kPlainThreads) {
     const int r = i / D, d = i % D;
-    tile[r * tile_row(D) + d] = begin + r < end ? static_cast<float>(from[(begin + r) * row + d]) : 0;
+    tile[r * tile_row(D) + d] =
+        begin + r < end ? static_cast<float>(from[(begin + r) * row + d]) : 0;
   }
 }
 template <class T> __device__ void load_row(float* to, const T* from, bool there, int D) {
@@ -83,8 +84,8 @@ __device__ __forceinline__ float warp_max(float v) {
 
 // ---- forward: one query for each warp -----------------------------------------------------------
 
-template <class T>
-__global__ void __launch_bounds__(kPlainThreads, 2) plain_forward_kernel(const Problem<T> p, int tiles) {
+template <class T> __global__ void __launch_bounds__(kPlainThreads, 2)
+    plain_forward_kernel(const Problem<T> p, int tiles) {
   DYN_SMEM(smem);
   const Shared shared(smem, p.D);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(kPlainThreads, 2) plain_forward_kernel(const P
   const Sample& s = head.sample;
   const int first = work.tile * kPlainWarps, i = first + warp;
   const bool there = i < s.Nq;
-  const int end = p.causal ? min(s.keys, first + kPlainWarps) : s.keys;  // for the block's last query
+  const int end =
+      p.causal ? min(s.keys, first + kPlainWarps) : s.keys;  // for the block's last query
   load_row(shared.row_a, p.q + head.q_at + i * p.q_row, there, p.D);
   float most = -INFINITY, sum = 0, mine[kMine] = {};
   for (int j = 0; j < end; j += kTile) {
@@ -120,8 +122,7 @@ __global__ void __launch_bounds__(kPlainThreads, 2) plain_forward_kernel(const P
   if (!there) return;
   const float inverse = sum > 0 ? 1 / sum : 0;
   store_row(p.o + head.o_at + static_cast<int64_t>(i) * p.H * p.D, mine, inverse, p.D);
-  if (lane == 0)
-    p.lse[head.lse_at + i] = sum > 0 ? most * kLn2 + logf(sum) : -INFINITY;
+  if (lane == 0) p.lse[head.lse_at + i] = sum > 0 ? most * kLn2 + logf(sum) : -INFINITY;
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kPlainThreads, 2) plain_forward_kernel(const P
 // dK = scale·dSᵀ·Q,  dV = Pᵀ·dO.
 
 // One warp for each (row, head).
-template <class T>
-__global__ void __launch_bounds__(kPlainThreads) delta_kernel(const Problem<T> p, int tiles) {
+template <class T> __global__ void __launch_bounds__(kPlainThreads)
+    delta_kernel(const Problem<T> p, int tiles) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const BlockWork work = block_work(tiles, p.H);
   const Head<T> head = head_of(p, work.b, work.h);
@@ -145,8 +146,8 @@ __global__ void __launch_bounds__(kPlainThreads) delta_kernel(const Problem<T> p
 }
 
 // dQ: one query for each warp.
-template <class T>
-__global__ void __launch_bounds__(kPlainThreads) plain_dq_kernel(const Problem<T> p, int tiles) {
+template <class T> __global__ void __launch_bounds__(kPlainThreads)
+    plain_dq_kernel(const Problem<T> p, int tiles) {
   DYN_SMEM(smem);
   const Shared shared(smem, p.D);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -184,8 +185,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_dq_kernel(const Problem<T
 }
 
 // dK and dV: one key for each warp.
-template <class T>
-__global__ void __launch_bounds__(kPlainThreads) plain_dkv_kernel(const Problem<T> p, int tiles) {
+template <class T> __global__ void __launch_bounds__(kPlainThreads)
+    plain_dkv_kernel(const Problem<T> p, int tiles) {
   DYN_SMEM(smem);
   const Shared shared(smem, p.D);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -226,8 +227,8 @@ __global__ void __launch_bounds__(kPlainThreads) plain_dkv_kernel(const Problem<
   store_row(p.dv + head.v_at + j * p.v_row, dv, 1.0f, p.D);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kPlainThreads) sum_shared_dq_kernel(const Problem<T> p) {
+template <class T> __global__ void __launch_bounds__(kPlainThreads)
+    sum_shared_dq_kernel(const Problem<T> p) {
   const int64_t C = static_cast<int64_t>(p.H) * p.D;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kPlainThreads + threadIdx.x;
   if (at >= p.Nq * C) return;

@@ -73,8 +73,8 @@ template <class T, int kPacks> struct Row {
 };
 
 // Room for one row of each group, and one number of each.
-template <class T, int kPacks>
-constexpr size_t single_smem = sizeof(float) * kGroups* (kPacks * kLanes * Pack<T>::size + 1);
+template <class T, int kPacks> constexpr size_t single_smem =
+    sizeof(float) * kGroups * (kPacks * kLanes * Pack<T>::size + 1);
 
 // This group's row to shared memory.
 template <class T, int kPacks>
@@ -88,15 +88,16 @@ __device__ __forceinline__ void put_row(float* shared, const Row<T, kPacks>& row
       shared[group * kColumns + Row<T, kPacks>::column(c) + e] = row.x[c][e];
 }
 // Column d summed over the groups.
-template <class T, int kPacks> __device__ __forceinline__ float column_sum(const float* shared, int d) {
+template <class T, int kPacks>
+__device__ __forceinline__ float column_sum(const float* shared, int d) {
   constexpr int kColumns = kPacks * kLanes * Pack<T>::size;
   float sum = 0;
   for (int g = 0; g < kGroups; ++g) sum += shared[g * kColumns + d];
   return sum;
 }
 
-template <class T, int kPacks>
-__global__ void __launch_bounds__(kSingleThreads) single_forward_kernel(const Problem<T> p) {
+template <class T, int kPacks> __global__ void __launch_bounds__(kSingleThreads)
+    single_forward_kernel(const Problem<T> p) {
   DYN_SMEM(smem);
   float* const rows = reinterpret_cast<float*>(smem);
   float* const tops = rows + kGroups * kPacks * kLanes * Pack<T>::size;
@@ -157,8 +158,8 @@ __global__ void __launch_bounds__(kSingleThreads) single_forward_kernel(const Pr
   if (threadIdx.x == 0) p.lse[head.lse_at] = all > 0 ? top * kLn2 + logf(all) : -INFINITY;
 }
 
-template <class T, int kPacks>
-__global__ void __launch_bounds__(kSingleThreads) single_backward_kernel(const Problem<T> p) {
+template <class T, int kPacks> __global__ void __launch_bounds__(kSingleThreads)
+    single_backward_kernel(const Problem<T> p) {
   DYN_SMEM(smem);
   float* const rows = reinterpret_cast<float*>(smem);
   constexpr int kUnroll = kKeys<T, kPacks>;
@@ -215,12 +216,14 @@ template <class T, class F> void dispatch_packs(int D, F&& f) {
 
 template <class T> void single_forward(Stream& s, const Problem<T>& p) {
   dispatch_packs<T>(p.D, [&](auto packs) {
-    launch(single_forward_kernel<T, packs()>, grid_of(p, 1), kSingleThreads, single_smem<T, packs()>, s, p);
+    launch(single_forward_kernel<T, packs()>, grid_of(p, 1), kSingleThreads,
+           single_smem<T, packs()>, s, p);
   });
 }
 template <class T> void single_backward(Stream& s, const Problem<T>& p) {
   dispatch_packs<T>(p.D, [&](auto packs) {
-    launch(single_backward_kernel<T, packs()>, grid_of(p, 1), kSingleThreads, single_smem<T, packs()>, s, p);
+    launch(single_backward_kernel<T, packs()>, grid_of(p, 1), kSingleThreads,
+           single_smem<T, packs()>, s, p);
   });
 }
 

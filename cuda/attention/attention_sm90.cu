@@ -35,8 +35,9 @@ namespace {
 
 template <int kD> using QueryTile = HeadTile<kD, kOwnRows>;
 template <int kD> using KeyTile = HeadTile<kD, kKeyTile>;
-template <int kD> constexpr size_t sm90_smem =
-    QueryTile<kD>::kBytes + 2 * kStages * KeyTile<kD>::kBytes + (2 + 4 * kStages) * sizeof(uint64_t);
+template <int kD> constexpr size_t sm90_smem = QueryTile<kD>::kBytes +
+                                               2 * kStages * KeyTile<kD>::kBytes +
+                                               (2 + 4 * kStages) * sizeof(uint64_t);
 static_assert(sm90_smem<128> <= kSharedMemory90);
 
 struct HeadMaps {
@@ -48,7 +49,8 @@ template <int kD> struct Stages {
   unsigned char *q, *k, *v;
   uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
 
-  __device__ __forceinline__ explicit Stages(unsigned char* smem) : q(smem), k(q + QueryTile<kD>::kBytes) {
+  __device__ __forceinline__ explicit Stages(unsigned char* smem)
+      : q(smem), k(q + QueryTile<kD>::kBytes) {
     v = k + kStages * KeyTile<kD>::kBytes;
     q_full = reinterpret_cast<uint64_t*>(v + kStages * KeyTile<kD>::kBytes);
     q_empty = q_full + 1;
@@ -76,27 +78,30 @@ template <int kD> struct Stages {
 
 // In the order in which the consumers use them: Q, K0, then K of each tile before V of the one before.
 template <int kD>
-__device__ __forceinline__ void produce(const Problem<bf16>& p, const HeadMaps& maps, const Stages<kD>& stages,
-                                        int q_tiles, int items) {
+__device__ __forceinline__ void produce(const Problem<bf16>& p, const HeadMaps& maps,
+                                        const Stages<kD>& stages, int q_tiles, int items) {
   Producer<kD> producer;
   uint32_t heads = 0, fills = 0;  // of Q; of K, and as many of V, before this head
   TileWork w;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
     if (!w.set(p, item, q_tiles) || w.tiles == 0) continue;
     const Sample& s = w.head.sample;
-    const HeadRows q{&maps.q, w.h, p.q_shared ? 0 : s.q_begin, p.q + w.head.q_at, p.q_row, s.Nq, p.D};
+    const HeadRows q{&maps.q, w.h, p.q_shared ? 0 : s.q_begin, p.q + w.head.q_at, p.q_row,
+                     s.Nq,    p.D};
     const HeadRows k{&maps.k, w.h, s.k_begin, p.k + w.head.k_at, p.k_row, w.end, p.D};
     const HeadRows v{&maps.v, w.h, s.k_begin, p.v + w.head.v_at, p.v_row, w.end, p.D};
     mbarrier_wait(stages.q_empty, heads++ % 2 ^ 1);
     producer.begin(stages.q_full, QueryTile<kD>::kBytes);
     producer.template copy<QueryTile<kD>, kOwnRows>(stages.q, q, w.first, stages.q_full);
     producer.end(stages.q_full);
-    const auto fill = [&](unsigned char* ring, uint64_t* full, uint64_t* empty, const HeadRows& rows, int j) {
+    const auto fill = [&](unsigned char* ring, uint64_t* full, uint64_t* empty,
+                          const HeadRows& rows, int j) {
       const uint32_t n = fills + static_cast<uint32_t>(j);
       const int stage = stage_of(n);
       mbarrier_wait(empty + stage, parity_of(n) ^ 1);
       producer.begin(full + stage, KeyTile<kD>::kBytes);
-      producer.template copy<KeyTile<kD>, kKeyTile>(ring + stage * KeyTile<kD>::kBytes, rows, j * kKeyTile, full + stage);
+      producer.template copy<KeyTile<kD>, kKeyTile>(ring + stage * KeyTile<kD>::kBytes, rows,
+                                                    j * kKeyTile, full + stage);
       producer.end(full + stage);
     };
     for (int j = 0; j <= w.tiles; ++j) {
@@ -121,7 +126,8 @@ struct RowState {
     for (int i = 0; i < 2; ++i) {
       float top = most[i];
 #pragma unroll
-      for (int n = 0; n < kSize / 4; ++n) top = fmaxf(top, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
+      for (int n = 0; n < kSize / 4; ++n)
+        top = fmaxf(top, fmaxf(s[4 * n + 2 * i], s[4 * n + 2 * i + 1]));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
       const float base = top == -INFINITY ? 0 : top * scale;  // nothing seen yet: weights are 2^−∞
@@ -141,15 +147,18 @@ struct RowState {
 };
 
 // A tile's scores as the operand of the next product.
-template <int kSize> __device__ __forceinline__ void pack_weights(uint32_t (&weights)[kSize / 8][4], const float (&s)[kSize]) {
+template <int kSize> __device__ __forceinline__ void pack_weights(uint32_t (&weights)[kSize / 8][4],
+                                                                  const float (&s)[kSize]) {
 #pragma unroll
   for (int step = 0; step < kSize / 8; ++step)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) weights[step][e] = pack_bf16(s[step * 8 + e * 2], s[step * 8 + e * 2 + 1]);
+    for (int e = 0; e < 4; ++e)
+      weights[step][e] = pack_bf16(s[step * 8 + e * 2], s[step * 8 + e * 2 + 1]);
 }
 
 // −∞ for keys from `end` on and, when causal, behind the query. `row` is the first of the lane's two queries.
-template <int kSize> __device__ __forceinline__ void mask(float (&s)[kSize], int key0, int end, bool causal, int row) {
+template <int kSize>
+__device__ __forceinline__ void mask(float (&s)[kSize], int key0, int end, bool causal, int row) {
   if (key0 + kKeyTile <= end && !(causal && key0 + kKeyTile - 1 > row)) return;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
@@ -159,9 +168,10 @@ template <int kSize> __device__ __forceinline__ void mask(float (&s)[kSize], int
 }
 
 // O / Σ weights, and lse.
-template <int kD>
-__device__ __forceinline__ void store_output(const Problem<bf16>& p, const TileWork& w, const float (&o)[kD / 2],
-                                             const RowState& state, int row) {
+template <int kD> __device__ __forceinline__ void store_output(const Problem<bf16>& p,
+                                                               const TileWork& w,
+                                                               const float (&o)[kD / 2],
+                                                               const RowState& state, int row) {
   float factor[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -173,11 +183,13 @@ __device__ __forceinline__ void store_output(const Problem<bf16>& p, const TileW
       p.lse[w.head.lse_at + query] = total > 0 ? state.most[i] * p.scale + logf(total) : -INFINITY;
     factor[i] = total > 0 ? 1 / total : 0.0f;
   }
-  store_head<kD>(p.o + w.head.o_at, static_cast<int64_t>(p.H) * p.D, row, w.head.sample.Nq, p.D, o, factor);
+  store_head<kD>(p.o + w.head.o_at, static_cast<int64_t>(p.H) * p.D, row, w.head.sample.Nq, p.D, o,
+                 factor);
 }
 
-template <int kD>
-__device__ __forceinline__ void consume(const Problem<bf16>& p, const Stages<kD>& stages, int q_tiles, int items) {
+template <int kD> __device__ __forceinline__ void consume(const Problem<bf16>& p,
+                                                          const Stages<kD>& stages, int q_tiles,
+                                                          int items) {
   using Keys = KeyTile<kD>;
   const int thread = static_cast<int>(threadIdx.x) - 128, group = thread / 128;
   const int row0 = group * kGroupRows;
@@ -200,7 +212,8 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const Stages<kD>
       mbarrier_wait(stages.q_full, heads++ % 2);
       mbarrier_wait(stages.k_full + stage_of(fills), parity_of(fills));
       wgmma_fence();
-      issue_scores<QueryTile<kD>, Keys, kD, kKeyTile>(s, stages.q, row0, stages.k + stage_of(fills) * Keys::kBytes);
+      issue_scores<QueryTile<kD>, Keys, kD, kKeyTile>(s, stages.q, row0,
+                                                      stages.k + stage_of(fills) * Keys::kBytes);
       wgmma_commit();
       wgmma_wait<0>();
       free_stage(stages.k_empty + stage_of(fills));
@@ -213,7 +226,8 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const Stages<kD>
         mbarrier_wait(stages.v_full + stage_of(values), parity_of(values));
         barrier_sync(kTurnBarrier + group, 256);
         wgmma_fence();
-        issue_scores<QueryTile<kD>, Keys, kD, kKeyTile>(s, stages.q, row0, stages.k + stage_of(keys) * Keys::kBytes);
+        issue_scores<QueryTile<kD>, Keys, kD, kKeyTile>(s, stages.q, row0,
+                                                        stages.k + stage_of(keys) * Keys::kBytes);
         wgmma_commit();
         issue_values<Keys, kD>(o, weights, stages.v + stage_of(values) * Keys::kBytes);
         wgmma_commit();
@@ -248,9 +262,9 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const Stages<kD>
   if (group == 0) barrier_sync(kTurnBarrier, 256);  // takes the turn that nobody wants any more
 }
 
-template <int kD>
-__global__ void __launch_bounds__(kSm90Threads, 1)
-    forward_sm90_kernel(const Problem<bf16> p, const __grid_constant__ HeadMaps maps, int q_tiles, int items) {
+template <int kD> __global__ void __launch_bounds__(kSm90Threads, 1)
+    forward_sm90_kernel(const Problem<bf16> p, const __grid_constant__ HeadMaps maps, int q_tiles,
+                        int items) {
 #if defined(SIGLIP2_SM90A) || defined(SIGLIP2_CUDA_HOST)
   DYN_SMEM(smem);
   const Stages<kD> stages(smem);
@@ -274,15 +288,18 @@ template <int kD> void run_sm90(Stream& s, const Problem<bf16>& p) {
   if (items == 0) return;
   using Keys = KeyTile<kD>;
   const HeadMaps maps{head_map<QueryTile<kD>>(p, p.q, p.q_shared ? p.Nq : p.Tq, p.q_row, kOwnRows),
-                      head_map<Keys>(p, p.k, p.Tk, p.k_row, kKeyTile), head_map<Keys>(p, p.v, p.Tk, p.v_row, kKeyTile)};
-  launch(forward_sm90_kernel<kD>, persistent_blocks(items), kSm90Threads, sm90_smem<kD>, s, p, maps, q_tiles,
-         static_cast<int>(items));
+                      head_map<Keys>(p, p.k, p.Tk, p.k_row, kKeyTile),
+                      head_map<Keys>(p, p.v, p.Tk, p.v_row, kKeyTile)};
+  launch(forward_sm90_kernel<kD>, persistent_blocks(items), kSm90Threads, sm90_smem<kD>, s, p, maps,
+         q_tiles, static_cast<int>(items));
 }
 
 }  // namespace
 
 // Up to 128 queries two blocks of the mma.sync kernel share an SM, which hides more than one of these would.
-bool wants_sm90_forward(const Problem<bf16>& p) { return p.Nq > 128 && p.Tk > 0 && hopper_multiprocessors() > 0; }
+bool wants_sm90_forward(const Problem<bf16>& p) {
+  return p.Nq > 128 && p.Tk > 0 && hopper_multiprocessors() > 0;
+}
 
 void sm90_forward(Stream& s, const Problem<bf16>& p) {
   dispatch_columns(p.D, [&](auto columns) { run_sm90<columns()>(s, p); });

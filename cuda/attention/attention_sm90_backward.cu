@@ -20,11 +20,13 @@ template <int kD_, bool kByKeys_> struct GradientTile {
   static constexpr int kRing = (kByKeys && kD > 64) || !kByTma<kD> ? 64 : 128;
   using Own = HeadTile<kD, kOwnRows>;
   using Ring = HeadTile<kD, kRing>;
-  static constexpr int kStatistics = kByKeys ? 2 * kRing : 0;  // floats of a stage: lse, delta of its queries
+  static constexpr int kStatistics =
+      kByKeys ? 2 * kRing : 0;  // floats of a stage: lse, delta of its queries
   static constexpr int kStageBytes = 2 * Ring::kBytes;
   // By keys the statistics are the work of a whole warp, or of all producers.
   static constexpr uint32_t kFills = kByTma<kD> && kByKeys ? 32 : Producer<kD>::kArrivals;
-  static constexpr size_t kSmem = 2 * Own::kBytes + kStages * (kStageBytes + kStatistics * sizeof(float)) +
+  static constexpr size_t kSmem = 2 * Own::kBytes +
+                                  kStages * (kStageBytes + kStatistics * sizeof(float)) +
                                   (2 + 2 * kStages) * sizeof(uint64_t);
   static_assert(kSmem <= kSharedMemory90);
 };
@@ -41,8 +43,9 @@ struct BackwardWork {
   int h, first, count, begin, end, tiles;
 };
 // False: there are no such rows.
-template <class Tile>
-__device__ __forceinline__ bool work_of(BackwardWork& w, const Problem<bf16>& p, int item, int own_tiles) {
+template <class Tile> __device__ __forceinline__ bool work_of(BackwardWork& w,
+                                                              const Problem<bf16>& p, int item,
+                                                              int own_tiles) {
   const BlockWork at = block_work(item, own_tiles, p.H);
   w.head = head_of(p, at.b, at.h);
   w.h = at.h;
@@ -68,7 +71,8 @@ template <class Tile> struct BackwardStages {
   float* statistics;    // stages
   uint64_t *own_full, *own_empty, *full, *empty;
 
-  __device__ __forceinline__ explicit BackwardStages(unsigned char* smem) : own(smem), ring(smem + 2 * Tile::Own::kBytes) {
+  __device__ __forceinline__ explicit BackwardStages(unsigned char* smem)
+      : own(smem), ring(smem + 2 * Tile::Own::kBytes) {
     statistics = reinterpret_cast<float*>(ring + kStages * Tile::kStageBytes);
     own_full = reinterpret_cast<uint64_t*>(statistics + kStages * Tile::kStatistics);
     own_empty = own_full + 1;
@@ -91,8 +95,8 @@ template <class Tile> struct BackwardStages {
 
 // Both tensors of a fill.
 template <class Part, int kRows, class P>
-__device__ __forceinline__ void copy_pair(P& producer, unsigned char* to, const HeadRows (&rows)[2], int begin,
-                                          uint64_t* full) {
+__device__ __forceinline__ void copy_pair(P& producer, unsigned char* to, const HeadRows (&rows)[2],
+                                          int begin, uint64_t* full) {
   producer.begin(full, 2 * Part::kBytes);
   producer.template copy<Part, kRows>(to, rows[0], begin, full);
   producer.template copy<Part, kRows>(to + Part::kBytes, rows[1], begin, full);
@@ -101,8 +105,8 @@ __device__ __forceinline__ void copy_pair(P& producer, unsigned char* to, const 
 
 // lse·log₂e, and delta, of a tile of queries. A query that is not there, or sees no key, gets +∞: its weights are 0.
 template <int kRing>
-__device__ __forceinline__ void load_statistics(float* to, const Problem<bf16>& p, const Head<bf16>& head, int begin,
-                                                int threads) {
+__device__ __forceinline__ void load_statistics(float* to, const Problem<bf16>& p,
+                                                const Head<bf16>& head, int begin, int threads) {
   for (int i = static_cast<int>(threadIdx.x); i < kRing; i += threads) {
     const int query = begin + i;
     const float lse = query < head.sample.Nq ? p.lse[head.lse_at + query] : -INFINITY;
@@ -111,11 +115,13 @@ __device__ __forceinline__ void load_statistics(float* to, const Problem<bf16>& 
   }
 }
 
-template <class Tile>
-__device__ __forceinline__ void produce(const Problem<bf16>& p, const GradientMaps& maps,
-                                        const BackwardStages<Tile>& stages, int own_tiles, int items) {
+template <class Tile> __device__ __forceinline__ void produce(const Problem<bf16>& p,
+                                                              const GradientMaps& maps,
+                                                              const BackwardStages<Tile>& stages,
+                                                              int own_tiles, int items) {
   constexpr bool kTma = kByTma<Tile::kD>;
-  const bool copies = !kTma || threadIdx.x == 0;  // the other lanes of a TMA producer bring statistics
+  const bool copies =
+      !kTma || threadIdx.x == 0;  // the other lanes of a TMA producer bring statistics
   Producer<Tile::kD> producer;
   uint32_t heads = 0, fills = 0;
   BackwardWork w;
@@ -124,24 +130,31 @@ __device__ __forceinline__ void produce(const Problem<bf16>& p, const GradientMa
     const Sample& s = w.head.sample;
     constexpr int q = Tile::kByKeys ? 1 : 0;  // which of the pairs are Q and dO
     const int64_t C = static_cast<int64_t>(p.H) * p.D;
-    const TensorMap *const q_maps = q ? maps.ring : maps.own, *const k_maps = q ? maps.own : maps.ring;
+    const TensorMap *const q_maps = q ? maps.ring : maps.own, *const k_maps =
+                                                                  q ? maps.own : maps.ring;
     const HeadRows pairs[2][2] = {
         {{q_maps, w.h, p.q_shared ? 0 : s.q_begin, p.q + w.head.q_at, p.q_row, s.Nq, p.D},
          {q_maps + 1, w.h, s.q_begin, p.d_o + w.head.o_at, C, s.Nq, p.D}},
         {{k_maps, w.h, s.k_begin, p.k + w.head.k_at, p.k_row, s.keys, p.D},
          {k_maps + 1, w.h, s.k_begin, p.v + w.head.v_at, p.v_row, s.keys, p.D}}};
     mbarrier_wait(stages.own_empty, heads++ % 2 ^ 1);
-    if (copies) copy_pair<typename Tile::Own, kOwnRows>(producer, stages.own, pairs[q], w.first, stages.own_full);
+    if (copies)
+      copy_pair<typename Tile::Own, kOwnRows>(producer, stages.own, pairs[q], w.first,
+                                              stages.own_full);
     for (int j = 0; j < w.tiles; ++j, ++fills) {
       const int stage = stage_of(fills), begin = w.begin + j * Tile::kRing;
       mbarrier_wait(stages.empty + stage, parity_of(fills) ^ 1);
       if (Tile::kByKeys)
-        load_statistics<Tile::kRing>(stages.statistics + stage * Tile::kStatistics, p, w.head, begin, kTma ? 32 : 128);
+        load_statistics<Tile::kRing>(stages.statistics + stage * Tile::kStatistics, p, w.head,
+                                     begin, kTma ? 32 : 128);
       unsigned char* const to = stages.ring + stage * Tile::kStageBytes;
-      if (copies) copy_pair<typename Tile::Ring, Tile::kRing>(producer, to, pairs[1 - q], begin, stages.full + stage);
+      if (copies)
+        copy_pair<typename Tile::Ring, Tile::kRing>(producer, to, pairs[1 - q], begin,
+                                                    stages.full + stage);
       else mbarrier_arrive(stages.full + stage);
     }
-    producer.flush();  // the consumers give the block's own rows back after they have had the last tile
+    producer
+        .flush();  // the consumers give the block's own rows back after they have had the last tile
   }
 }
 
@@ -149,21 +162,24 @@ __device__ __forceinline__ void produce(const Problem<bf16>& p, const GradientMa
 
 // s (scores) and dp become the operands P and dS. Of element i: the lane's row is `row` + 8·(i / 2 % 2), its column
 // column0 + i / 4·8 + i % 2 of the ring's tile. By keys rows are keys and columns queries.
-template <class Tile>
-__device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::kRing / 16][4], uint32_t (&slopes)[Tile::kRing / 16][4],
-                                      const float (&s)[Tile::kRing / 2], const float (&dp)[Tile::kRing / 2],
-                                      const Problem<bf16>& p, const BackwardWork& w, int row, int column0,
-                                      const float (&lse)[2], const float (&delta)[2], const float* statistics) {
+template <class Tile> __device__ __forceinline__ void weigh(
+    uint32_t (&weights)[Tile::kRing / 16][4], uint32_t (&slopes)[Tile::kRing / 16][4],
+    const float (&s)[Tile::kRing / 2], const float (&dp)[Tile::kRing / 2], const Problem<bf16>& p,
+    const BackwardWork& w, int row, int column0, const float (&lse)[2], const float (&delta)[2],
+    const float* statistics) {
   const float scale = p.scale * kLog2e;
   const int keys = w.head.sample.keys, lane_column = lane_id() % 4 * 2;
-  const bool all = Tile::kByKeys ? row + 8 < keys && column0 + Tile::kRing <= w.end && !(p.causal && column0 < row + 8)
-                                 : column0 + Tile::kRing <= w.end && !(p.causal && column0 + Tile::kRing - 1 > row);
+  const bool all =
+      Tile::kByKeys
+          ? row + 8 < keys && column0 + Tile::kRing <= w.end && !(p.causal && column0 < row + 8)
+          : column0 + Tile::kRing <= w.end && !(p.causal && column0 + Tile::kRing - 1 > row);
 #pragma unroll
   for (int i = 0; i < Tile::kRing / 2; i += 2) {
     float weight[2], slope[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int column = i / 4 * 8 + lane_column + e, own = row + i / 2 % 2 * 8, other = column0 + column;
+      const int column = i / 4 * 8 + lane_column + e, own = row + i / 2 % 2 * 8,
+                other = column0 + column;
       const int key = Tile::kByKeys ? own : other, query = Tile::kByKeys ? other : own;
       const bool seen = all || (key < keys && other < w.end && !(p.causal && key > query));
       const float shift = Tile::kByKeys ? statistics[column] : lse[i / 2 % 2];
@@ -176,9 +192,9 @@ __device__ __forceinline__ void weigh(uint32_t (&weights)[Tile::kRing / 16][4], 
   }
 }
 
-template <class Tile>
-__device__ __forceinline__ void consume(const Problem<bf16>& p, const BackwardStages<Tile>& stages, int own_tiles,
-                                        int items) {
+template <class Tile> __device__ __forceinline__ void consume(const Problem<bf16>& p,
+                                                              const BackwardStages<Tile>& stages,
+                                                              int own_tiles, int items) {
   using Own = typename Tile::Own;
   using Ring = typename Tile::Ring;
   constexpr int kD = Tile::kD, kRing = Tile::kRing;
@@ -231,23 +247,25 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const BackwardSt
     }
     if (w.tiles > 0) free_stage(stages.own_empty);
 
-    work_of<Tile>(w, p, opaque(item), own_tiles);  // again, rather than kept in registers all the while
+    work_of<Tile>(w, p, opaque(item),
+                  own_tiles);  // again, rather than kept in registers all the while
     const float scaled[2] = {p.scale, p.scale};
     if constexpr (Tile::kByKeys) {
       const float one[2] = {1, 1};
       store_head<kD>(p.dk + w.head.k_at, p.k_row, row, w.count, p.D, first, scaled);
       store_head<kD>(p.dv + w.head.v_at, p.v_row, row, w.count, p.D, second, one);
     } else if (p.dq_partial) {
-      store_partial<kD>(p.dq_partial + w.head.o_at, static_cast<int64_t>(p.H) * p.D, row, w.count, p.D, first, p.scale);
+      store_partial<kD>(p.dq_partial + w.head.o_at, static_cast<int64_t>(p.H) * p.D, row, w.count,
+                        p.D, first, p.scale);
     } else {
       store_head<kD>(p.dq + w.head.q_at, p.q_row, row, w.count, p.D, first, scaled);
     }
   }
 }
 
-template <class Tile>
-__global__ void __launch_bounds__(kSm90Threads, 1)
-    backward_sm90_kernel(const Problem<bf16> p, const __grid_constant__ GradientMaps maps, int own_tiles, int items) {
+template <class Tile> __global__ void __launch_bounds__(kSm90Threads, 1)
+    backward_sm90_kernel(const Problem<bf16> p, const __grid_constant__ GradientMaps maps,
+                         int own_tiles, int items) {
 #if defined(SIGLIP2_SM90A) || defined(SIGLIP2_CUDA_HOST)
   DYN_SMEM(smem);
   const BackwardStages<Tile> stages(smem);
@@ -255,7 +273,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<kProducerRegisters<Tile::kD>>();
-    if (threadIdx.x < (kByTma<Tile::kD> ? Tile::kFills : 128)) produce<Tile>(p, maps, stages, own_tiles, items);
+    if (threadIdx.x < (kByTma<Tile::kD> ? Tile::kFills : 128))
+      produce<Tile>(p, maps, stages, own_tiles, items);
   } else {
     take_registers<kConsumerRegisters<Tile::kD>>();
     consume<Tile>(p, stages, own_tiles, items);
@@ -270,7 +289,7 @@ template <class Tile> void run_sm90_backward(Stream& s, const Problem<bf16>& p) 
   const unsigned items = grid_of(p, own_tiles);
   if (items == 0) return;
   GradientMaps maps{};
-  const auto set = [&](TensorMap (&pair)[2], bool queries, auto part, int box) {
+  const auto set = [&](TensorMap(&pair)[2], bool queries, auto part, int box) {
     using Part = decltype(part);
     const int64_t C = static_cast<int64_t>(p.H) * p.D;
     if (queries) {
@@ -283,8 +302,8 @@ template <class Tile> void run_sm90_backward(Stream& s, const Problem<bf16>& p) 
   };
   set(maps.own, !Tile::kByKeys, typename Tile::Own{}, kOwnRows);
   set(maps.ring, Tile::kByKeys, typename Tile::Ring{}, Tile::kRing);
-  launch(backward_sm90_kernel<Tile>, persistent_blocks(items), kSm90Threads, Tile::kSmem, s, p, maps, own_tiles,
-         static_cast<int>(items));
+  launch(backward_sm90_kernel<Tile>, persistent_blocks(items), kSm90Threads, Tile::kSmem, s, p,
+         maps, own_tiles, static_cast<int>(items));
 }
 
 }  // namespace

@@ -18,11 +18,14 @@ namespace whole {
 constexpr int kHeadColumns = 64, kHeadRows = 256, kHeadQueries = 64;
 using OwnTile = HeadTile<kHeadColumns, kHeadRows>;         // K, V
 using QueriesTile = HeadTile<kHeadColumns, kHeadQueries>;  // Q, dO
-using SlopesTile = HeadTile<kHeadQueries, kHeadRows>;      // dSᵀ: rows are keys, columns the queries of a tile
-constexpr int kOwnStages = 2, kOwnBytes = 2 * OwnTile::kBytes;           // K and V of this head and the next one
-constexpr int kQueryStages = 4, kQueriesBytes = 2 * QueriesTile::kBytes;  // Q and dO of a whole head
-constexpr int kStatistics = 2 * kHeadQueries;                            // floats of a stage: lse, delta
-constexpr int kStatisticsWarps = 3;                                      // beside the warp that copies
+using SlopesTile =
+    HeadTile<kHeadQueries, kHeadRows>;  // dSᵀ: rows are keys, columns the queries of a tile
+constexpr int kOwnStages = 2,
+              kOwnBytes = 2 * OwnTile::kBytes;  // K and V of this head and the next one
+constexpr int kQueryStages = 4,
+              kQueriesBytes = 2 * QueriesTile::kBytes;  // Q and dO of a whole head
+constexpr int kStatistics = 2 * kHeadQueries;           // floats of a stage: lse, delta
+constexpr int kStatisticsWarps = 3;                     // beside the warp that copies
 constexpr size_t kWholeSmem = SlopesTile::kBytes + kOwnStages * kOwnBytes +
                               kQueryStages * (kQueriesBytes + kStatistics * sizeof(float)) +
                               (2 * kOwnStages + 2 * kQueryStages + 2) * sizeof(uint64_t);
@@ -59,7 +62,8 @@ struct WholeStages {
   float* statistics;
   uint64_t *own_full, *own_empty, *full, *empty, *slopes_full, *slopes_empty;
 
-  __device__ __forceinline__ explicit WholeStages(unsigned char* smem) : slopes(smem), own(smem + SlopesTile::kBytes) {
+  __device__ __forceinline__ explicit WholeStages(unsigned char* smem)
+      : slopes(smem), own(smem + SlopesTile::kBytes) {
     queries = own + kOwnStages * kOwnBytes;
     statistics = reinterpret_cast<float*>(queries + kQueryStages * kQueriesBytes);
     own_full = reinterpret_cast<uint64_t*>(statistics + kQueryStages * kStatistics);
@@ -83,15 +87,22 @@ struct WholeStages {
     mbarrier_init(slopes_empty, kConsumers / kWarpgroups / 32);  // the warpgroup that has read
     fence_mbarrier_init();
   }
-  __device__ __forceinline__ unsigned char* own_at(int stage) const { return own + stage * kOwnBytes; }
-  __device__ __forceinline__ unsigned char* queries_at(int stage) const { return queries + stage * kQueriesBytes; }
-  __device__ __forceinline__ float* statistics_at(int stage) const { return statistics + stage * kStatistics; }
+  __device__ __forceinline__ unsigned char* own_at(int stage) const {
+    return own + stage * kOwnBytes;
+  }
+  __device__ __forceinline__ unsigned char* queries_at(int stage) const {
+    return queries + stage * kQueriesBytes;
+  }
+  __device__ __forceinline__ float* statistics_at(int stage) const {
+    return statistics + stage * kStatistics;
+  }
 };
 
 // ---- producers ----------------------------------------------------------------------------------
 
 // One thread copies. K and V go first: they are a head ahead of the queries, which have stages for one head.
-__device__ __forceinline__ void produce_rows(const Problem<bf16>& p, const WholeMaps& maps, const WholeStages& stages, int items) {
+__device__ __forceinline__ void produce_rows(const Problem<bf16>& p, const WholeMaps& maps,
+                                             const WholeStages& stages, int items) {
   TmaProducer producer;
   const int64_t C = static_cast<int64_t>(p.H) * p.D;
   uint32_t heads = 0, fills = 0;
@@ -115,14 +126,17 @@ __device__ __forceinline__ void produce_rows(const Problem<bf16>& p, const Whole
       uint64_t* const full = stages.full + to.stage;
       mbarrier_wait(stages.empty + to.stage, to.parity ^ 1);
       producer.begin(full, kQueriesBytes);
-      producer.copy<QueriesTile, kHeadQueries>(stages.queries_at(to.stage), q, j * kHeadQueries, full);
-      producer.copy<QueriesTile, kHeadQueries>(stages.queries_at(to.stage) + QueriesTile::kBytes, d_o, j * kHeadQueries, full);
+      producer.copy<QueriesTile, kHeadQueries>(stages.queries_at(to.stage), q, j * kHeadQueries,
+                                               full);
+      producer.copy<QueriesTile, kHeadQueries>(stages.queries_at(to.stage) + QueriesTile::kBytes,
+                                               d_o, j * kHeadQueries, full);
     }
   }
 }
 
 // lse·log₂e and delta of every tile of queries. A query that is not there, or sees no key, gets +∞: its weights are 0.
-__device__ __forceinline__ void produce_statistics(const Problem<bf16>& p, const WholeStages& stages, int items) {
+__device__ __forceinline__ void produce_statistics(const Problem<bf16>& p,
+                                                   const WholeStages& stages, int items) {
   const int thread = static_cast<int>(threadIdx.x) - 32;
   uint32_t fills = 0;
   for (int item = static_cast<int>(blockIdx.x); item < items; item += static_cast<int>(gridDim.x)) {
@@ -132,7 +146,8 @@ __device__ __forceinline__ void produce_statistics(const Problem<bf16>& p, const
       float* const to = stages.statistics_at(at.stage);
       mbarrier_wait(stages.empty + at.stage, at.parity ^ 1);
 #pragma unroll 1
-      for (int query = j * kHeadQueries + thread / 8; query < (j + 1) * kHeadQueries; query += kStatisticsWarps * 4) {
+      for (int query = j * kHeadQueries + thread / 8; query < (j + 1) * kHeadQueries;
+           query += kStatisticsWarps * 4) {
         const float delta = query_delta<kHeadColumns>(p, w.head, query, thread % 8);
         if (thread % 8 != 0) continue;
         const float lse = query < w.head.sample.Nq ? p.lse[w.head.lse_at + query] : -INFINITY;
@@ -154,8 +169,9 @@ constexpr int kPart = 32, kScores = kPart / 2;
 using ScoreOperand = uint32_t[kScores / 8][4];
 
 // Scores become weights, and these an operand. `key` is the first of the lane's two keys, query0 the tile's first query.
-__device__ __forceinline__ void weigh_scores(ScoreOperand& weights, float (&s)[kScores], const Problem<bf16>& p, int keys,
-                                             int key, int query0, const float* lse) {
+__device__ __forceinline__ void weigh_scores(ScoreOperand& weights, float (&s)[kScores],
+                                             const Problem<bf16>& p, int keys, int key, int query0,
+                                             const float* lse) {
   const float scale = p.scale * kLog2e;
   const int lane_query = lane_id() % 4 * 2;
 #pragma unroll
@@ -176,8 +192,8 @@ __device__ __forceinline__ void weigh_scores(ScoreOperand& weights, float (&s)[k
 }
 
 // Weights, which are kept in bf16 from here on, and dP become slopes.
-__device__ __forceinline__ void slopes_of(ScoreOperand& slopes, const ScoreOperand& weights, const float (&dp)[kScores],
-                                          const float* delta) {
+__device__ __forceinline__ void slopes_of(ScoreOperand& slopes, const ScoreOperand& weights,
+                                          const float (&dp)[kScores], const float* delta) {
   const int lane_query = lane_id() % 4 * 2;
 #pragma unroll
   for (int i = 0; i < kScores; i += 4) {
@@ -185,31 +201,37 @@ __device__ __forceinline__ void slopes_of(ScoreOperand& slopes, const ScoreOpera
 #pragma unroll
     for (int e = 0; e < 4; e += 2) {
       const uint32_t pair = weights[i / 8][(i + e) % 8 / 2];
-      slopes[i / 8][(i + e) % 8 / 2] = pack_bf16(__uint_as_float(pair << 16) * (dp[i + e] - mean.x),
-                                                 __uint_as_float(pair & 0xffff0000u) * (dp[i + e + 1] - mean.y));
+      slopes[i / 8][(i + e) % 8 / 2] =
+          pack_bf16(__uint_as_float(pair << 16) * (dp[i + e] - mean.x),
+                    __uint_as_float(pair & 0xffff0000u) * (dp[i + e + 1] - mean.y));
     }
   }
 }
 
 // An operand to the tile of slopes, which has the 128-byte swizzle.
-__device__ __forceinline__ void store_slopes(unsigned char* tile, int key, int query, const ScoreOperand& slopes) {
+__device__ __forceinline__ void store_slopes(unsigned char* tile, int key, int query,
+                                             const ScoreOperand& slopes) {
 #pragma unroll
   for (int i = 0; i < kScores / 2; ++i) {
     const int row = key + i % 2 * 8, pack = query / 8 + i / 2;
-    *reinterpret_cast<uint32_t*>(tile + row * 128 + ((pack ^ (row & 7)) << 4) + lane_id() % 4 * 4) = slopes[i / 4][i % 4];
+    *reinterpret_cast<uint32_t*>(tile + row * 128 + ((pack ^ (row & 7)) << 4) + lane_id() % 4 * 4) =
+        slopes[i / 4][i % 4];
   }
 }
 
 // dq (64 queries, 64) = slopesᵀ · K.
-__device__ __forceinline__ void issue_dq(float (&dq)[kHeadColumns / 2], const unsigned char* slopes, const unsigned char* k) {
+__device__ __forceinline__ void issue_dq(float (&dq)[kHeadColumns / 2], const unsigned char* slopes,
+                                         const unsigned char* k) {
 #pragma unroll
   for (int step = 0; step < kHeadRows / 16; ++step)
-    wgmma_m64n64k16<true, true>(dq, SlopesTile::rows(slopes, step), OwnTile::rows(k, step), step > 0);
+    wgmma_m64n64k16<true, true>(dq, SlopesTile::rows(slopes, step), OwnTile::rows(k, step),
+                                step > 0);
 }
 
 // What is `opaque` here would otherwise be computed once and kept in registers all the while: descriptors, addresses, and
 // where a head begins.
-__device__ __forceinline__ void consume(const Problem<bf16>& p, const WholeStages& stages, int items) {
+__device__ __forceinline__ void consume(const Problem<bf16>& p, const WholeStages& stages,
+                                        int items) {
   constexpr int kD = kHeadColumns;
   const int thread = static_cast<int>(threadIdx.x) - 128, group = thread / 128;
   const int lane_row = thread % 128 / 32 * 16 + lane_id() / 4;
@@ -258,7 +280,8 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const WholeStage
           issue_scores<OwnTile, QueriesTile, kD, kPart>(dp, k + OwnTile::kBytes, row0, d_o, part);
           wgmma_commit();
           wgmma_wait<1>();
-          weigh_scores(weights, scores, p, keys, opaque(row0 + lane_row), query0 + part, lse + part);
+          weigh_scores(weights, scores, p, keys, opaque(row0 + lane_row), query0 + part,
+                       lse + part);
           wgmma_wait<0>();
           slopes_of(slopes, weights, dp, lse + kHeadQueries + part);
           wgmma_fence();
@@ -288,7 +311,8 @@ __device__ __forceinline__ void consume(const Problem<bf16>& p, const WholeStage
       const Head<bf16> head = WholeWork(p, opaque(item)).head;
       const int row = query0 + lane_row;
       if (p.dq_partial)
-        store_partial<kD>(p.dq_partial + head.o_at, static_cast<int64_t>(p.H) * p.D, row, queries, p.D, dq, p.scale);
+        store_partial<kD>(p.dq_partial + head.o_at, static_cast<int64_t>(p.H) * p.D, row, queries,
+                          p.D, dq, p.scale);
       else store_head<kD>(p.dq + head.q_at, p.q_row, row, queries, p.D, dq, scaled);
     }
     if (queries > 0) free_stage(stages.own_empty + own.stage);
@@ -328,8 +352,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 // Up to 128 keys several blocks of the mma.sync kernel share an SM, which hides more than one of these would.
 bool wants_sm90_whole_backward(const Problem<bf16>& p) {
   using namespace whole;
-  return p.D <= kHeadColumns && p.Nk > 128 && p.Nk <= kHeadRows && p.Nq <= kHeadRows && p.Tq > 0 && p.Tk > 0 &&
-         hopper_multiprocessors() > 0;
+  return p.D <= kHeadColumns && p.Nk > 128 && p.Nk <= kHeadRows && p.Nq <= kHeadRows && p.Tq > 0 &&
+         p.Tk > 0 && hopper_multiprocessors() > 0;
 }
 
 void sm90_whole_backward(Stream& s, const Problem<bf16>& p) {
@@ -337,10 +361,13 @@ void sm90_whole_backward(Stream& s, const Problem<bf16>& p) {
   const unsigned items = grid_of(p, 1);
   if (items == 0) return;
   const int64_t C = static_cast<int64_t>(p.H) * p.D;
-  const WholeMaps maps{head_map<QueriesTile>(p, p.q, p.q_shared ? p.Nq : p.Tq, p.q_row, kHeadQueries),
-                       head_map<QueriesTile>(p, p.d_o, p.Tq, C, kHeadQueries),
-                       head_map<OwnTile>(p, p.k, p.Tk, p.k_row, kHeadRows), head_map<OwnTile>(p, p.v, p.Tk, p.v_row, kHeadRows)};
-  launch(whole_sm90_kernel, persistent_blocks(items), kSm90Threads, kWholeSmem, s, p, maps, static_cast<int>(items));
+  const WholeMaps maps{
+      head_map<QueriesTile>(p, p.q, p.q_shared ? p.Nq : p.Tq, p.q_row, kHeadQueries),
+      head_map<QueriesTile>(p, p.d_o, p.Tq, C, kHeadQueries),
+      head_map<OwnTile>(p, p.k, p.Tk, p.k_row, kHeadRows),
+      head_map<OwnTile>(p, p.v, p.Tk, p.v_row, kHeadRows)};
+  launch(whole_sm90_kernel, persistent_blocks(items), kSm90Threads, kWholeSmem, s, p, maps,
+         static_cast<int>(items));
 }
 
 }  // namespace siglip2::cuda::attention

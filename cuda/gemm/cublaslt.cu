@@ -76,10 +76,11 @@ void must(int status, const char* call) {
   F(MatmulPreferenceDestroy, int, (void*))                                                        \
   F(MatmulPreferenceSetAttribute, int, (void*, int, const void*, size_t))                         \
   F(MatmulAlgoGetHeuristic, int,                                                                  \
-    (void*, void*, void*, void*, void*, void*, void*, int, LtHeuristic*, int*))                     \
+    (void*, void*, void*, void*, void*, void*, void*, int, LtHeuristic*, int*))                   \
   F(Matmul, int,                                                                                  \
-    (void*, void*, const void* alpha, const void* a, void*, const void* b, void*, const void* beta, \
-     const void* c, void*, void* d, void*, const LtAlgorithm*, void* workspace, size_t, void* stream))
+    (void*, void*, const void* alpha, const void* a, void*, const void* b, void*,                 \
+     const void* beta, const void* c, void*, void* d, void*, const LtAlgorithm*, void* workspace, \
+     size_t, void* stream))
 
 struct CublasLt::Api {
 #define SIGLIP2_MEMBER(name, result, arguments) result(*name) arguments = nullptr;
@@ -88,7 +89,7 @@ struct CublasLt::Api {
 
   // The first symbol that is not there, or null.
   const char* load(void* library) {
-#define SIGLIP2_LOAD(name, result, arguments)                             \
+#define SIGLIP2_LOAD(name, result, arguments)                                \
   name = reinterpret_cast<decltype(name)>(dlsym(library, "cublasLt" #name)); \
   if (!name) return "cublasLt" #name;
     SIGLIP2_CUBLASLT_API(SIGLIP2_LOAD)
@@ -130,7 +131,8 @@ std::vector<std::string> CublasLt::usual_names() {
   }
   names.insert(names.end(), std::begin(files), std::end(files));
   add_folder("/usr/local/cuda/lib64");
-  if (const std::string conda = variable("CONDA_PREFIX"); !conda.empty()) add_folder(conda + "/lib");
+  if (const std::string conda = variable("CONDA_PREFIX"); !conda.empty())
+    add_folder(conda + "/lib");
   std::vector<std::string> roots;
   for (const char* name : {"VIRTUAL_ENV", "CONDA_PREFIX"})
     if (!variable(name).empty()) roots.push_back(variable(name) + "/lib");
@@ -160,8 +162,9 @@ CublasLt::CublasLt(const std::vector<std::string>& names) {
     delete api;
     dlclose(library);
   }
-  why_not_ = unfit.empty() ? "libcublasLt was not found; name its directory in SIGLIP2_CUDA_LIB_PATH"
-                           : unfit;
+  why_not_ = unfit.empty()
+                 ? "libcublasLt was not found; name its directory in SIGLIP2_CUDA_LIB_PATH"
+                 : unfit;
 }
 
 CublasLt::~CublasLt() {
@@ -180,7 +183,8 @@ std::string CublasLt::version() const {
   // 13.1.0 is 130100; before version 13 there was a digit less for the major.
   const size_t v = api_->GetVersion(), major = v >= 100000 ? v / 10000 : v / 1000;
   const size_t rest = v >= 100000 ? v % 10000 : v % 1000;
-  return std::to_string(major) + "." + std::to_string(rest / 100) + "." + std::to_string(rest % 100);
+  return std::to_string(major) + "." + std::to_string(rest / 100) + "." +
+         std::to_string(rest % 100);
 }
 
 void CublasLt::make_plan(Plan& plan, const GemmDesc& d) {
@@ -222,7 +226,8 @@ void CublasLt::make_plan(Plan& plan, const GemmDesc& d) {
   };
   prefer(kPreferenceWorkspace, kWorkspace);
   int attribute = kPreferenceAlignmentA;
-  for (const void* p : {d.b.data, d.a.data, static_cast<const void*>(d.c), static_cast<const void*>(d.c)})
+  for (const void* p :
+       {d.b.data, d.a.data, static_cast<const void*>(d.c), static_cast<const void*>(d.c)})
     prefer(attribute++, static_cast<uint32_t>(alignment_of(p)));
   LtHeuristic best{};
   int found = 0;
@@ -249,19 +254,34 @@ CublasLt::Plan& CublasLt::plan_of(const Key& key, const GemmDesc& d) {
 }
 
 bool CublasLt::multiply(Stream& s, const GemmDesc& d) {
-  const Key key = {current_device(), d.M, d.N, d.K, static_cast<int64_t>(d.dtype),
-                   static_cast<int64_t>(d.c_dtype), d.a.transposed, d.b.transposed, d.a.stride,
-                   d.b.stride, d.c_stride, d.accumulate, alignment_of(d.a.data),
-                   alignment_of(d.b.data), alignment_of(d.c), alignment_of(d.bias),
-                   alignment_of(d.pre), alignment_of(d.through_gelu)};
+  const Key key = {current_device(),
+                   d.M,
+                   d.N,
+                   d.K,
+                   static_cast<int64_t>(d.dtype),
+                   static_cast<int64_t>(d.c_dtype),
+                   d.a.transposed,
+                   d.b.transposed,
+                   d.a.stride,
+                   d.b.stride,
+                   d.c_stride,
+                   d.accumulate,
+                   alignment_of(d.a.data),
+                   alignment_of(d.b.data),
+                   alignment_of(d.c),
+                   alignment_of(d.bias),
+                   alignment_of(d.pre),
+                   alignment_of(d.through_gelu)};
   Plan& plan = plan_of(key, d);
   if (!plan.possible) return false;
-  if (d.bias) must(api_->MatmulDescSetAttribute(plan.desc, kDescBias, &d.bias, sizeof d.bias), "bias");
-  if (const void* const aux = aux_of(d)) must(api_->MatmulDescSetAttribute(plan.desc, kDescAux, &aux, sizeof aux), "aux");
+  if (d.bias)
+    must(api_->MatmulDescSetAttribute(plan.desc, kDescBias, &d.bias, sizeof d.bias), "bias");
+  if (const void* const aux = aux_of(d))
+    must(api_->MatmulDescSetAttribute(plan.desc, kDescAux, &aux, sizeof aux), "aux");
   const Scratch<char> workspace(s, static_cast<int64_t>(plan.workspace));
   const float alpha = 1, beta = d.accumulate ? 1 : 0;
-  must(api_->Matmul(handles_[current_device()], plan.desc, &alpha, d.b.data, plan.a, d.a.data, plan.b,
-                    &beta, d.c, plan.c, d.c, plan.c, &plan.algorithm, workspace.data(),
+  must(api_->Matmul(handles_[current_device()], plan.desc, &alpha, d.b.data, plan.a, d.a.data,
+                    plan.b, &beta, d.c, plan.c, d.c, plan.c, &plan.algorithm, workspace.data(),
                     plan.workspace, s.native()),
        "cublasLtMatmul");
   return true;

@@ -34,10 +34,12 @@ template <class A, class B> void multiply(Stream& s, const GemmDesc& d, const A&
   const Splits whole{1, d.K};
   if (d.pre) {
     if constexpr (A::kDepthInLine && B::kDepthInLine)
-      launch_gemm(s, a, b, d.M, d.N, d.K, GeluEpilogue<T>(d.c, d.pre, d.bias, d.N, d.c_stride), whole);
+      launch_gemm(s, a, b, d.M, d.N, d.K, GeluEpilogue<T>(d.c, d.pre, d.bias, d.N, d.c_stride),
+                  whole);
   } else if (d.through_gelu) {
     if constexpr (A::kDepthInLine && !B::kDepthInLine)
-      launch_gemm(s, a, b, d.M, d.N, d.K, GeluGradientEpilogue<T>(d.c, d.through_gelu, d.N, d.c_stride), whole);
+      launch_gemm(s, a, b, d.M, d.N, d.K,
+                  GeluGradientEpilogue<T>(d.c, d.through_gelu, d.N, d.c_stride), whole);
   } else if (d.c_dtype == DType::f32) {
     float* const c = static_cast<float*>(d.c);
     if (!d.bias) launch_gemm_to_float(s, a, b, d.M, d.N, d.K, c, d.c_stride, d.accumulate);
@@ -45,7 +47,8 @@ template <class A, class B> void multiply(Stream& s, const GemmDesc& d, const A&
       launch_gemm(s, a, b, d.M, d.N, d.K,
                   StoreEpilogue<float>(c, d.bias, d.N, d.c_stride, d.accumulate), whole);
   } else if constexpr (!kFloat) {
-    launch_gemm(s, a, b, d.M, d.N, d.K, StoreEpilogue<T>(d.c, d.bias, d.N, d.c_stride, false), whole);
+    launch_gemm(s, a, b, d.M, d.N, d.K, StoreEpilogue<T>(d.c, d.bias, d.N, d.c_stride, false),
+                whole);
   }
 }
 
@@ -62,14 +65,14 @@ template <template <bool> class Operand> void multiply_as(Stream& s, const GemmD
 // ---- cuBLASLt -----------------------------------------------------------------------------------
 
 // What a library left to do: c = pre + bias, or pre += bias and c = GELU(pre).
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T> __global__ void __launch_bounds__(kThreads)
     finish_product_kernel(T* c,               // (M, N)
                           T* pre,             // (M, N) or null
                           const float* bias,  // (N) or null
                           int64_t M, int N, int64_t stride, bool exact_gelu) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * N; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * N;
+       i += step) {
     const int64_t at = i / N * stride + i % N;
     T* const from = pre ? pre : c;
     const T v = static_cast<T>(static_cast<float>(from[at]) + (bias ? bias[i % N] : 0.0f));
@@ -79,13 +82,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // c *= GELU'(pre): what a library left to do of a gradient. V columns a thread.
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+template <class T, int V> __global__ void __launch_bounds__(kThreads)
     through_gelu_kernel(T* c,          // (M, N)
                         const T* pre,  // (M, N)
                         int64_t M, int N, int64_t stride, bool exact_gelu) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, row = N / V;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * row; i += step) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < M * row;
+       i += step) {
     const int64_t at = i / row * stride + i % row * V;
     float v[V], before[V];
     load_values(v, c + at);
@@ -98,7 +101,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // The values of a diagonal matrix that tell the two forms of GELU apart (they differ by up to 5e-4).
 constexpr int kProbe = 64;
-__device__ __forceinline__ float probe_value(int i) { return static_cast<float>(i - kProbe / 2) / 8; }
+__device__ __forceinline__ float probe_value(int i) {
+  return static_cast<float>(i - kProbe / 2) / 8;
+}
 __global__ void __launch_bounds__(kProbe) fill_probe_kernel(float* a, float* identity) {
   for (int i = 0; i < kProbe; ++i) {
     const int row = static_cast<int>(threadIdx.x);
@@ -106,7 +111,8 @@ __global__ void __launch_bounds__(kProbe) fill_probe_kernel(float* a, float* ide
     identity[row * kProbe + i] = i == row ? 1.0f : 0.0f;
   }
 }
-__global__ void __launch_bounds__(kProbe) judge_probe_kernel(int* wrong, const float* c, bool gradient, bool exact) {
+__global__ void __launch_bounds__(kProbe)
+    judge_probe_kernel(int* wrong, const float* c, bool gradient, bool exact) {
   const int i = static_cast<int>(threadIdx.x);
   const float want = gradient ? gelu_gradient(probe_value(i), exact) : gelu(probe_value(i), exact);
   if (!(fabsf(c[i * kProbe + i] - want) < 1e-4f)) atomicAdd(wrong, 1);
@@ -119,7 +125,8 @@ int read_back(Stream& s, const int* device) {
 #else
   int value = 0;
   const auto stream = static_cast<cudaStream_t>(s.native());
-  check(cudaMemcpyAsync(&value, device, sizeof value, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
+  check(cudaMemcpyAsync(&value, device, sizeof value, cudaMemcpyDeviceToHost, stream),
+        "cudaMemcpyAsync");
   check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   return value;
 #endif
@@ -133,8 +140,9 @@ bool has_gelu(Stream& s, CublasLt& library, bool gradient, bool exact) {
   const Scratch<int> wrong(s, 1);
   launch(clear_kernel, 1, 1, 0, s, wrong.data());
   launch(fill_probe_kernel, 1, kProbe, 0, s, a.data(), identity.data());
-  GemmDesc d{kProbe, kProbe, kProbe, DType::f32, {a.data(), kProbe}, {identity.data(), kProbe, true},
-             c.data(), DType::f32, kProbe};
+  GemmDesc d{
+      kProbe,   kProbe,     kProbe, DType::f32, {a.data(), kProbe}, {identity.data(), kProbe, true},
+      c.data(), DType::f32, kProbe};
   if (gradient) {  // identity · identity ∘ GELU'(a)
     d.a.data = identity.data();
     d.b.transposed = false;
@@ -143,28 +151,31 @@ bool has_gelu(Stream& s, CublasLt& library, bool gradient, bool exact) {
     d.pre = pre.data();
   }
   if (!library.multiply(s, d)) return false;
-  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()), gradient, exact);
+  launch(judge_probe_kernel, 1, kProbe, 0, s, wrong.data(), static_cast<const float*>(c.data()),
+         gradient, exact);
   return read_back(s, wrong.data()) == 0;
 }
 
 // What is left to do of a product that was made without its bias and its GELU.
 void finish(Stream& s, const GemmDesc& d) {
-  const int64_t blocks = std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
+  const int64_t blocks =
+      std::min<int64_t>(ceil_div<int64_t>(d.M * d.N, kThreads), 8 * kTargetTiles);
   dispatch_element(d.c_dtype, [&](auto t) {
     using T = decltype(t);
     if (d.through_gelu) {
       T* const c = static_cast<T*>(d.c);
       const T* const pre = static_cast<const T*>(d.through_gelu);
       constexpr int64_t kPack = Pack<T>::size;
-      dispatch_packs<T>(d.N % kPack == 0 && d.c_stride % kPack == 0 && aligned_16(c, pre), [&](auto V) {
-        launch(through_gelu_kernel<T, V.value>, static_cast<unsigned>(blocks), kThreads, 0, s, c, pre, d.M,
-               static_cast<int>(d.N), d.c_stride, d.exact_gelu);
-      });
+      dispatch_packs<T>(
+          d.N % kPack == 0 && d.c_stride % kPack == 0 && aligned_16(c, pre), [&](auto V) {
+            launch(through_gelu_kernel<T, V.value>, static_cast<unsigned>(blocks), kThreads, 0, s,
+                   c, pre, d.M, static_cast<int>(d.N), d.c_stride, d.exact_gelu);
+          });
       return;
     }
     launch(finish_product_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, s,
-           static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N), d.c_stride,
-           d.exact_gelu);
+           static_cast<T*>(d.c), static_cast<T*>(d.pre), d.bias, d.M, static_cast<int>(d.N),
+           d.c_stride, d.exact_gelu);
   });
 }
 
@@ -233,7 +244,8 @@ void gemm(Stream& s, const GemmDesc& d) {
     throw std::invalid_argument("gemm: GELU is for x·Wᵀ as both lie in memory, in their type");
   if (d.through_gelu &&
       (d.c_dtype != d.dtype || d.accumulate || d.pre || d.bias || d.a.transposed || d.b.transposed))
-    throw std::invalid_argument("gemm: the gradient of GELU is for dy·W as both lie in memory, in their type, alone");
+    throw std::invalid_argument(
+        "gemm: the gradient of GELU is for dy·W as both lie in memory, in their type, alone");
   check_extent(d.M, d.N, d.K);
   if (multiply_by_library(s, d)) return;
   if (d.exact_gelu && (d.pre || d.through_gelu)) {  // our kernels' epilogues have the tanh form
@@ -251,7 +263,8 @@ void gemm(Stream& s, const GemmDesc& d) {
 
 std::string gemm_library() {
   const Choice& c = choice();
-  if (c.library) return "matrix products by cuBLASLt " + c.library->version() + " (" + c.library->name() + ")";
+  if (c.library)
+    return "matrix products by cuBLASLt " + c.library->version() + " (" + c.library->name() + ")";
   return "matrix products by kernels of our own: " + c.reason;
 }
 

@@ -32,8 +32,10 @@ template <bool kDepthInLine_> struct MatrixOperand {
   bool aligned;       // every chunk starts at a multiple of 16 bytes
 
   MatrixOperand(const void* p, int64_t line_count, int64_t line_length, int64_t line_stride)
-      : data(static_cast<const __nv_bfloat16*>(p)), lines(static_cast<int>(line_count)),
-        length(static_cast<int>(line_length)), stride(line_stride),
+      : data(static_cast<const __nv_bfloat16*>(p)),
+        lines(static_cast<int>(line_count)),
+        length(static_cast<int>(line_length)),
+        stride(line_stride),
         aligned(aligned_16(data) && line_stride % 8 == 0) {}
 
   __device__ __forceinline__ Held begin(void* chunk, int line, int at) const {
@@ -120,9 +122,8 @@ template <class Operand, class Part> struct Fetch {
     });
   }
   __device__ __forceinline__ void end(unsigned char* stage) {
-    Part::each_chunk(0, 0, [&](int i, int offset, int, int) {
-      Operand::end(stage + offset, held[i]);
-    });
+    Part::each_chunk(0, 0,
+                     [&](int i, int offset, int, int) { Operand::end(stage + offset, held[i]); });
   }
 };
 
@@ -177,7 +178,8 @@ struct LongEpilogue : Epilogue {};
 __device__ __forceinline__ void gather_columns(float (&out)[8], const float (&in)[4][2]) {
   const int lane = static_cast<int>(threadIdx.x) % 4;
   const bool odd = lane & 1, upper = lane & 2;
-  float half[4][2];  // groups of the lane's parity: half[2 h + s], h-th of them, from lane s of a pair
+  float half[4]
+            [2];  // groups of the lane's parity: half[2 h + s], h-th of them, from lane s of a pair
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -261,8 +263,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     for (int k = 0; k < Tile::kDepth / 16; ++k) {
       uint32_t fa[kDown][4];
 #pragma unroll
-      for (int i = 0; i < kDown; ++i)
-        load_a<A, PartA::kLine>(fa[i], a_tile, warp_m + i * 16, k);
+      for (int i = 0; i < kDown; ++i) load_a<A, PartA::kLine>(fa[i], a_tile, warp_m + i * 16, k);
 #pragma unroll
       for (int j = 0; j < kAcross; j += 2) {
         uint32_t fb[4];

@@ -21,11 +21,13 @@ struct GemmDesc {
   int64_t c_stride;
   bool accumulate = false;      // C +=; f32 only
   const float* bias = nullptr;  // (N)
-  void* pre = nullptr;  // (M, N) of C's type and stride: pre = A·B + bias, C = GELU(pre);
-                        // only for A as it is and B transposed
-  const void* through_gelu = nullptr;  // (M, N) of C's type and stride: C = A·B ∘ GELU'(it); only for A and B as they
-                                       // are, alone
-  bool exact_gelu = false;             // x·Φ(x) instead of the tanh form: a pass of its own unless the library has it
+  void* pre = nullptr;          // (M, N) of C's type and stride: pre = A·B + bias, C = GELU(pre);
+                                // only for A as it is and B transposed
+  const void* through_gelu =
+      nullptr;  // (M, N) of C's type and stride: C = A·B ∘ GELU'(it); only for A and B as they
+                // are, alone
+  bool exact_gelu =
+      false;  // x·Φ(x) instead of the tanh form: a pass of its own unless the library has it
 };
 
 // Sums in a fixed order: the same product twice gives the same bits on the same device.

@@ -15,8 +15,10 @@ template <bool kDepthInLine_> struct FloatOperand {
   int64_t stride;
 
   FloatOperand(const void* p, int64_t line_count, int64_t line_length, int64_t line_stride)
-      : data(static_cast<const float*>(p)), lines(static_cast<int>(line_count)),
-        length(static_cast<int>(line_length)), stride(line_stride) {}
+      : data(static_cast<const float*>(p)),
+        lines(static_cast<int>(line_count)),
+        length(static_cast<int>(line_length)),
+        stride(line_stride) {}
 
   __device__ __forceinline__ float load(int line, int at) const {
     return line < lines && at < length ? data[line * stride + at] : 0.0f;

@@ -56,8 +56,12 @@ template <class C> struct StoreEpilogue : Epilogue {
 
   StoreEpilogue(void* c_, const float* bias_, int64_t N_, int64_t stride_, bool accumulate_,
                 int64_t split_stride_ = 0)
-      : c(static_cast<C*>(c_)), bias(bias_), N(static_cast<int>(N_)), stride(stride_),
-        split_stride(split_stride_), accumulate(accumulate_),
+      : c(static_cast<C*>(c_)),
+        bias(bias_),
+        N(static_cast<int>(N_)),
+        stride(stride_),
+        split_stride(split_stride_),
+        accumulate(accumulate_),
         aligned(aligned_16(c, bias) && stride_ % 8 == 0 && split_stride_ % 8 == 0) {}
 
   __device__ __forceinline__ void begin(int split) { c += split * split_stride; }
@@ -92,8 +96,12 @@ template <class C> struct GeluEpilogue : Epilogue {
   bool aligned;
 
   GeluEpilogue(void* c_, void* pre_, const float* bias_, int64_t N_, int64_t stride_)
-      : c(static_cast<C*>(c_)), pre(static_cast<C*>(pre_)), bias(bias_), N(static_cast<int>(N_)),
-        stride(stride_), aligned(aligned_16(c, pre, bias) && stride_ % 8 == 0) {}
+      : c(static_cast<C*>(c_)),
+        pre(static_cast<C*>(pre_)),
+        bias(bias_),
+        N(static_cast<int>(N_)),
+        stride(stride_),
+        aligned(aligned_16(c, pre, bias) && stride_ % 8 == 0) {}
 
   template <int kWidth>
   __device__ __forceinline__ void operator()(int row, int column, const float (&product)[kWidth]) {
@@ -123,7 +131,10 @@ template <class C> struct GeluGradientEpilogue : Epilogue {
   bool aligned;
 
   GeluGradientEpilogue(void* c_, const void* pre_, int64_t N_, int64_t stride_)
-      : c(static_cast<C*>(c_)), pre(static_cast<const C*>(pre_)), N(static_cast<int>(N_)), stride(stride_),
+      : c(static_cast<C*>(c_)),
+        pre(static_cast<const C*>(pre_)),
+        N(static_cast<int>(N_)),
+        stride(stride_),
         aligned(aligned_16(c, pre) && stride_ % 8 == 0) {}
 
   template <int kWidth>
@@ -151,15 +162,19 @@ struct Splits {
 inline Splits splits_of(int64_t M, int64_t N, int64_t K) {
   constexpr int64_t kLeastDepth = 512, kMost = 32, kMostFloats = 16 << 20;
   constexpr int64_t kWave = 2 * kTargetTiles;  // large tiles, of which two share an SM
-  constexpr double kSecondsOfDepth = 2.0 * 2 * LargeTile::kM * LargeTile::kN / 6e12, kSecondsOfSum = 8 / 3e12;
+  constexpr double kSecondsOfDepth = 2.0 * 2 * LargeTile::kM * LargeTile::kN / 6e12,
+                   kSecondsOfSum = 8 / 3e12;
   const int64_t tiles = ceil_div<int64_t>(M, LargeTile::kM) * ceil_div<int64_t>(N, LargeTile::kN);
-  const int64_t most = std::min({K / kLeastDepth, kMost, kMostFloats / std::max<int64_t>(M * N, 1)});
+  const int64_t most =
+      std::min({K / kLeastDepth, kMost, kMostFloats / std::max<int64_t>(M * N, 1)});
   Splits best{1, K};
   double least = INFINITY;
   for (int64_t count = 1; count <= std::max<int64_t>(most, 1); ++count) {
-    const int64_t depth = count == 1 ? K : ceil_div<int64_t>(ceil_div(K, count), 64) * 64, parts = count == 1 ? 1 : ceil_div(K, depth);
-    const double seconds = static_cast<double>(ceil_div(tiles * parts, kWave) * depth) * kSecondsOfDepth +
-                           (parts > 1 ? static_cast<double>(M * N * parts) * kSecondsOfSum : 0);
+    const int64_t depth = count == 1 ? K : ceil_div<int64_t>(ceil_div(K, count), 64) * 64,
+                  parts = count == 1 ? 1 : ceil_div(K, depth);
+    const double seconds =
+        static_cast<double>(ceil_div(tiles * parts, kWave) * depth) * kSecondsOfDepth +
+        (parts > 1 ? static_cast<double>(M * N * parts) * kSecondsOfSum : 0);
     if (seconds >= least) continue;
     least = seconds;
     best = {parts, depth};
@@ -208,15 +223,16 @@ int64_t launch_tiles(Stream& s, const A& a, const B& b, int64_t M, int64_t N, in
 }
 // No product of (M, N) outputs has more parts than this: clusters may leave a tile without rows.
 inline int64_t most_gemm_parts(int64_t M, int64_t N) {
-  static_assert(LargeTile::kM == HopperTile::kM && LargeTile::kM == HopperTurns::kM && LargeTile::kN <= HopperTurns::kN);
+  static_assert(LargeTile::kM == HopperTile::kM && LargeTile::kM == HopperTurns::kM &&
+                LargeTile::kN <= HopperTurns::kN);
   static_assert(LargeTile::kWarps >= std::max(HopperTile::kWarps, HopperTurns::kWarps));
   return std::max(tiles_of<LargeTile>(M + LargeTile::kM, N), 4 * kTargetTiles) * LargeTile::kWarps;
 }
 
 // bf16 operands of any kind.
-template <class A, class B, class E>
-int64_t launch_gemm(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
-                    const E& epilogue, const Splits& splits) {
+template <class A, class B, class E> int64_t launch_gemm(Stream& s, const A& a, const B& b,
+                                                         int64_t M, int64_t N, int64_t K,
+                                                         const E& epilogue, const Splits& splits) {
   check_extent(M, N, K);
   if (wants_large_tile(M, N, splits))
     return launch_tiles<LargeTile>(s, a, b, M, N, K, splits, epilogue);
@@ -247,9 +263,9 @@ void sum_splits(Stream& s, float* c, const float* parts, int64_t M, int64_t N, i
                 int64_t splits, bool accumulate);
 
 // Float results, split along K when that fills the GPU: gradients of weights have K = tokens.
-template <class A, class B>
-void launch_gemm_to_float(Stream& s, const A& a, const B& b, int64_t M, int64_t N, int64_t K,
-                          float* c, int64_t stride, bool accumulate) {
+template <class A, class B> void launch_gemm_to_float(Stream& s, const A& a, const B& b, int64_t M,
+                                                      int64_t N, int64_t K, float* c,
+                                                      int64_t stride, bool accumulate) {
   const Splits splits = splits_of(M, N, K);
   if (splits.count == 1) {
     launch_gemm(s, a, b, M, N, K, StoreEpilogue<float>(c, nullptr, N, stride, accumulate), splits);
@@ -257,8 +273,8 @@ void launch_gemm_to_float(Stream& s, const A& a, const B& b, int64_t M, int64_t 
   }
   const int64_t row = ceil_div<int64_t>(N, 8) * 8;
   Scratch<float> parts(s, splits.count * M * row);
-  launch_gemm(s, a, b, M, N, K,
-              StoreEpilogue<float>(parts.data(), nullptr, N, row, false, M * row), splits);
+  launch_gemm(s, a, b, M, N, K, StoreEpilogue<float>(parts.data(), nullptr, N, row, false, M * row),
+              splits);
   sum_splits(s, c, parts.data(), M, N, stride, splits.count, accumulate);
 }
 

@@ -29,19 +29,23 @@ namespace siglip2::cuda {
 template <int kOwnM_, int kN_, bool kTurns_> struct WgmmaTile {
   static constexpr bool kTurns = kTurns_;
   static constexpr int kConsumers = 2, kThreads = 128 * (1 + kConsumers);
-  static constexpr int kOwnM = kOwnM_, kM = kTurns ? kOwnM : kConsumers * kOwnM, kN = kN_, kDepth = 64;
+  static constexpr int kOwnM = kOwnM_, kM = kTurns ? kOwnM : kConsumers * kOwnM, kN = kN_,
+                       kDepth = 64;
   static constexpr int kWarps = kTurns ? 4 : 4 * kConsumers;  // that have outputs of a tile
   static constexpr int kABytes = kM * kDepth * 2, kBBytes = kN * kDepth * 2;
   static constexpr int kStageBytes = kABytes + kBBytes, kStages = (192 << 10) / kStageBytes;
-  static constexpr size_t kSmem = size_t{kStages} * kStageBytes + (2 * kStages + kConsumers) * sizeof(uint64_t);
+  static constexpr size_t kSmem =
+      size_t{kStages} * kStageBytes + (2 * kStages + kConsumers) * sizeof(uint64_t);
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kSmem <= 227 << 10);
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= (1 + kConsumers) * ((64 << 10) / kThreads / 8 * 8));
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                (1 + kConsumers) * ((64 << 10) / kThreads / 8 * 8));
 };
 using HopperTile = WgmmaTile<64, 256, false>;
 using HopperTurns = WgmmaTile<128, 128, true>;
 template <class Tile> inline constexpr bool kIsWgmmaTile = false;
-template <int kOwnM, int kN, bool kTurns> inline constexpr bool kIsWgmmaTile<WgmmaTile<kOwnM, kN, kTurns>> = true;
+template <int kOwnM, int kN, bool kTurns>
+inline constexpr bool kIsWgmmaTile<WgmmaTile<kOwnM, kN, kTurns>> = true;
 
 constexpr int kMostCluster = 2;
 constexpr int kOperandBlock = 64 * 64 * 2;  // bytes of 64 rows in a stage
@@ -52,8 +56,8 @@ template <bool kDepthInLine, int kRows> constexpr uint32_t kBoxLines = kDepthInL
 // kRows rows of an operand from row0, 64 deep from k0, for the blocks of the cluster that are bits of `blocks`; 0: for
 // this one.
 template <bool kDepthInLine, int kRows>
-__device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap* map, int row0, int k0, uint64_t* full,
-                                             uint32_t blocks = 0) {
+__device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap* map, int row0,
+                                             int k0, uint64_t* full, uint32_t blocks = 0) {
   const auto load = [&](unsigned char* box, int x, int y) {
     if (blocks) tma_load_2d_for(box, map, x, y, full, blocks);
     else tma_load_2d(box, map, x, y, full);
@@ -62,15 +66,17 @@ __device__ __forceinline__ void load_operand(unsigned char* to, const TensorMap*
     load(to, k0, row0);
   } else {
 #pragma unroll
-    for (int block = 0; block < kRows / 64; ++block) load(to + block * kOperandBlock, row0 + block * 64, k0);
+    for (int block = 0; block < kRows / 64; ++block)
+      load(to + block * kOperandBlock, row0 + block * 64, k0);
   }
 }
 // Descriptor of the 16-deep slice k of rows from row0, a multiple of 64.
 template <bool kDepthInLine>
 __device__ __forceinline__ uint64_t operand_slice(const unsigned char* tile, int row0, int k) {
   const unsigned char* const rows = tile + row0 / 64 * kOperandBlock;
-  return kDepthInLine ? matrix_descriptor<Swizzle::bytes128>(rows + k * 32, 0, 1024)
-                      : matrix_descriptor<Swizzle::bytes128>(rows + k * 16 * 128, kOperandBlock, 1024);
+  return kDepthInLine
+             ? matrix_descriptor<Swizzle::bytes128>(rows + k * 32, 0, 1024)
+             : matrix_descriptor<Swizzle::bytes128>(rows + k * 16 * 128, kOperandBlock, 1024);
 }
 // d (64, N) (+)= a (64, 16) b (16, N).
 template <bool kTransposeA, bool kTransposeB>
@@ -88,7 +94,9 @@ struct HopperWork {
   int tiles_down, tiles_across, cluster, split_depth, splits, K;
   __host__ __device__ int count() const { return tiles_down * tiles_across * splits; }
   __device__ __forceinline__ int tile(int work) const { return work % (tiles_down * tiles_across); }
-  __device__ __forceinline__ int split(int work) const { return work / (tiles_down * tiles_across); }
+  __device__ __forceinline__ int split(int work) const {
+    return work / (tiles_down * tiles_across);
+  }
   // `depth`: as much of K as anybody wants.
   __device__ __forceinline__ int steps(int work, int depth) const {
     return ceil_div(min(depth - split(work) * split_depth, split_depth), HopperTile::kDepth);
@@ -136,7 +144,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     fence_mbarrier_init();
   }
   meet();
-  const int first = static_cast<int>(blockIdx.x) / cluster, clusters = static_cast<int>(gridDim.x) / cluster;
+  const int first = static_cast<int>(blockIdx.x) / cluster,
+            clusters = static_cast<int>(gridDim.x) / cluster;
   Ring<Tile::kStages> ring;
   // Of the tile of this block. False: nobody wants those of the cluster.
   struct Corner {
@@ -153,7 +162,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     give_registers<Tile::kProducerRegisters>();
     for (int work = first; thread == 0 && work < jobs.count(); work += clusters) {
       if (!find(work, corner)) continue;
-      const int k_first = jobs.split(work) * jobs.split_depth, steps = jobs.steps(work, epilogue.depth(jobs.K));
+      const int k_first = jobs.split(work) * jobs.split_depth,
+                steps = jobs.steps(work, epilogue.depth(jobs.K));
       for (int step = 0; step < steps; ++step, ring.next()) {
         unsigned char* const stage = smem + ring.stage * Tile::kStageBytes;
         const int k0 = k_first + step * Tile::kDepth;
@@ -161,9 +171,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         mbarrier_arrive_expect(full + ring.stage, Tile::kStageBytes);
         load_operand<kAInLine, Tile::kM>(stage, &a_map, corner.row, k0, full + ring.stage);
         for (int half = rank; half < 2; half += cluster)
-          load_operand<kBInLine, Tile::kN / 2>(stage + Tile::kABytes + half * (Tile::kBBytes / 2), &b_map,
-                                               corner.column + half * (Tile::kN / 2), k0, full + ring.stage,
-                                               cluster > 1 ? 3 : 0);
+          load_operand<kBInLine, Tile::kN / 2>(stage + Tile::kABytes + half * (Tile::kBBytes / 2),
+                                               &b_map, corner.column + half * (Tile::kN / 2), k0,
+                                               full + ring.stage, cluster > 1 ? 3 : 0);
       }
     }
   } else {
@@ -184,7 +194,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
           ring.skip(steps);
           continue;
         }
-        mbarrier_wait(turns + consumer, static_cast<uint32_t>(round + consumer + 1) % 2);  // the first has the first turn
+        mbarrier_wait(turns + consumer, static_cast<uint32_t>(round + consumer + 1) %
+                                            2);  // the first has the first turn
       }
       float d[Tile::kOwnM / 64][Tile::kN / 2];
       int before = 0;  // the stage of the step before, given back when its products are done
@@ -196,8 +207,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         for (int k = 0; k < Tile::kDepth / 16; ++k)
 #pragma unroll
           for (int i = 0; i < Tile::kOwnM / 64; ++i)
-            multiply<!kAInLine, !kBInLine>(d[i], operand_slice<kAInLine>(stage, own_rows + i * 64, k),
-                                           operand_slice<kBInLine>(stage + Tile::kABytes, 0, k), step > 0 || k > 0);
+            multiply<!kAInLine, !kBInLine>(
+                d[i], operand_slice<kAInLine>(stage, own_rows + i * 64, k),
+                operand_slice<kBInLine>(stage + Tile::kABytes, 0, k), step > 0 || k > 0);
         wgmma_commit();
         if (step > 0) {
           wgmma_wait<1>();
@@ -239,7 +251,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
 // Multiprocessors of the current device if it has wgmma, else 0.
 #ifdef SIGLIP2_CUDA_HOST
-inline int hopper_multiprocessors() { return cuda_host::config().wgmma ? 2 : 0; }  // so that a block has several tiles
+inline int hopper_multiprocessors() {
+  return cuda_host::config().wgmma ? 2 : 0;
+}  // so that a block has several tiles
 #else
 inline int hopper_multiprocessors() {
   int device = 0, major = 0, count = 0;
@@ -253,8 +267,8 @@ inline int hopper_multiprocessors() {
 #endif
 
 template <bool kRows, int kTileRows> TensorMap tensor_map_of(const MatrixOperand<kRows>& m) {
-  return tensor_map_of<2>(m.data, {m.length, m.lines}, {m.stride}, {64, kBoxLines<kRows, kTileRows>},
-                          Swizzle::bytes128);
+  return tensor_map_of<2>(m.data, {m.length, m.lines}, {m.stride},
+                          {64, kBoxLines<kRows, kTileRows>}, Swizzle::bytes128);
 }
 
 // Blocks of a cluster: as many as share the tiles without much left over. SIGLIP2_CLUSTER=1 keeps blocks apart, to
@@ -264,7 +278,8 @@ inline int cluster_of(int tiles_down) {
     const char* const wish = std::getenv("SIGLIP2_CLUSTER");
     return wish && std::strcmp(wish, "1") == 0;
   }();
-  return !apart && (tiles_down % kMostCluster == 0 || tiles_down >= 4 * kMostCluster) ? kMostCluster : 1;
+  return !apart && (tiles_down % kMostCluster == 0 || tiles_down >= 4 * kMostCluster) ? kMostCluster
+                                                                                      : 1;
 }
 
 // Returns the number of parts that the epilogue's finish() sees of each split.
@@ -272,11 +287,13 @@ template <class Tile, bool kA, bool kB, class E>
 int64_t launch_sm90(Stream& s, const MatrixOperand<kA>& a, const MatrixOperand<kB>& b, int M, int N,
                     int K, int split_depth, int splits, const E& epilogue) {
   const int cluster = cluster_of(ceil_div(M, Tile::kM));
-  const HopperWork jobs{ceil_div(M, Tile::kM * cluster), ceil_div(N, Tile::kN), cluster, split_depth, splits, K};
+  const HopperWork jobs{
+      ceil_div(M, Tile::kM * cluster), ceil_div(N, Tile::kN), cluster, split_depth, splits, K};
   const int clusters = std::max(std::min(jobs.count(), hopper_multiprocessors() / cluster), 1);
   launch_clusters(gemm_sm90_kernel<Tile, kA, kB, E>, static_cast<unsigned>(cluster),
                   static_cast<unsigned>(clusters * cluster), Tile::kThreads, Tile::kSmem, s,
-                  tensor_map_of<kA, Tile::kM>(a), tensor_map_of<kB, Tile::kN / 2>(b), M, jobs, epilogue);
+                  tensor_map_of<kA, Tile::kM>(a), tensor_map_of<kB, Tile::kN / 2>(b), M, jobs,
+                  epilogue);
   return int64_t{jobs.tiles_down} * cluster * jobs.tiles_across * Tile::kWarps;
 }
 

@@ -47,7 +47,8 @@ void update_mbarrier(uint64_t* barrier, Mbarrier m) {
   write_mbarrier(barrier, m);
   if (!complete) return;
   for (Thread* t = block->threads; t < block->threads + block->threads_count; ++t)
-    if (*t->state == State::waiting_mbarrier && t->mbarrier == barrier && t->parity != m.phase) wake(*t);
+    if (*t->state == State::waiting_mbarrier && t->mbarrier == barrier && t->parity != m.phase)
+      wake(*t);
 }
 
 // Shared memory of a block is gone when its threads are.
@@ -79,8 +80,7 @@ size_t copy_element(const TensorCopy& t, const int (&at)[5], size_t packed_offse
     if (x < 0 || x >= static_cast<int64_t>(m.dim[d])) inside = false;
     else offset += static_cast<uint64_t>(x) * m.stride[d];
   }
-  const uint32_t address =
-      swizzled(t.at + static_cast<uint32_t>(packed_offset), m.swizzle);
+  const uint32_t address = swizzled(t.at + static_cast<uint32_t>(packed_offset), m.swizzle);
   void* shared = shared_pointer(address, m.element_bytes, "TMA");
   auto global = const_cast<uint8_t*>(m.base) + offset;
   void* to = load ? shared : global;
@@ -141,7 +141,8 @@ void mbarrier_arrive(uint64_t* barrier, uint32_t expect_bytes) {
 
 void mbarrier_arrive_in(uint64_t* barrier, uint32_t rank) {
   check_mbarrier(barrier);
-  if (rank >= cluster->blocks.size()) throw Error("mbarrier: the cluster has no block of that rank");
+  if (rank >= cluster->blocks.size())
+    throw Error("mbarrier: the cluster has no block of that rank");
   Block& other = cluster->blocks[rank];
   const uint32_t address = shared_address(barrier);
   must_run(other, "an arrival is at an mbarrier of");
@@ -213,9 +214,11 @@ bool land_one_load() {
   return true;
 }
 
-void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier, uint32_t blocks) {
+void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier,
+              uint32_t blocks) {
   check_mbarrier(barrier);
-  if (blocks >> cluster->blocks.size()) throw Error("TMA: a copy goes to a block that the cluster does not have");
+  if (blocks >> cluster->blocks.size())
+    throw Error("TMA: a copy goes to a block that the cluster does not have");
   sanitizer::release(&cluster->load_token);
   TensorCopy load = make_copy(map, coordinates, dst);
   load.barrier = shared_address(barrier);
@@ -228,8 +231,7 @@ void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t*
   for (uint32_t rest = blocks; rest; rest &= rest - 1)
     issue(cluster->blocks[static_cast<size_t>(__builtin_ctz(rest))]);
   if (config().timing == Timing::early)
-    while (land_one_load()) {
-    }
+    while (land_one_load()) {}
 }
 
 void tma_store(const TensorMap* map, const int* coordinates, const void* src) {

@@ -19,8 +19,8 @@ struct Block;
 struct TensorCopy {  // TMA, either direction
   TensorMap map;
   int coordinates[5];
-  Block *from, *to;     // blocks whose thread issued it, and whose shared memory it is about
-  uint32_t at, barrier; // addresses there
+  Block *from, *to;      // blocks whose thread issued it, and whose shared memory it is about
+  uint32_t at, barrier;  // addresses there
 };
 
 // Asynchronous operations of one owner: those since the last commit, then the committed groups,
@@ -43,7 +43,7 @@ struct Thread {
   Fiber fiber;
   ThreadView view;
   Block* block = nullptr;
-  int index = 0;             // in the block
+  int index = 0;  // in the block
   State* state = nullptr;
   const char* waits_in = "";  // what it is parked in, for the deadlock report
   Where where;
@@ -123,7 +123,8 @@ struct Cluster {
 };
 
 extern constinit thread_local Cluster* cluster;
-extern constinit thread_local Block* block;  // that of the running thread; shared addresses are relative to it
+extern constinit thread_local Block*
+    block;  // that of the running thread; shared addresses are relative to it
 extern constinit thread_local Thread* current;  // null while the scheduler itself runs
 
 struct Inside {  // while the runtime acts on the shared memory of another block

@@ -16,7 +16,8 @@ namespace {
 class HostDevice final : public Device, private Stream {
  public:
   std::string name() const override {
-    return cuda_host::dry() ? "cuda-host (dry: kernels do nothing)" : "cuda-host (CUDA kernels run on the CPU)";
+    return cuda_host::dry() ? "cuda-host (dry: kernels do nothing)"
+                            : "cuda-host (CUDA kernels run on the CPU)";
   }
   bool is_cuda() const override { return true; }
 
@@ -30,7 +31,8 @@ class HostDevice final : public Device, private Stream {
   void upload(void* dst, const void* src, size_t bytes) override { copy(dst, src, bytes); }
   void download(void* dst, const void* src, size_t bytes) override { copy(dst, src, bytes); }
   void fill(void* dst, uint8_t byte, size_t bytes) override {
-    if (bytes && !cuda_host::dry()) enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
+    if (bytes && !cuda_host::dry())
+      enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
   }
   void notify(Done done, bool keeps_error) override {
     if (keeps_error) return done(error_);
@@ -75,7 +77,8 @@ class HostDevice final : public Device, private Stream {
   // posix_memalign, unlike aligned_alloc, takes any size, so ASan knows the exact end.
   void* scratch_allocate(size_t bytes) override {
     void* p = nullptr;
-    if (cuda_host::dry()) return untouched_;  // by anybody: a stream-ordered pool costs nothing like malloc
+    if (cuda_host::dry())
+      return untouched_;  // by anybody: a stream-ordered pool costs nothing like malloc
     if (posix_memalign(&p, 64, bytes)) throw std::bad_alloc();
     std::memset(p, 0xff, bytes);  // a kernel that reads what it did not write gets NaN
     scratch_used_ += bytes;

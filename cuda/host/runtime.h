@@ -57,10 +57,11 @@ struct ThreadView {
 extern constinit thread_local const ThreadView* view;  // the CUDA thread that is running
 
 // `cluster` blocks that are neighbours along x run at the same time; those of a cluster see each other's shared memory.
-void run_grid(dim3 grid, dim3 block, size_t smem, unsigned cluster, const std::function<void()>& thread);
+void run_grid(dim3 grid, dim3 block, size_t smem, unsigned cluster,
+              const std::function<void()>& thread);
 
-template <class... P, class... A>
-void run_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, unsigned cluster, A&&... a) {
+template <class... P, class... A> void run_kernel(void (*kernel)(P...), dim3 grid, dim3 block,
+                                                  size_t smem, unsigned cluster, A&&... a) {
   const std::tuple<std::decay_t<P>...> args(std::forward<A>(a)...);
   run_grid(grid, block, smem, cluster, [&] { std::apply(kernel, args); });
 }
@@ -95,7 +96,8 @@ void* shared_pointer(uint32_t address, size_t bytes, const char* what);
 
 void mbarrier_init(uint64_t* barrier, uint32_t count);
 void mbarrier_arrive(uint64_t* barrier, uint32_t expect_bytes);
-void mbarrier_arrive_in(uint64_t* barrier, uint32_t rank);  // at the same place in another block of the cluster
+void mbarrier_arrive_in(uint64_t* barrier,
+                        uint32_t rank);  // at the same place in another block of the cluster
 void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where);
 
 void cp_async(void* dst, const void* src, int bytes,
@@ -113,7 +115,8 @@ struct alignas(64) TensorMap {
   uint8_t swizzle;  // 0 none, 1 32 B, 2 64 B, 3 128 B, as CU_TENSOR_MAP_SWIZZLE_*
 };
 // `blocks`: ranks in the cluster that get a copy each, at the same addresses; 0: this block.
-void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier, uint32_t blocks = 0);
+void tma_load(void* dst, const TensorMap* map, const int* coordinates, uint64_t* barrier,
+              uint32_t blocks = 0);
 void tma_store(const TensorMap* map, const int* coordinates, const void* src);
 void bulk_commit();
 void bulk_wait(int groups_left);

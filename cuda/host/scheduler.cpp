@@ -152,8 +152,10 @@ std::string deadlock_report() {
   };
   for (size_t i = 0, j; i < threads.size(); i = j) {
     for (j = i + 1; j < threads.size() && same(i, j);) ++j;
-    report += "\n  threads " + std::to_string(threads[i].index) + ".." + std::to_string(threads[j - 1].index);
-    if (cluster->blocks.size() > 1) report += " of block " + std::to_string(threads[i].view.block.x);
+    report += "\n  threads " + std::to_string(threads[i].index) + ".." +
+              std::to_string(threads[j - 1].index);
+    if (cluster->blocks.size() > 1)
+      report += " of block " + std::to_string(threads[i].view.block.x);
     if (states[i] == State::done) report += ": exited";
     else
       report += std::string(": waiting in ") + threads[i].waits_in + " at " +
@@ -163,7 +165,9 @@ std::string deadlock_report() {
 }
 
 // Of each thread, with as many as 65,536 for a block allow; setmaxnreg moves them between warpgroups.
-int launch_registers(size_t threads) { return std::min(256, static_cast<int>(65536 / threads / 8 * 8)); }
+int launch_registers(size_t threads) {
+  return std::min(256, static_cast<int>(65536 / threads / 8 * 8));
+}
 
 // `threads` and `states`: the block's own, of the cluster's.
 void prepare_block(Block& b, Thread* threads, State* states, uint3 id, dim3 grid) {
@@ -191,11 +195,11 @@ void check_end(const Block& b) {
     if (!w.ops.empty()) fail("the block ends with wgmma outstanding");
   int registers = 0;
   for (const Warpgroup& w : b.warpgroups) registers += w.registers;
-  const int launched =
-      launch_registers(static_cast<size_t>(b.threads_count)) * static_cast<int>(b.warpgroups.size());
+  const int launched = launch_registers(static_cast<size_t>(b.threads_count)) *
+                       static_cast<int>(b.warpgroups.size());
   if (registers > launched)
-    fail("setmaxnreg would wait for ever: warpgroups want " + std::to_string(registers) + " registers, the launch gave " +
-         std::to_string(launched));
+    fail("setmaxnreg would wait for ever: warpgroups want " + std::to_string(registers) +
+         " registers, the launch gave " + std::to_string(launched));
 }
 
 void run_cluster(Cluster& c) {
@@ -206,8 +210,7 @@ void run_cluster(Cluster& c) {
     if (Thread* t = pick()) switch_to(t, false);
     else if (!land_one_load()) fail(deadlock_report());
   }
-  while (!c.failed && land_one_load()) {
-  }
+  while (!c.failed && land_one_load()) {}
   for (const Block& b : c.blocks) check_end(b);
   if (config().ordered_blocks) sanitizer::acquire(&c.end_token);
 }
@@ -275,7 +278,8 @@ void trap(const char* message, Where where) {
   throw Error(std::string(where.file_name()) + ":" + std::to_string(where.line()) + ": " + message);
 }
 
-void run_grid(dim3 grid, dim3 size, size_t smem, unsigned blocks, const std::function<void()>& thread) {
+void run_grid(dim3 grid, dim3 size, size_t smem, unsigned blocks,
+              const std::function<void()>& thread) {
   check_launch(grid, size, smem, blocks);
   SharedBuffers buffers(smem, blocks);
   const size_t threads = size_t{size.x} * size.y * size.z;
@@ -302,7 +306,8 @@ void run_grid(dim3 grid, dim3 size, size_t smem, unsigned blocks, const std::fun
     c.done = 0;
     for (size_t rank = 0; rank < blocks; ++rank) {
       const uint64_t n = i * blocks + rank;
-      const uint3 id = {static_cast<unsigned>(n % grid.x), static_cast<unsigned>(n / grid.x % grid.y),
+      const uint3 id = {static_cast<unsigned>(n % grid.x),
+                        static_cast<unsigned>(n / grid.x % grid.y),
                         static_cast<unsigned>(n / grid.x / grid.y)};
       Block& b = c.blocks[rank];
       b.threads_count = static_cast<int>(threads);

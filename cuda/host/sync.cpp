@@ -133,8 +133,9 @@ void set_registers(int registers, bool takes, Where where) {
   const auto run = [](Warpgroup& group, void** threads) {
     const auto& wanted = *static_cast<const Change*>(threads[0]);
     if (wanted.takes ? wanted.registers < group.registers : wanted.registers > group.registers)
-      throw Error("setmaxnreg: a warpgroup of " + std::to_string(group.registers) + " registers a thread cannot " +
-                  (wanted.takes ? "take up to " : "give down to ") + std::to_string(wanted.registers));
+      throw Error("setmaxnreg: a warpgroup of " + std::to_string(group.registers) +
+                  " registers a thread cannot " + (wanted.takes ? "take up to " : "give down to ") +
+                  std::to_string(wanted.registers));
     group.registers = wanted.registers;
   };
   warpgroup_collective(&change, run, "setmaxnreg", where);

@@ -11,13 +11,15 @@
 
 namespace siglip2::cuda::patches {
 
-constexpr int kDepth = 64;                           // of a stage
-constexpr int kGroupPatches = 128, kOutputs = 128;  // rows of a consumer warpgroup, columns of a tile
+constexpr int kDepth = 64;  // of a stage
+constexpr int kGroupPatches = 128,
+              kOutputs = 128;  // rows of a consumer warpgroup, columns of a tile
 constexpr int kWeightBytes = kOutputs * kDepth * 2;  // of a stage's depth
 constexpr int kProducers = 128;                      // threads, which copy bytes
 constexpr int kPatchThreads = kProducers + 2 * 128;
 constexpr int kPatchProducerRegisters = 40, kPatchConsumerRegisters = 232;
-static_assert(kPatchProducerRegisters + 2 * kPatchConsumerRegisters <= 3 * ((64 << 10) / kPatchThreads / 8 * 8));
+static_assert(kPatchProducerRegisters + 2 * kPatchConsumerRegisters <=
+              3 * ((64 << 10) / kPatchThreads / 8 * 8));
 
 // Which value of a patch stands at a place along the depth of the product, both from 0 on: slice s of 16 in a stage
 // takes bytes 4 s to 4 s + 3 of the 16 that each of four lanes has; places j and j + 1, j even, share a register.
@@ -28,8 +30,8 @@ __host__ __device__ constexpr int value_at(int place) {
 
 struct PatchProduct {
   Patches p;
-  __nv_bfloat16* y;       // (lines, D) = bytes, less 128, times weights · kScale + shift + position
-  const float* shift;     // (D)
+  __nv_bfloat16* y;    // (lines, D) = bytes, less 128, times weights · kScale + shift + position
+  const float* shift;  // (D)
   const float* position;  // (N, D), used in turn
   int N, D, steps;        // D: a multiple of 8; stages along the depth
 };
@@ -42,7 +44,8 @@ template <int kRows> struct ByteCopies {
   static constexpr int kApart = kProducers / 4, kEach = kRows / kApart;
   static constexpr uint32_t kNowhere = ~0u;
   uint32_t corner[kEach];  // in units of 16 bytes
-  const int row0 = static_cast<int>(threadIdx.x) / 4, chunk = static_cast<int>(threadIdx.x) % 4 * 16;
+  const int row0 = static_cast<int>(threadIdx.x) / 4,
+            chunk = static_cast<int>(threadIdx.x) % 4 * 16;
 
   __device__ __forceinline__ void set(const Patches& p, int first) {
 #pragma unroll
@@ -59,7 +62,8 @@ template <int kRows> struct ByteCopies {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const bool valid = there && corner[i] != kNowhere;
-      cp_async_16(stage + (i * kApart + row0) * kDepth + chunk, valid ? from + int64_t{corner[i]} * 16 : p.data, valid);
+      cp_async_16(stage + (i * kApart + row0) * kDepth + chunk,
+                  valid ? from + int64_t{corner[i]} * 16 : p.data, valid);
     }
     cp_async_commit();
   }
@@ -76,7 +80,8 @@ __device__ __forceinline__ void announce_bytes(uint64_t* full) {
 // The lane's 16 bytes of each of its four rows, two in a block of 64. `bytes`: 128 patches.
 __device__ __forceinline__ void load_bytes(uint4 (&rows)[4], const unsigned char* bytes) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const unsigned char* const mine = bytes + (thread / 32 % 4 * 16 + lane / 4) * kDepth + lane % 4 * 16;
+  const unsigned char* const mine =
+      bytes + (thread / 32 % 4 * 16 + lane / 4) * kDepth + lane % 4 * 16;
 #pragma unroll
   for (int row = 0; row < 4; ++row)
     rows[row] = *reinterpret_cast<const uint4*>(mine + (row / 2 * 64 + row % 2 * 8) * kDepth);
@@ -91,10 +96,12 @@ __device__ __forceinline__ uint32_t centred_bytes(uint32_t word) {
 using Fragments = uint32_t[2][2][4];
 
 // kHalf says which eight of the 16 bytes are meant.
-template <int kHalf> __device__ __forceinline__ void convert_bytes(Fragments& a, const uint4 (&rows)[4]) {
+template <int kHalf>
+__device__ __forceinline__ void convert_bytes(Fragments& a, const uint4 (&rows)[4]) {
 #pragma unroll
   for (int row = 0; row < 4; ++row) {
-    const uint32_t words[2] = {kHalf ? rows[row].z : rows[row].x, kHalf ? rows[row].w : rows[row].y};
+    const uint32_t words[2] = {kHalf ? rows[row].z : rows[row].x,
+                               kHalf ? rows[row].w : rows[row].y};
 #pragma unroll
     for (int slice = 0; slice < 2; ++slice) {
       a[slice][row / 2][row % 2] = centred_bytes(words[slice]);
@@ -105,8 +112,8 @@ template <int kHalf> __device__ __forceinline__ void convert_bytes(Fragments& a,
 
 // Half of a stage's products.
 template <int kHalf>
-__device__ __forceinline__ void issue_products(float (&d)[2][64], const Fragments& a, const unsigned char* weight,
-                                               bool accumulate) {
+__device__ __forceinline__ void issue_products(float (&d)[2][64], const Fragments& a,
+                                               const unsigned char* weight, bool accumulate) {
   wgmma_fence();
 #pragma unroll
   for (int slice = 0; slice < 2; ++slice) {
@@ -119,7 +126,8 @@ __device__ __forceinline__ void issue_products(float (&d)[2][64], const Fragment
 }
 
 // y of a consumer's 128 patches, from `row0`, and the 128 columns from `column0`.
-__device__ __forceinline__ void store_products(const PatchProduct& g, const float (&d)[2][64], int row0, int column0) {
+__device__ __forceinline__ void store_products(const PatchProduct& g, const float (&d)[2][64],
+                                               int row0, int column0) {
   constexpr int kGroups = kOutputs / 32;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int mine = column0 + lane % 4 * 8;
@@ -137,7 +145,8 @@ __device__ __forceinline__ void store_products(const PatchProduct& g, const floa
       const int column = mine + n * 32;
       float pairs[4][2], v[8], shift[8];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) pairs[e / 2][e % 2] = d[block][n * 16 + e / 2 * 4 + half * 2 + e % 2];
+      for (int e = 0; e < 8; ++e)
+        pairs[e / 2][e % 2] = d[block][n * 16 + e / 2 * 4 + half * 2 + e % 2];
       gather_columns(v, pairs);
       if (row >= g.p.lines || column >= g.D) continue;
       load_values(shift, g.shift + column);

@@ -10,7 +10,8 @@ namespace {
 
 patches::Patches patches_of(Tensor images, int64_t B, int64_t H, int64_t W, int64_t P) {
   if (P <= 0 || H < P || W < P) throw std::invalid_argument("an image is smaller than one patch");
-  if (H > INT16_MAX || W > INT16_MAX) throw std::invalid_argument("an image has more than 32767 rows or columns");
+  if (H > INT16_MAX || W > INT16_MAX)
+    throw std::invalid_argument("an image has more than 32767 rows or columns");
   const int64_t N = H / P * (W / P);
   if (B * N > INT32_MAX) throw std::invalid_argument("there are more than 2^31 - 1 patches");
   patches::Patches p{};
@@ -29,20 +30,22 @@ patches::Patches patches_of(Tensor images, int64_t B, int64_t H, int64_t W, int6
 
 }  // namespace
 
-void patch_embed_forward(Stream& s, Tensor y, Tensor images, Tensor weight, Tensor bias, Tensor position, int64_t B,
-                         int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+void patch_embed_forward(Stream& s, Tensor y, Tensor images, Tensor weight, Tensor bias,
+                         Tensor position, int64_t B, int64_t H, int64_t W, int64_t P, int64_t D,
+                         bool flat) {
   const patches::Patches p = patches_of(images, B, H, W, P);
   if (p.lines == 0 || D == 0) return;
   dispatch_element(y.dtype, [&](auto t) {
     using T = decltype(t);
-    patches::embed_patches(s, y.as<T>(p.lines * D), p, weight.as<const T>(D * p.length), bias.as<const float>(D),
-                           position.as<const float>(p.per_image * D), p.per_image, D,
-                           {static_cast<int>(P), flat});
+    patches::embed_patches(s, y.as<T>(p.lines * D), p, weight.as<const T>(D * p.length),
+                           bias.as<const float>(D), position.as<const float>(p.per_image * D),
+                           p.per_image, D, {static_cast<int>(P), flat});
   });
 }
 
-void patch_embed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor dposition, Tensor dy, Tensor images,
-                          int64_t B, int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+void patch_embed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor dposition, Tensor dy,
+                          Tensor images, int64_t B, int64_t H, int64_t W, int64_t P, int64_t D,
+                          bool flat) {
   const patches::Patches p = patches_of(images, B, H, W, P);
   if (p.lines == 0 || D == 0) return;
   dispatch_element(dy.dtype, [&](auto t) {
@@ -52,7 +55,8 @@ void patch_embed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor dposit
     Scratch<float> by_place(s, places), sums(s, D);
     column_sums<false>(s, by_place.data(), g, p.lines * D, places);
     column_sums<false>(s, sums.data(), by_place.data(), places, D);
-    if (float* const dp = dposition.as_or_null<float>(places)) column_sums<true>(s, dp, by_place.data(), places, places);
+    if (float* const dp = dposition.as_or_null<float>(places))
+      column_sums<true>(s, dp, by_place.data(), places, places);
     if (float* const db = dbias.as_or_null<float>(D)) column_sums<true>(s, db, sums.data(), D, D);
     if (float* const dw = dweight.as_or_null<float>(D * p.length))
       patches::add_weight_gradient(s, dw, g, sums.data(), p, D, {static_cast<int>(P), flat});

@@ -23,18 +23,19 @@ constexpr patches::Columns kAsTheyLie{1, true};
 
 }  // namespace
 
-void patch_embed_packed_forward(Stream& s, Tensor y, Tensor bytes, Tensor weight, Tensor bias, Tensor position,
-                                int64_t T, int64_t K, int64_t D) {
+void patch_embed_packed_forward(Stream& s, Tensor y, Tensor bytes, Tensor weight, Tensor bias,
+                                Tensor position, int64_t T, int64_t K, int64_t D) {
   if (T == 0 || D == 0) return;
   dispatch_element(y.dtype, [&](auto t) {
     using E = decltype(t);
-    patches::embed_patches(s, y.as<E>(T * D), packed_patches(bytes, T, K), weight.as<const E>(D * K),
-                           bias.as<const float>(D), position.as<const float>(T * D), T, D, kAsTheyLie);
+    patches::embed_patches(s, y.as<E>(T * D), packed_patches(bytes, T, K),
+                           weight.as<const E>(D * K), bias.as<const float>(D),
+                           position.as<const float>(T * D), T, D, kAsTheyLie);
   });
 }
 
-void patch_embed_packed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor dy, Tensor bytes, int64_t T,
-                                 int64_t K, int64_t D) {
+void patch_embed_packed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor dy, Tensor bytes,
+                                 int64_t T, int64_t K, int64_t D) {
   if (T == 0 || D == 0) return;
   dispatch_element(dy.dtype, [&](auto t) {
     using E = decltype(t);
@@ -43,7 +44,8 @@ void patch_embed_packed_backward(Stream& s, Tensor dweight, Tensor dbias, Tensor
     column_sums<false>(s, sums.data(), g, T * D, D);
     if (float* const db = dbias.as_or_null<float>(D)) column_sums<true>(s, db, sums.data(), D, D);
     if (float* const dw = dweight.as_or_null<float>(D * K))
-      patches::add_weight_gradient(s, dw, g, sums.data(), packed_patches(bytes, T, K), D, kAsTheyLie);
+      patches::add_weight_gradient(s, dw, g, sums.data(), packed_patches(bytes, T, K), D,
+                                   kAsTheyLie);
   });
 }
 

@@ -13,7 +13,8 @@
 
 namespace siglip2::cuda::patches {
 
-constexpr int kByteArrivals = kProducers / 32, kConsumerWarps = 4;  // by which a stage is filled; of one warpgroup
+constexpr int kByteArrivals = kProducers / 32,
+              kConsumerWarps = 4;  // by which a stage is filled; of one warpgroup
 
 // ---- weight in shared memory --------------------------------------------------------------------
 
@@ -27,10 +28,14 @@ struct Resident {
   unsigned char *weight, *bytes;         // (kSteps), (kStages)
   uint64_t *weight_full, *full, *empty;  // likewise
   __device__ __forceinline__ explicit Resident(unsigned char* smem)
-      : weight(smem), bytes(weight + kSteps * kWeightBytes),
-        weight_full(reinterpret_cast<uint64_t*>(bytes + kStages * kBytes)), full(weight_full + kSteps),
+      : weight(smem),
+        bytes(weight + kSteps * kWeightBytes),
+        weight_full(reinterpret_cast<uint64_t*>(bytes + kStages * kBytes)),
+        full(weight_full + kSteps),
         empty(full + kStages) {}
-  __device__ __forceinline__ static int stage(uint32_t fill) { return static_cast<int>(fill % kStages); }
+  __device__ __forceinline__ static int stage(uint32_t fill) {
+    return static_cast<int>(fill % kStages);
+  }
   __device__ __forceinline__ static uint32_t parity(uint32_t fill) { return fill / kStages & 1; }
 };
 
@@ -47,13 +52,14 @@ struct Walk {
   __device__ __forceinline__ int row0(int i) const { return (first + i * apart) * kGroupPatches; }
 };
 
-__device__ __forceinline__ void fill_resident(const PatchProduct& g, const TensorMap* weight, const Resident& r) {
+__device__ __forceinline__ void fill_resident(const PatchProduct& g, const TensorMap* weight,
+                                              const Resident& r) {
   const Walk walk(g, static_cast<int>(blockIdx.x));
   if (threadIdx.x == 0)
     for (int step = 0; step < g.steps; ++step) {
       mbarrier_arrive_expect(r.weight_full + step, kWeightBytes);
-      load_operand<true, kOutputs>(r.weight + step * kWeightBytes, weight, walk.column * kOutputs, step * kDepth,
-                                   r.weight_full + step);
+      load_operand<true, kOutputs>(r.weight + step * kWeightBytes, weight, walk.column * kOutputs,
+                                   step * kDepth, r.weight_full + step);
     }
   ByteCopies<kGroupPatches> copies;
   uint32_t fill = 0;
@@ -67,7 +73,8 @@ __device__ __forceinline__ void fill_resident(const PatchProduct& g, const Tenso
     }
   }
   cp_async_wait<0>();
-  for (uint32_t last = fill - min(fill, Resident::kBehind); last < fill; ++last) announce_bytes(r.full + r.stage(last));
+  for (uint32_t last = fill - min(fill, Resident::kBehind); last < fill; ++last)
+    announce_bytes(r.full + r.stage(last));
 }
 
 constexpr int kTurnBarrier = 1;  // and the next, one for each consumer
@@ -84,7 +91,8 @@ __device__ __forceinline__ void multiply_resident(const PatchProduct& g, const R
     const auto load = [&](int step) {  // and gives the stage back
       const auto fill = static_cast<uint32_t>(i * g.steps + step);
       mbarrier_wait(r.full + r.stage(fill), r.parity(fill));
-      if (step + 1 == g.steps && i + 1 < count) barrier_arrive(kTurnBarrier + 1 - consumer, 2 * 128);
+      if (step + 1 == g.steps && i + 1 < count)
+        barrier_arrive(kTurnBarrier + 1 - consumer, 2 * 128);
       load_bytes(rows, r.bytes + r.stage(fill) * Resident::kBytes);
       __syncwarp();
       if (threadIdx.x % 32 == 0) mbarrier_arrive(r.empty + r.stage(fill));
@@ -141,27 +149,37 @@ struct Streamed {
   static_assert(kSmem <= 227 << 10);
   // A fill is announced when the next is under way, and a stage given back a step late.
   static_assert(kLead + 2 < kStages, "the first consumer could not get ahead of the second");
-  static_assert(Resident::kSteps + kLead >= kStages, "the first consumer could lead twice while the second waits once");
+  static_assert(Resident::kSteps + kLead >= kStages,
+                "the first consumer could lead twice while the second waits once");
 
   unsigned char* memory;
   uint64_t *full, *empty;
   __device__ __forceinline__ explicit Streamed(unsigned char* smem)
-      : memory(smem), full(reinterpret_cast<uint64_t*>(smem + kStages * kStageBytes)), empty(full + kStages) {}
-  __device__ __forceinline__ unsigned char* bytes(int stage) const { return memory + stage * kStageBytes; }
-  __device__ __forceinline__ unsigned char* weight(int stage) const { return bytes(stage) + kBytes; }
+      : memory(smem),
+        full(reinterpret_cast<uint64_t*>(smem + kStages * kStageBytes)),
+        empty(full + kStages) {}
+  __device__ __forceinline__ unsigned char* bytes(int stage) const {
+    return memory + stage * kStageBytes;
+  }
+  __device__ __forceinline__ unsigned char* weight(int stage) const {
+    return bytes(stage) + kBytes;
+  }
 };
 
 // Calls f(tile) for the tiles of this block; corner_of_tile() is then its corner.
 template <class F> __device__ __forceinline__ void each_tile(const PatchProduct& g, F&& f) {
   const int tiles = ceil_div(g.p.lines, Streamed::kRows) * ceil_div(g.D, kOutputs);
-  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) f(tile);
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x))
+    f(tile);
 }
 __device__ __forceinline__ TilePlace corner_of_tile(const PatchProduct& g, int tile) {
-  const TilePlace place = place_of_tile(tile, ceil_div(g.p.lines, Streamed::kRows), ceil_div(g.D, kOutputs));
+  const TilePlace place =
+      place_of_tile(tile, ceil_div(g.p.lines, Streamed::kRows), ceil_div(g.D, kOutputs));
   return {place.row * Streamed::kRows, place.column * kOutputs};
 }
 
-__device__ __forceinline__ void fill_streamed(const PatchProduct& g, const TensorMap* weight, const Streamed& r) {
+__device__ __forceinline__ void fill_streamed(const PatchProduct& g, const TensorMap* weight,
+                                              const Streamed& r) {
   Ring<Streamed::kStages> ring;
   ByteCopies<Streamed::kRows> copies;
   uint64_t* unannounced = nullptr;
@@ -173,7 +191,8 @@ __device__ __forceinline__ void fill_streamed(const PatchProduct& g, const Tenso
       mbarrier_wait(r.empty + ring.stage, ring.parity ^ 1);
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect(full, kWeightBytes);
-        load_operand<true, kOutputs>(r.weight(ring.stage), weight, corner.column, step * kDepth, full);
+        load_operand<true, kOutputs>(r.weight(ring.stage), weight, corner.column, step * kDepth,
+                                     full);
       }
       copies.copy(g.p, r.bytes(ring.stage), step);
       cp_async_wait<1>();
@@ -251,26 +270,32 @@ inline bool weight_fits(const Patches& p) { return p.length <= Resident::kSteps 
 inline bool fits_sm90(const Patches& p, int64_t D, bool aligned) {
   if (!aligned || p.length == 0 || !p.in_chunks(16)) return false;
   if (ceil_div(p.lines, p.per_image) * p.image / 16 > UINT32_MAX) return false;
-  const int64_t across = ceil_div<int64_t>(D, kOutputs), tiles = ceil_div(p.lines, kGroupPatches) * across;
+  const int64_t across = ceil_div<int64_t>(D, kOutputs),
+                tiles = ceil_div(p.lines, kGroupPatches) * across;
   const int multiprocessors = hopper_multiprocessors();
-  return multiprocessors > 0 && tiles >= multiprocessors && (across <= multiprocessors || !weight_fits(p));
+  return multiprocessors > 0 && tiles >= multiprocessors &&
+         (across <= multiprocessors || !weight_fits(p));
 }
 // Length of the weight's lines as the kernels want them: zeros up to a whole stage.
-inline int64_t padded_depth(const Patches& p) { return ceil_div(p.length, kDepth) * int64_t{kDepth}; }
+inline int64_t padded_depth(const Patches& p) {
+  return ceil_div(p.length, kDepth) * int64_t{kDepth};
+}
 
 // `ordered` (D, padded_depth): the weight with its values as value_at() has them.
 inline void embed_sm90(Stream& s, PatchProduct g, const __nv_bfloat16* ordered) {
   const int64_t depth = padded_depth(g.p);
   g.steps = static_cast<int>(depth / kDepth);
-  const TensorMap weight = tensor_map_of<true, kOutputs>(MatrixOperand<true>(ordered, g.D, depth, depth));
+  const TensorMap weight =
+      tensor_map_of<true, kOutputs>(MatrixOperand<true>(ordered, g.D, depth, depth));
   const int across = ceil_div(g.D, kOutputs), multiprocessors = hopper_multiprocessors();
   if (weight_fits(g.p)) {
     const int side_by_side = std::min(multiprocessors / across, ceil_div(g.p.lines, kGroupPatches));
-    launch(patch_embed_resident_kernel, static_cast<unsigned>(across * side_by_side), kPatchThreads, Resident::kSmem, s,
-           g, weight);
+    launch(patch_embed_resident_kernel, static_cast<unsigned>(across * side_by_side), kPatchThreads,
+           Resident::kSmem, s, g, weight);
   } else {
     const int64_t tiles = int64_t{ceil_div(g.p.lines, Streamed::kRows)} * across;
-    launch(patch_embed_streamed_kernel, static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors)), kPatchThreads,
+    launch(patch_embed_streamed_kernel,
+           static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors)), kPatchThreads,
            Streamed::kSmem, s, g, weight);
   }
 }

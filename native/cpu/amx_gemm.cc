@@ -13,7 +13,8 @@ namespace siglip2 {
 
 bool has_amx() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl of Linux
-  static const bool has = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
+  static const bool has = __builtin_cpu_supports("amx-bf16") &&
+                          __builtin_cpu_supports("amx-tile") &&
                           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return has;
 }
@@ -26,7 +27,8 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-__attribute__((target("amx-tile,amx-bf16"))) void block(const uint16_t* a, const uint16_t* b, int64_t steps, float* c) {
+__attribute__((target("amx-tile,amx-bf16"))) void block(const uint16_t* a, const uint16_t* b,
+                                                        int64_t steps, float* c) {
   constexpr int64_t kTile = 512;  // elements of a tile of A or B
   constexpr int kRow = 64, kOut = tiles::kSide * sizeof(float);
   static const TileConfig config;
@@ -54,15 +56,16 @@ __attribute__((target("amx-tile,amx-bf16"))) void block(const uint16_t* a, const
 
 }  // namespace
 
-void amx_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, void* c,
-              DType c_dtype, int64_t c_stride) {
+void amx_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a,
+              const Matrix& b, void* c, DType c_dtype, int64_t c_stride) {
   tiles::product(s, M, N, K, alpha, a, b, c, c_dtype, c_stride, block);
 }
 
 #else
 
 bool has_amx() { return false; }
-void amx_gemm(Stream&, int64_t, int64_t, int64_t, float, const Matrix&, const Matrix&, void*, DType, int64_t) {}
+void amx_gemm(Stream&, int64_t, int64_t, int64_t, float, const Matrix&, const Matrix&, void*, DType,
+              int64_t) {}
 
 #endif
 

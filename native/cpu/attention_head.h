@@ -22,20 +22,23 @@ struct Shape {
   const int32_t *lengths, *q_starts, *k_starts;
 
   int64_t columns() const { return round_up(D, kLanes); }
-  int64_t ld() const { return leading(D); }                          // row of a packed Q, K, V, O
-  int64_t ldt() const { return leading(std::min(Nk, kKeys)); }       // row of a tile of scores, Kᵀ or Vᵀ
+  int64_t ld() const { return leading(D); }                     // row of a packed Q, K, V, O
+  int64_t ldt() const { return leading(std::min(Nk, kKeys)); }  // row of a tile of scores, Kᵀ or Vᵀ
 };
 
 // One sample: its rows of queries and of keys.
 struct Sample {
   int64_t q_begin, Nq, k_begin, Nk;
-  int64_t keys;  // that any of its queries sees
+  int64_t keys;    // that any of its queries sees
   int64_t q_rows;  // where its queries begin in q and dq: 0 when they are shared
 
   Sample(const Shape& s, int64_t b)
-      : q_begin(s.q_starts ? s.q_starts[b] : b * s.Nq), Nq(s.q_starts ? s.q_starts[b + 1] - q_begin : s.Nq),
-        k_begin(s.k_starts ? s.k_starts[b] : b * s.Nk), Nk(s.k_starts ? s.k_starts[b + 1] - k_begin : s.Nk),
-        keys(s.lengths ? std::clamp<int64_t>(s.lengths[b], 0, Nk) : Nk), q_rows(s.q_shared ? 0 : q_begin) {
+      : q_begin(s.q_starts ? s.q_starts[b] : b * s.Nq),
+        Nq(s.q_starts ? s.q_starts[b + 1] - q_begin : s.Nq),
+        k_begin(s.k_starts ? s.k_starts[b] : b * s.Nk),
+        Nk(s.k_starts ? s.k_starts[b + 1] - k_begin : s.Nk),
+        keys(s.lengths ? std::clamp<int64_t>(s.lengths[b], 0, Nk) : Nk),
+        q_rows(s.q_shared ? 0 : q_begin) {
     if (s.causal) keys = std::min(keys, Nq);
   }
 };
@@ -87,10 +90,12 @@ int64_t forward_floats(const Shape& s) {
 }
 
 // Query rows begin … end of one head.
-template <class T>
-void forward_head(const Shape& s, const Sample& sample, int64_t begin, int64_t end, T* o, int64_t o_row, float* lse,
-                  const T* q, int64_t q_row, const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
-  const int64_t ld = s.ld(), ldt = s.ldt(), nk = s.causal ? std::min(sample.keys, end) : sample.keys;
+template <class T> void forward_head(const Shape& s, const Sample& sample, int64_t begin,
+                                     int64_t end, T* o, int64_t o_row, float* lse, const T* q,
+                                     int64_t q_row, const T* k, int64_t k_row, const T* v,
+                                     int64_t v_row, float* space) {
+  const int64_t ld = s.ld(), ldt = s.ldt(),
+                nk = s.causal ? std::min(sample.keys, end) : sample.keys;
   if (nk == 0) {
     zero_rows(o + begin * o_row, o_row, end - begin, s.D);
     std::fill(lse + begin, lse + end, -kInfinity);
@@ -105,7 +110,8 @@ void forward_head(const Shape& s, const Sample& sample, int64_t begin, int64_t e
   float* kt = take(0);
   const int64_t kt_tile = s.columns() * ldt;
   for (int64_t j = 0; j < nk; j += kKeys)
-    pack_transposed(kt + j / kKeys * kt_tile, ldt, some, ld, k + j * k_row, k_row, std::min(kKeys, nk - j), s.D);
+    pack_transposed(kt + j / kKeys * kt_tile, ldt, some, ld, k + j * k_row, k_row,
+                    std::min(kKeys, nk - j), s.D);
   pack_rows(vs, ld, v, v_row, nk, s.D, 1.0f);
   for (int64_t i = begin; i < end; i += kRows) {
     const int64_t rows = std::min(kRows, end - i), seen = s.causal ? std::min(nk, i + rows) : nk;
@@ -117,8 +123,8 @@ void forward_head(const Shape& s, const Sample& sample, int64_t begin, int64_t e
       const int64_t n = std::min(kKeys, seen - j);
       tile_gemm<false>(rows, n, s.D, qs, ld, kt + j / kKeys * kt_tile, ldt, scores, ldt, false);
       for (int64_t r = 0; r < rows; ++r)
-        softmax_row(scores + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, m + r, l + r, os + r * ld,
-                    s.D);
+        softmax_row(scores + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, m + r, l + r,
+                    os + r * ld, s.D);
       tile_gemm<false>(rows, s.D, n, scores, ldt, vs + j * ld, ld, os, ld, j > 0);
     }
     for (int64_t r = 0; r < kRows; r += kLanes) {  // rows beyond the block hold anything
@@ -131,14 +137,16 @@ void forward_head(const Shape& s, const Sample& sample, int64_t begin, int64_t e
 }
 
 int64_t backward_floats(const Shape& s) {
-  return 2 * s.columns() * s.ldt() + (kLanes + 3 * s.Nq + 3 * kKeys) * s.ld() + 2 * kRows * s.ldt() + round_up(s.Nq, 16);
+  return 2 * s.columns() * s.ldt() + (kLanes + 3 * s.Nq + 3 * kKeys) * s.ld() +
+         2 * kRows * s.ldt() + round_up(s.Nq, 16);
 }
 
 // One head; G is float where dq is a partial sum. Null outputs are not computed.
-template <class T, class G>
-void backward_head(const Shape& s, const Sample& sample, G* dq, int64_t dq_row, T* dk, T* dv, const T* d_o, const T* o,
-                   int64_t o_row, const float* lse, const T* q, int64_t q_row, const T* k, int64_t k_row, const T* v,
-                   int64_t v_row, float* space) {
+template <class T, class G> void backward_head(const Shape& s, const Sample& sample, G* dq,
+                                               int64_t dq_row, T* dk, T* dv, const T* d_o,
+                                               const T* o, int64_t o_row, const float* lse,
+                                               const T* q, int64_t q_row, const T* k, int64_t k_row,
+                                               const T* v, int64_t v_row, float* space) {
   const int64_t ld = s.ld(), ldt = s.ldt(), Nq = sample.Nq, nk = sample.keys;
   if (dk) zero_rows(dk + nk * k_row, k_row, sample.Nk - nk, s.D);
   if (dv) zero_rows(dv + nk * v_row, v_row, sample.Nk - nk, s.D);
@@ -174,12 +182,13 @@ void backward_head(const Shape& s, const Sample& sample, G* dq, int64_t dq_row, 
     std::fill(dks, dks + keys * ld, 0.0f);
     std::fill(dvs, dvs + keys * ld, 0.0f);
     for (int64_t i = s.causal ? j / kRows * kRows : 0; i < Nq; i += kRows) {
-      const int64_t rows = std::min(kRows, Nq - i), n = s.causal ? std::min(keys, i + rows - j) : keys;
+      const int64_t rows = std::min(kRows, Nq - i),
+                    n = s.causal ? std::min(keys, i + rows - j) : keys;
       tile_gemm<false>(rows, n, s.D, qs + i * ld, ld, kt, ldt, scores, ldt, false);
       tile_gemm<false>(rows, n, s.D, dos + i * ld, ld, vt, ldt, dps, ldt, false);
       for (int64_t r = 0; r < rows; ++r)
-        gradient_row(scores + r * ldt, dps + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n, lse[i + r] * kLog2e,
-                     delta[i + r]);
+        gradient_row(scores + r * ldt, dps + r * ldt, n, s.causal ? std::min(n, i + r + 1 - j) : n,
+                     lse[i + r] * kLog2e, delta[i + r]);
       if (dk) {
         tile_gemm<true>(n, s.D, rows, scores, ldt, dos + i * ld, ld, dvs, ld, true);
         tile_gemm<true>(n, s.D, rows, dps, ldt, qs + i * ld, ld, dks, ld, true);
@@ -187,7 +196,8 @@ void backward_head(const Shape& s, const Sample& sample, G* dq, int64_t dq_row, 
       if (dq) tile_gemm<false>(rows, s.D, n, dps, ldt, ks, ld, dqs + i * ld, ld, j > 0);
     }
     if (dk) {
-      copy_rows(dk + j * k_row, k_row, dks, ld, keys, s.D, [](int64_t) { return kLn2; });  // scale came with Q
+      copy_rows(dk + j * k_row, k_row, dks, ld, keys, s.D,
+                [](int64_t) { return kLn2; });  // scale came with Q
       copy_rows(dv + j * v_row, v_row, dvs, ld, keys, s.D, [](int64_t) { return 1.0f; });
     }
   }
@@ -201,9 +211,9 @@ template <class T> float dot(const float* a, const T* b, int64_t D) {
 int64_t single_floats(const Shape& s) { return 3 * s.ld() + 2 * kKeys; }
 
 // One query: K and V are read where they lie, kKeys of them at a time.
-template <class T>
-void forward_single(const Shape& s, const Sample& sample, T* o, float* lse, const T* q, const T* k, int64_t k_row,
-                    const T* v, int64_t v_row, float* space) {
+template <class T> void forward_single(const Shape& s, const Sample& sample, T* o, float* lse,
+                                       const T* q, const T* k, int64_t k_row, const T* v,
+                                       int64_t v_row, float* space) {
   const int64_t D = s.D, nk = sample.keys;
   float *qs = space, *os = qs + s.ld(), *scores = os + s.ld();
   for (int64_t d = 0; d < D; ++d) qs[d] = s.scale * kLog2e * static_cast<float>(q[d]);
@@ -229,11 +239,13 @@ void forward_single(const Shape& s, const Sample& sample, T* o, float* lse, cons
   *lse = nk ? (m + log2_of(splat(l))[0]) * kLn2 : -kInfinity;
 }
 
-template <class T, class G>
-void backward_single(const Shape& s, const Sample& sample, G* dq, T* dk, T* dv, const T* d_o, const T* o, float lse,
-                     const T* q, const T* k, int64_t k_row, const T* v, int64_t v_row, float* space) {
+template <class T, class G> void backward_single(const Shape& s, const Sample& sample, G* dq, T* dk,
+                                                 T* dv, const T* d_o, const T* o, float lse,
+                                                 const T* q, const T* k, int64_t k_row, const T* v,
+                                                 int64_t v_row, float* space) {
   const int64_t D = s.D, nk = sample.keys;
-  float *qs = space, *dos = qs + s.ld(), *dqs = dos + s.ld(), *scores = dqs + s.ld(), *dps = scores + kKeys;
+  float *qs = space, *dos = qs + s.ld(), *dqs = dos + s.ld(), *scores = dqs + s.ld(),
+        *dps = scores + kKeys;
   pack_rows(qs, 0, q, 0, 1, D, s.scale);
   pack_rows(dos, 0, d_o, 0, 1, D, 1.0f);
   std::fill(dqs, dqs + D, 0.0f);

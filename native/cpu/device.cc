@@ -36,7 +36,8 @@ constexpr size_t kHugePage = 2u << 20;
 void* allocate_aligned(size_t bytes) {
   const bool huge = bytes >= 8 * kHugePage;
   void* p = nullptr;
-  if (posix_memalign(&p, huge ? kHugePage : bytes >= kHugePage ? 4096 : 64, bytes ? bytes : 64)) return nullptr;
+  if (posix_memalign(&p, huge ? kHugePage : bytes >= kHugePage ? 4096 : 64, bytes ? bytes : 64))
+    return nullptr;
 #if defined(MADV_HUGEPAGE)
   if (huge) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
@@ -63,8 +64,7 @@ class CpuStream : public Stream {
     }
     live_ += bytes;
     size_t peak = peak_.load();
-    while (live_ > peak && !peak_.compare_exchange_weak(peak, live_)) {
-    }
+    while (live_ > peak && !peak_.compare_exchange_weak(peak, live_)) {}
     return p;
   }
   void scratch_release(void* p, size_t bytes) override {
@@ -119,17 +119,23 @@ class CpuDevice : public Device {
   void fill(void* dst, uint8_t byte, size_t bytes) override {
     enqueue("fill", [=](Stream&) { std::memset(dst, byte, bytes); });
   }
-  void notify(Done done, bool keeps_error) override { push({"notify", {}, std::move(done), keeps_error}); }
+  void notify(Done done, bool keeps_error) override {
+    push({"notify", {}, std::move(done), keeps_error});
+  }
   void synchronize() override {
     std::mutex m;
     std::condition_variable cv;
     bool reached = false;
     // A task, not notify(): the error stays for whoever asks for it.
-    push({"synchronize", {}, [&](const std::string&) {
+    push({"synchronize",
+          {},
+          [&](const std::string&) {
             std::lock_guard lock(m);
             reached = true;
             cv.notify_one();
-          }, true, true});
+          },
+          true,
+          true});
     std::unique_lock lock(m);
     cv.wait(lock, [&] { return reached; });
   }
@@ -142,7 +148,8 @@ class CpuDevice : public Device {
     std::lock_guard lock(profile_mutex_);
     std::vector<Timing> out;
     for (auto& [op, t] : profile_) {
-      auto same = std::find_if(out.begin(), out.end(), [op = op](const Timing& o) { return o.op == op; });
+      auto same =
+          std::find_if(out.begin(), out.end(), [op = op](const Timing& o) { return o.op == op; });
       if (same == out.end()) same = out.insert(out.end(), {op, 0, 0});
       same->calls += t.first;
       same->seconds += t.second;
@@ -215,7 +222,8 @@ class CpuDevice : public Device {
           std::lock_guard lock(profile_mutex_);
           auto& timing = profile_[item.op];
           timing.first++;
-          timing.second += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+          timing.second +=
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
         }
         item = {};  // gives captured memory back in order
       }
@@ -232,7 +240,8 @@ class CpuDevice : public Device {
   CpuStream stream_;
   Team* team_ = nullptr;  // of the stream's thread, which alone touches it
   std::mutex profile_mutex_;
-  std::unordered_map<const char*, std::pair<int64_t, double>> profile_;  // by the name's address: quick
+  std::unordered_map<const char*, std::pair<int64_t, double>>
+      profile_;         // by the name's address: quick
   std::thread thread_;  // last: starts when the rest is there
 };
 

@@ -28,10 +28,11 @@ struct Product {
   dnnl::memory::desc a, b, c;
   dnnl::matmul run;
 };
-using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, float, float>;
+using Key =
+    std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, float, float>;
 
-Product make_product(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
-                     DType c_dtype, int64_t c_stride) {
+Product make_product(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b,
+                     float beta, DType c_dtype, int64_t c_stride) {
   using desc = dnnl::memory::desc;
   const auto strides = [](const Matrix& m) {
     return m.transposed ? dnnl::memory::dims{1, m.stride} : dnnl::memory::dims{m.stride, 1};
@@ -54,15 +55,26 @@ Product make_product(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
 #if DNNL_VERSION_MAJOR >= 3
   p.run = dnnl::matmul(dnnl::matmul::primitive_desc(engine(), p.a, p.b, p.c, attr));
 #else
-  p.run = dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(p.a, p.b, p.c), attr, engine()));
+  p.run =
+      dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(p.a, p.b, p.c), attr, engine()));
 #endif
   return p;
 }
 
-void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
-                     void* c, DType c_dtype, int64_t c_stride) {
+void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b,
+                     float beta, void* c, DType c_dtype, int64_t c_stride) {
   thread_local std::map<Key, Product> products;
-  const Key key{M, N, K, a.stride, b.stride, c_stride, a.transposed, b.transposed, static_cast<int>(c_dtype), alpha, beta};
+  const Key key{M,
+                N,
+                K,
+                a.stride,
+                b.stride,
+                c_stride,
+                a.transposed,
+                b.transposed,
+                static_cast<int>(c_dtype),
+                alpha,
+                beta};
   auto it = products.find(key);
   if (it == products.end()) {
     if (products.size() > 4096) products.clear();  // ragged batches: shapes without end
@@ -70,7 +82,8 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
   }
   thread_local dnnl::stream stream(engine());
   Product& p = it->second;
-  dnnl::memory ma(p.a, engine(), const_cast<void*>(a.data)), mb(p.b, engine(), const_cast<void*>(b.data)), mc(p.c, engine(), c);
+  dnnl::memory ma(p.a, engine(), const_cast<void*>(a.data)),
+      mb(p.b, engine(), const_cast<void*>(b.data)), mc(p.c, engine(), c);
   p.run.execute(stream, {{DNNL_ARG_SRC, ma}, {DNNL_ARG_WEIGHTS, mb}, {DNNL_ARG_DST, mc}});
   stream.wait();
 }
@@ -81,10 +94,13 @@ void run_native_bf16(int64_t M, int64_t N, int64_t K, float alpha, const Matrix&
 template <class F> void each_part(int64_t M, int64_t N, int64_t K, bool whole_rows, F&& f) {
   constexpr int64_t kRows = 16, kCols = 64, kLeastWork = 1 << 18, kPacking = 24;
   const int64_t most = std::clamp<int64_t>(M * N * K / kLeastWork, 1, thread_count());
-  const auto up = [](int64_t n, int64_t parts, int64_t to) { return ((n + parts - 1) / parts + to - 1) / to * to; };
+  const auto up = [](int64_t n, int64_t parts, int64_t to) {
+    return ((n + parts - 1) / parts + to - 1) / to * to;
+  };
   int64_t rows = M, cols = N, least = INT64_MAX;
   for (int64_t p = 1; p <= most; ++p) {
-    const int64_t r = p == 1 ? M : up(M, p, kRows), q = whole_rows ? 1 : most / p, c = q == 1 ? N : up(N, q, kCols);
+    const int64_t r = p == 1 ? M : up(M, p, kRows), q = whole_rows ? 1 : most / p,
+                  c = q == 1 ? N : up(N, q, kCols);
     const int64_t cost = r * c + kPacking * (r + c);
     if (cost < least) least = cost, rows = r, cols = c;
   }
@@ -106,13 +122,14 @@ template <class F> void each_part(int64_t M, int64_t N, int64_t K, bool whole_ro
 // The operand from row m and column n on.
 Matrix from(const Matrix& x, int64_t m, int64_t n) {
   const int64_t at = x.transposed ? n * x.stride + m : m * x.stride + n;
-  return {static_cast<const uint8_t*>(x.data) + at * size_of(x.dtype), x.dtype, x.stride, x.transposed};
+  return {static_cast<const uint8_t*>(x.data) + at * size_of(x.dtype), x.dtype, x.stride,
+          x.transposed};
 }
 
 // oneDNN has nothing but its reference code for some products whose A or C is part of a wider matrix: parts are whole rows
 // of C, and those of a transposed A are copied.
-void run_bf16(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
-              void* c, DType c_dtype, int64_t c_stride) {
+void run_bf16(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a,
+              const Matrix& b, float beta, void* c, DType c_dtype, int64_t c_stride) {
   Scratch<bf16> copies(s, a.transposed && thread_count() > 1 ? M * K : 0);
   if (s.is_dry()) return;
   each_part(M, N, K, true, [&](int64_t m, int64_t rows, int64_t n, int64_t cols) {
@@ -120,20 +137,24 @@ void run_bf16(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Mat
     if (a.transposed && rows < M) {
       bf16* copy = copies.data() + m * K;
       for (int64_t k = 0; k < K; ++k)
-        std::memcpy(copy + k * rows, static_cast<const bf16*>(part.data) + k * a.stride, static_cast<size_t>(rows) * sizeof(bf16));
+        std::memcpy(copy + k * rows, static_cast<const bf16*>(part.data) + k * a.stride,
+                    static_cast<size_t>(rows) * sizeof(bf16));
       part = {copy, a.dtype, rows, true};
     }
     run_native_bf16(rows, cols, K, alpha, part, from(b, 0, n), beta,
-                    static_cast<uint8_t*>(c) + (m * c_stride + n) * size_of(c_dtype), c_dtype, c_stride);
+                    static_cast<uint8_t*>(c) + (m * c_stride + n) * size_of(c_dtype), c_dtype,
+                    c_stride);
   });
 }
 
-void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta, const float* b,
-             int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
+void run_f32(int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, bool ta,
+             const float* b, int64_t ldb, bool tb, float beta, float* c, int64_t ldc) {
   each_part(M, N, K, false, [&](int64_t m, int64_t rows, int64_t n, int64_t cols) {
-    const auto status = dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', rows, cols, K, alpha, a + (ta ? m : m * lda), lda,
-                                   b + (tb ? n * ldb : n), ldb, beta, c + m * ldc + n, ldc);
-    if (status != dnnl_success) throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
+    const auto status =
+        dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', rows, cols, K, alpha, a + (ta ? m : m * lda),
+                   lda, b + (tb ? n * ldb : n), ldb, beta, c + m * ldc + n, ldc);
+    if (status != dnnl_success)
+      throw std::runtime_error("oneDNN refused a matrix product, status " + std::to_string(status));
   });
 }
 
@@ -171,11 +192,12 @@ std::string onednn_version() {
   return std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
 }
 
-void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a, const Matrix& b, float beta,
-            void* c, DType c_dtype, int64_t c_stride) {
+void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matrix& a,
+            const Matrix& b, float beta, void* c, DType c_dtype, int64_t c_stride) {
   if (M == 0 || N == 0 || s.dry() == Stream::Dry::cuda) return;
   const bool dry = s.is_dry();
-  if (a.dtype != b.dtype) throw std::invalid_argument("the operands of a matrix product differ in type");
+  if (a.dtype != b.dtype)
+    throw std::invalid_argument("the operands of a matrix product differ in type");
   if (a.dtype == DType::f32) {
     if (c_dtype != DType::f32) throw std::invalid_argument("a product of f32 matrices is f32");
     if (dry) return;
@@ -184,11 +206,13 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
     if (batch_invariant && !a.transposed && beta == 0.0f)
       row_gemm(s, M, N, K, alpha, pa, a.stride, pb, b.stride, b.transposed, pc, c_stride);
     else
-      run_f32(M, N, K, alpha, pa, a.stride, a.transposed, pb, b.stride, b.transposed, beta, pc, c_stride);
+      run_f32(M, N, K, alpha, pa, a.stride, a.transposed, pb, b.stride, b.transposed, beta, pc,
+              c_stride);
     return;
   }
   if (has_native_bf16()) {
-    if (batch_invariant && !a.transposed && beta == 0.0f && has_amx()) return amx_gemm(s, M, N, K, alpha, a, b, c, c_dtype, c_stride);
+    if (batch_invariant && !a.transposed && beta == 0.0f && has_amx())
+      return amx_gemm(s, M, N, K, alpha, a, b, c, c_dtype, c_stride);
     run_bf16(s, M, N, K, alpha, a, b, beta, c, c_dtype, c_stride);
     return;
   }
@@ -202,14 +226,14 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
   // row_gemm takes what is not transposed and starts from nothing; the copies are plain, so only A can be either.
   const bool by_rows = batch_invariant && !a.transposed && beta == 0.0f;
   if (by_rows && !dry && c_dtype == DType::f32) {
-    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, static_cast<float*>(c),
-             c_stride);
+    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed,
+             static_cast<float*>(c), c_stride);
     return;
   }
   if (c_dtype == DType::f32) {
     if (dry) return;
-    run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
-            static_cast<float*>(c), c_stride);
+    run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols,
+            b.transposed, beta, static_cast<float*>(c), c_stride);
     return;
   }
   Scratch<float> wide_c(s, M * N);
@@ -217,10 +241,11 @@ void matmul(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const Matri
   auto* out = static_cast<bf16*>(c);
   if (beta != 0.0f) widen({c, DType::bf16, c_stride}, M, N, wide_c.data());
   if (by_rows)
-    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed, wide_c.data(), N);
+    row_gemm(s, M, N, K, alpha, wide_a.data(), a_cols, wide_b.data(), b_cols, b.transposed,
+             wide_c.data(), N);
   else
-    run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols, b.transposed, beta,
-            wide_c.data(), N);
+    run_f32(M, N, K, alpha, wide_a.data(), a_cols, a.transposed, wide_b.data(), b_cols,
+            b.transposed, beta, wide_c.data(), N);
   parallel_ranges(M, 1 + 16384 / N, [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r)
       for (int64_t i = 0; i < N; ++i) out[r * c_stride + i] = wide_c.data()[r * N + i];

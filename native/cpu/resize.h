@@ -22,7 +22,8 @@ namespace {
 inline uint8_t clip_fixed(int32_t v) { return static_cast<uint8_t>(std::clamp(v >> 22, 0, 255)); }
 
 // One row of C-channel pixels, W → OW, any C.
-inline void resize_row(const uint8_t* row, int64_t C, uint8_t* out, int64_t OW, const ResizeAxis& axis, const int32_t* k) {
+inline void resize_row(const uint8_t* row, int64_t C, uint8_t* out, int64_t OW,
+                       const ResizeAxis& axis, const int32_t* k) {
   for (int64_t x = 0; x < OW; ++x) {
     const uint8_t* from = row + axis.first[static_cast<size_t>(x)] * C;
     const int64_t n = axis.count[static_cast<size_t>(x)];
@@ -39,8 +40,7 @@ inline void resize_row(const uint8_t* row, int64_t C, uint8_t* out, int64_t OW, 
 // neighbours is one instruction; hi and lo sums stay within 32 bits, so the result is the exact integer that PIL
 // computes. Four taps go at a time: the low half of a register holds the first two pixels as (r r', g g', b b', a a' or
 // nothing), the high half the others.
-template <int C>
-class PixelRows {
+template <int C> class PixelRows {
  public:
   PixelRows(const ResizeAxis& axis, const int32_t* k, int64_t OW) : axis_(axis), OW_(OW) {
     for (int64_t n : axis.count) groups_ = std::max(groups_, (n + 3) / 4);
@@ -59,10 +59,11 @@ class PixelRows {
   int64_t overrun() const { return 4 * C * groups_ + 16; }
 
   void run(const uint8_t* row, uint8_t* out) const {
-    const __m256i pairs = C == 3 ? _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
-                                                    6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
-                                 : _mm256_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1,
-                                                    8, -1, 12, -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
+    const __m256i pairs =
+        C == 3 ? _mm256_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, 6, -1,
+                                  9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1)
+               : _mm256_setr_epi8(0, -1, 4, -1, 1, -1, 5, -1, 2, -1, 6, -1, 3, -1, 7, -1, 8, -1, 12,
+                                  -1, 9, -1, 13, -1, 10, -1, 14, -1, 11, -1, 15, -1);
     // Locals, for the compiler must assume that writing `out` changes members.
     const int64_t *first = axis_.first.data(), OW = OW_, groups = groups_;
     const int16_t* w = weights_.data();
@@ -71,9 +72,12 @@ class PixelRows {
       __m256i hi = _mm256_setzero_si256(), lo = hi;
       for (int64_t g = 0; g < groups; ++g, from += 4 * C, w += 32) {
         const __m256i p = _mm256_shuffle_epi8(
-            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), pairs);
-        hi = _mm256_add_epi32(hi, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
-        lo = _mm256_add_epi32(lo, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 16))));
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))),
+            pairs);
+        hi = _mm256_add_epi32(
+            hi, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w))));
+        lo = _mm256_add_epi32(
+            lo, _mm256_madd_epi16(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 16))));
       }
       const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(hi, 8), lo);
       __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
@@ -128,7 +132,8 @@ class ColumnFilter {
 };
 
 // One row of the vertical pass: the sum of n rows of `line` bytes with their weights.
-inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k, int64_t line, uint8_t* out) {
+inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k, int64_t line,
+                         uint8_t* out) {
   int64_t x = 0;
 #if defined(__AVX2__)
   for (; x + 32 <= line; x += 32) {
@@ -136,14 +141,18 @@ inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k
     for (__m256i& s : sums) s = _mm256_set1_epi32(1 << 21);
     for (int64_t j = 0; j < n; ++j)
       for (int q = 0; q < 4; ++q) {
-        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[j] + x + 8 * q));
-        sums[q] = _mm256_add_epi32(sums[q], _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(k[j])));
+        const __m128i bytes =
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows[j] + x + 8 * q));
+        sums[q] = _mm256_add_epi32(
+            sums[q], _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(k[j])));
       }
     for (__m256i& s : sums) s = _mm256_srai_epi32(s, 22);
     // Packing works within 128 bits; the permutation puts the groups of four back in their order.
-    const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]), _mm256_packs_epi32(sums[2], sums[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + x),
-                        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    const __m256i packed = _mm256_packus_epi16(_mm256_packs_epi32(sums[0], sums[1]),
+                                               _mm256_packs_epi32(sums[2], sums[3]));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(out + x),
+        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
   }
 #endif
   for (; x < line; ++x) {
@@ -155,29 +164,35 @@ inline void combine_rows(const uint8_t* const* rows, int64_t n, const int32_t* k
 
 // in (H, W, C) → out (OH, OW, C). An axis whose size does not change is not filtered. Rows of the horizontal pass are
 // made when the vertical one comes to them and are kept as long as it needs them, in the nearest cache.
-inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OH, int64_t OW,
-                      Filter filter = Filter::bilinear) {
+inline void resize_u8(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OH,
+                      int64_t OW, Filter filter = Filter::bilinear) {
   const ColumnFilter columns(in, H, W, C, OW, filter);
   const ResizeAxis axis(H, OH, filter);
   const auto k = axis.fixed_point();
   const int64_t line = OW * C, most = *std::max_element(axis.count.begin(), axis.count.end());
-  std::vector<uint8_t> kept(static_cast<size_t>(OW == W ? 0 : most * (line + ColumnFilter::kSlack)));
+  std::vector<uint8_t> kept(
+      static_cast<size_t>(OW == W ? 0 : most * (line + ColumnFilter::kSlack)));
   std::vector<const uint8_t*> rows(static_cast<size_t>(most));
   int64_t made = 0;  // rows of the horizontal pass
   for (int64_t y = 0; y < OH; ++y) {
     // With OH = H the filter is 1 at the row itself and 0 around it.
     const int64_t first = OH == H ? y : axis.first[static_cast<size_t>(y)];
     const int64_t n = OH == H ? 1 : axis.count[static_cast<size_t>(y)];
-    const auto place = [&](int64_t row) { return kept.data() + row % most * (line + ColumnFilter::kSlack); };
-    for (made = std::max(made, first); OW != W && made < first + n; ++made) columns.run(made, place(made));
-    for (int64_t j = 0; j < n; ++j) rows[static_cast<size_t>(j)] = OW == W ? in + (first + j) * line : place(first + j);
+    const auto place = [&](int64_t row) {
+      return kept.data() + row % most * (line + ColumnFilter::kSlack);
+    };
+    for (made = std::max(made, first); OW != W && made < first + n; ++made)
+      columns.run(made, place(made));
+    for (int64_t j = 0; j < n; ++j)
+      rows[static_cast<size_t>(j)] = OW == W ? in + (first + j) * line : place(first + j);
     if (OH == H) std::copy_n(rows[0], line, out + y * line);
     else combine_rows(rows.data(), n, k.data() + y * axis.taps, line, out + y * line);
   }
 }
 
 // The same bilinear filter in f32 without rounding in between: uint8 (H, W, C) → f32 (OH, OW, C) in [0, 255].
-inline void resize_f32(const uint8_t* in, int64_t H, int64_t W, int64_t C, float* out, int64_t OH, int64_t OW) {
+inline void resize_f32(const uint8_t* in, int64_t H, int64_t W, int64_t C, float* out, int64_t OH,
+                       int64_t OW) {
   const ResizeAxis columns(W, OW), rows(H, OH);
   const int64_t line = OW * C;
   std::vector<float> middle(static_cast<size_t>(H * line), 0.0f);
@@ -186,7 +201,8 @@ inline void resize_f32(const uint8_t* in, int64_t H, int64_t W, int64_t C, float
       const uint8_t* from = in + (y * W + columns.first[static_cast<size_t>(x)]) * C;
       float* to = middle.data() + y * line + x * C;
       for (int64_t j = 0; j < columns.count[static_cast<size_t>(x)]; ++j) {
-        const auto w = static_cast<float>(columns.weight[static_cast<size_t>(x * columns.taps + j)]);
+        const auto w =
+            static_cast<float>(columns.weight[static_cast<size_t>(x * columns.taps + j)]);
         for (int64_t c = 0; c < C; ++c) to[c] += w * from[j * C + c];
       }
     }
@@ -201,7 +217,8 @@ inline void resize_f32(const uint8_t* in, int64_t H, int64_t W, int64_t C, float
 
 // What tf.image.resize does without antialiasing on uint8, cast back: two-point interpolation between pixel centres in
 // f32, then truncation. (H, W, C) → (OH, OW, C).
-inline void resize_two_point(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out, int64_t OH, int64_t OW) {
+inline void resize_two_point(const uint8_t* in, int64_t H, int64_t W, int64_t C, uint8_t* out,
+                             int64_t OH, int64_t OW) {
   struct Point {
     int64_t lower, upper;
     float fraction;
@@ -212,7 +229,8 @@ inline void resize_two_point(const uint8_t* in, int64_t H, int64_t W, int64_t C,
     for (int64_t i = 0; i < to; ++i) {
       const float at = (static_cast<float>(i) + 0.5f) * scale - 0.5f, floor = std::floor(at);
       p[static_cast<size_t>(i)] = {std::max<int64_t>(0, static_cast<int64_t>(floor)),
-                                   std::min<int64_t>(from - 1, static_cast<int64_t>(std::ceil(at))), at - floor};
+                                   std::min<int64_t>(from - 1, static_cast<int64_t>(std::ceil(at))),
+                                   at - floor};
     }
     return p;
   };
@@ -223,9 +241,11 @@ inline void resize_two_point(const uint8_t* in, int64_t H, int64_t W, int64_t C,
     for (int64_t x = 0; x < OW; ++x) {
       const auto& px = xs[static_cast<size_t>(x)];
       for (int64_t c = 0; c < C; ++c) {
-        const float tl = top[px.lower * C + c], tr = top[px.upper * C + c], bl = bottom[px.lower * C + c], br = bottom[px.upper * C + c];
+        const float tl = top[px.lower * C + c], tr = top[px.upper * C + c],
+                    bl = bottom[px.lower * C + c], br = bottom[px.upper * C + c];
         const float t = tl + (tr - tl) * px.fraction, b = bl + (br - bl) * px.fraction;
-        out[(y * OW + x) * C + c] = static_cast<uint8_t>(std::clamp(t + (b - t) * py.fraction, 0.0f, 255.0f));
+        out[(y * OW + x) * C + c] =
+            static_cast<uint8_t>(std::clamp(t + (b - t) * py.fraction, 0.0f, 255.0f));
       }
     }
   }

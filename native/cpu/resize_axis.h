@@ -22,12 +22,13 @@ inline double filter_weight(Filter f, double x) {
 
 // The input positions and weights that make each output position of one axis.
 struct ResizeAxis {
-  int64_t taps = 0;             // room for weights per output position
+  int64_t taps = 0;  // room for weights per output position
   std::vector<int64_t> first, count;
-  std::vector<double> weight;   // (out, taps)
+  std::vector<double> weight;  // (out, taps)
 
   ResizeAxis(int64_t in, int64_t out, Filter filter = Filter::bilinear) {
-    const double scale = static_cast<double>(in) / static_cast<double>(out), stretch = std::max(scale, 1.0);
+    const double scale = static_cast<double>(in) / static_cast<double>(out),
+                 stretch = std::max(scale, 1.0);
     const double support = filter_radius(filter) * stretch;
     taps = static_cast<int64_t>(support) * 2 + 3;
     weight.assign(static_cast<size_t>(out * taps), 0.0);
@@ -50,7 +51,8 @@ struct ResizeAxis {
 
   std::vector<int32_t> fixed_point() const {
     std::vector<int32_t> k(weight.size());
-    for (size_t i = 0; i < k.size(); ++i) k[i] = static_cast<int32_t>(weight[i] * (1 << 22) + (weight[i] < 0 ? -0.5 : 0.5));
+    for (size_t i = 0; i < k.size(); ++i)
+      k[i] = static_cast<int32_t>(weight[i] * (1 << 22) + (weight[i] < 0 ? -0.5 : 0.5));
     return k;
   }
 };

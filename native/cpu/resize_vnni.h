@@ -53,11 +53,14 @@ class VnniRgbRows {
   // Bytes that run() may read after the end of a row. It may write 16 after the end of its result.
   int64_t overrun() const { return 12 * groups_ + 16; }
 
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-  void run(const uint8_t* row, uint8_t* out) const {
-    const __m512i taps = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) void run(const uint8_t* row,
+                                                                           uint8_t* out) const {
+    const __m512i taps =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
     const __m128i rgb = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
-    const auto load = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+    const auto load = [](const uint8_t* p) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    };
     const int64_t *at = first_.data(), OW = OW_, groups = groups_;
     const Weights* w = weights_.data();
     for (int64_t x = 0; x < OW; x += 4, at += 4) {

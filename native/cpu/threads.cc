@@ -27,7 +27,9 @@ int thread_count() {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 void relax() {
 #if defined(__x86_64__)
@@ -96,7 +98,9 @@ struct Team::State {
       const int64_t n = parts.load(std::memory_order_acquire);
       const int64_t i = static_cast<int64_t>(t & kClosed);
       if (i >= n) return;
-      if (!ticket.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!ticket.compare_exchange_weak(t, t + 1, std::memory_order_acq_rel,
+                                        std::memory_order_acquire))
+        continue;
       in_part = true;
       busy.store(true, std::memory_order_relaxed);
       f(c, i);
@@ -113,12 +117,15 @@ struct Team::State {
     uint64_t seen = kClosed;
     const auto news = [&] {
       const uint64_t t = ticket.load(std::memory_order_seq_cst);
-      return stop.load(std::memory_order_relaxed) || (takes_part(index) && (t & kClosed) != kClosed && t >> 32 != seen);
+      return stop.load(std::memory_order_relaxed) ||
+             (takes_part(index) && (t & kClosed) != kClosed && t >> 32 != seen);
     };
     for (;;) {
       if (!takes_part(index) || !spin_until(kSpin, news)) {
         sleepers.fetch_add(1, std::memory_order_seq_cst);
-        for (int w = wake.load(std::memory_order_seq_cst); !news(); w = wake.load(std::memory_order_seq_cst)) wake.wait(w);
+        for (int w = wake.load(std::memory_order_seq_cst); !news();
+             w = wake.load(std::memory_order_seq_cst))
+          wake.wait(w);
         sleepers.fetch_sub(1, std::memory_order_relaxed);
       }
       if (stop.load(std::memory_order_relaxed)) return;
@@ -142,7 +149,8 @@ struct Team::State {
     parts.store(n, std::memory_order_release);
     done.store(0, std::memory_order_release);
     ticket.store(generation << 32, std::memory_order_seq_cst);
-    if (sleepers.load(std::memory_order_seq_cst) > threads - active.load(std::memory_order_relaxed)) rouse();
+    if (sleepers.load(std::memory_order_seq_cst) > threads - active.load(std::memory_order_relaxed))
+      rouse();
     work(generation << 32, slots[0].busy);
     const auto ready = [&] { return done.load(std::memory_order_acquire) == n; };
     if (!spin_until(kSpin, ready)) lost += wait(ready);
@@ -170,7 +178,8 @@ struct Team::State {
 #if defined(__linux__)
     clockid_t clock;
     timespec t;
-    if (pthread_getcpuclockid(helpers[i - 1].native_handle(), &clock) == 0 && clock_gettime(clock, &t) == 0)
+    if (pthread_getcpuclockid(helpers[i - 1].native_handle(), &clock) == 0 &&
+        clock_gettime(clock, &t) == 0)
       return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 #endif
     static_cast<void>(i);
@@ -193,7 +202,8 @@ struct Team::State {
   }
   void grow(Clock::time_point now) {
     const int n = active.load(std::memory_order_relaxed);
-    if (n < threads && std::chrono::duration<double>(now - resized).count() > rest) resize(n + step_of(n), now);
+    if (n < threads && std::chrono::duration<double>(now - resized).count() > rest)
+      resize(n + step_of(n), now);
   }
   void resize(int n, Clock::time_point now) {
     active.store(std::min(n, threads), std::memory_order_seq_cst);

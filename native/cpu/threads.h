@@ -10,8 +10,8 @@
 
 namespace siglip2 {
 
-int thread_count();   // SIGLIP2_THREADS, else the cores this process may use: what work is cut for
-int worker_index();   // of the calling thread in its team, below thread_count(); for workspace of its own
+int thread_count();  // SIGLIP2_THREADS, else the cores this process may use: what work is cut for
+int worker_index();  // of the calling thread in its team, below thread_count(); for workspace of its own
 
 // The threads that help the one that made the team. A part belongs to whoever takes it first, so a thread that the system
 // does not run holds up nobody unless it has taken one; where that costs much of the time, fewer threads take part until
@@ -19,7 +19,8 @@ int worker_index();   // of the calling thread in its team, below thread_count()
 class Team {
  public:
   // `prepare` runs first on each helping thread.
-  explicit Team(int threads, const std::function<void()>& prepare = [] {});
+  explicit Team(
+      int threads, const std::function<void()>& prepare = [] {});
   ~Team();
   int active() const;      // threads at work now, the maker's included
   void hold(int threads);  // so many from now on; 0: as many as the machine lets run
@@ -36,8 +37,9 @@ void run_parts(int64_t n, Part f, void* context);
 
 // f(i) for every i, handed out one by one: for items of unequal cost. f must not throw.
 template <class F> void parallel_items(int64_t n, F&& f) {
-  run_parts(n, [](void* context, int64_t i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); },
-            const_cast<void*>(static_cast<const void*>(&f)));
+  run_parts(
+      n, [](void* context, int64_t i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); },
+      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 // f(begin, end) for consecutive ranges of at least `grain` items that cover [0, n). f must not throw.

@@ -29,14 +29,15 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec splat(float x) { return x - Vec{}; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b where one is not a number
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }  // b where one is not a number
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 
 // The lane i ^ n of every lane i.
 template <int n> inline Vec swapped(Vec v) {
   return [&]<int... I>(std::integer_sequence<int, I...>) {
     return __builtin_shufflevector(v, v, (I ^ n)...);
-  }(std::make_integer_sequence<int, kLanes>{});
+  }
+  (std::make_integer_sequence<int, kLanes>{});
 }
 // In a fixed order: halves are folded onto each other.
 template <int n = kLanes / 2> inline float sum_of(Vec v) {
@@ -60,7 +61,8 @@ inline Vec exp2_of(Vec x) {
   p = p * f + 2.4022646e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) +
+                               (reinterpret_cast<IntVec>(shifted) << 23));
 }
 
 // log2 of positive normal numbers: m in [√½, √2) and its exponent; ln m = 2·atanh((m − 1) / (m + 1)) by its series.
@@ -87,7 +89,8 @@ inline Vec load(const bf16* p) {
 }
 inline void store(bf16* p, Vec v) {
   const BitsVec u = reinterpret_cast<BitsVec>(v), rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const HalfVec h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded, HalfVec);
+  const HalfVec h = __builtin_convertvector(
+      (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded, HalfVec);
   std::memcpy(p, &h, sizeof h);
 }
 
@@ -99,52 +102,60 @@ constexpr int64_t leading(int64_t n) { return (((n + 15) / 16) | 1) * 16; }
 
 // out (n, V vectors) = in · factor(row).
 template <int V, class To, class From, class F>
-inline void copy_columns(To* out, int64_t ld_out, const From* in, int64_t ld_in, int64_t n, F&& factor) {
+inline void copy_columns(To* out, int64_t ld_out, const From* in, int64_t ld_in, int64_t n,
+                         F&& factor) {
   for (int64_t r = 0; r < n; ++r) {
     const float f = factor(r);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(out + r * ld_out + v * kLanes, load(in + r * ld_in + v * kLanes) * f);
+    for (int v = 0; v < V; ++v)
+      store(out + r * ld_out + v * kLanes, load(in + r * ld_in + v * kLanes) * f);
   }
 }
 // out (n, D) = in · factor(row). A few columns of all rows at a time: the inner loop is then long and has no remainder.
-template <class To, class From, class F>
-inline void copy_rows(To* out, int64_t ld_out, const From* in, int64_t ld_in, int64_t n, int64_t D, F&& factor) {
+template <class To, class From, class F> inline void copy_rows(To* out, int64_t ld_out,
+                                                               const From* in, int64_t ld_in,
+                                                               int64_t n, int64_t D, F&& factor) {
   int64_t d = 0;
-  for (; d + 4 * kLanes <= D; d += 4 * kLanes) copy_columns<4>(out + d, ld_out, in + d, ld_in, n, factor);
+  for (; d + 4 * kLanes <= D; d += 4 * kLanes)
+    copy_columns<4>(out + d, ld_out, in + d, ld_in, n, factor);
   for (; d + kLanes <= D; d += kLanes) copy_columns<1>(out + d, ld_out, in + d, ld_in, n, factor);
   for (; d < D; ++d)
-    for (int64_t r = 0; r < n; ++r) out[r * ld_out + d] = static_cast<float>(in[r * ld_in + d]) * factor(r);
+    for (int64_t r = 0; r < n; ++r)
+      out[r * ld_out + d] = static_cast<float>(in[r * ld_in + d]) * factor(r);
 }
 
 // out (n, D) = factor · in, with zeros up to whole vectors.
-template <class T>
-inline void pack_rows(float* out, int64_t ld, const T* in, int64_t row, int64_t n, int64_t D, float factor) {
+template <class T> inline void pack_rows(float* out, int64_t ld, const T* in, int64_t row,
+                                         int64_t n, int64_t D, float factor) {
   copy_rows(out, ld, in, row, n, D, [factor](int64_t) { return factor; });
   for (int64_t d = D; d % kLanes != 0; ++d)
     for (int64_t r = 0; r < n; ++r) out[r * ld + d] = 0;
 }
 
 // out (kLanes, kLanes) = inᵀ: log2(kLanes) rounds that interleave the first half of the rows with the second.
-template <class T> inline void transpose_block(float* out, int64_t ld_out, const T* in, int64_t ld_in) {
+template <class T>
+inline void transpose_block(float* out, int64_t ld_out, const T* in, int64_t ld_in) {
   Vec row[kLanes], next[kLanes];
   for (int i = 0; i < kLanes; ++i) row[i] = load(in + i * ld_in);
 #pragma GCC unroll 4
   for (int n = 1; n < kLanes; n *= 2) {
     [&]<int... I>(std::integer_sequence<int, I...>) {
       for (int i = 0; i < kLanes / 2; ++i) {
-        next[2 * i] = __builtin_shufflevector(row[i], row[i + kLanes / 2], (I / 2 + I % 2 * kLanes)...);
-        next[2 * i + 1] =
-            __builtin_shufflevector(row[i], row[i + kLanes / 2], (kLanes / 2 + I / 2 + I % 2 * kLanes)...);
+        next[2 * i] =
+            __builtin_shufflevector(row[i], row[i + kLanes / 2], (I / 2 + I % 2 * kLanes)...);
+        next[2 * i + 1] = __builtin_shufflevector(row[i], row[i + kLanes / 2],
+                                                  (kLanes / 2 + I / 2 + I % 2 * kLanes)...);
       }
-    }(std::make_integer_sequence<int, kLanes>{});
+    }
+    (std::make_integer_sequence<int, kLanes>{});
     for (int i = 0; i < kLanes; ++i) row[i] = next[i];
   }
   for (int i = 0; i < kLanes; ++i) store(out + i * ld_out, row[i]);
 }
 
 // out (D, n) = inᵀ, with zeros where n or D do not fill a vector; `some` has room for kLanes packed rows of ld floats.
-template <class T>
-inline void pack_transposed(float* out, int64_t ldt, float* some, int64_t ld, const T* in, int64_t row, int64_t n, int64_t D) {
+template <class T> inline void pack_transposed(float* out, int64_t ldt, float* some, int64_t ld,
+                                               const T* in, int64_t row, int64_t n, int64_t D) {
   for (int64_t j = 0; j < n; j += kLanes) {
     const bool full = j + kLanes <= n;
     if (!full || D % kLanes) {
@@ -161,8 +172,8 @@ inline void pack_transposed(float* out, int64_t ldt, float* some, int64_t ld, co
 
 // R rows by V vectors of C.
 template <int R, int V, bool kTransposedA>
-inline void tile_kernel(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-                        bool add) {
+inline void tile_kernel(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb,
+                        float* c, int64_t ldc, bool add) {
   Vec acc[R][V];
   if (add) {
 #pragma GCC unroll 12
@@ -195,8 +206,8 @@ inline void tile_kernel(int64_t K, const float* a, int64_t lda, const float* b, 
 
 // The last M % kTileRows rows.
 template <int V, bool kTransposedA, int R = kTileRows - 1>
-inline void tile_rest(int64_t M, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                      int64_t ldc, bool add) {
+inline void tile_rest(int64_t M, int64_t K, const float* a, int64_t lda, const float* b,
+                      int64_t ldb, float* c, int64_t ldc, bool add) {
   if constexpr (R > 0) {
     if (M == R) tile_kernel<R, V, kTransposedA>(K, a, lda, b, ldb, c, ldc, add);
     else tile_rest<V, kTransposedA, R - 1>(M, K, a, lda, b, ldb, c, ldc, add);
@@ -204,21 +215,25 @@ inline void tile_rest(int64_t M, int64_t K, const float* a, int64_t lda, const f
 }
 
 template <int V, bool kTransposedA>
-inline void tile_column(int64_t M, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                        int64_t ldc, bool add) {
+inline void tile_column(int64_t M, int64_t K, const float* a, int64_t lda, const float* b,
+                        int64_t ldb, float* c, int64_t ldc, bool add) {
   int64_t m = 0;
   for (; m + kTileRows <= M; m += kTileRows)
-    tile_kernel<kTileRows, V, kTransposedA>(K, a + (kTransposedA ? m : m * lda), lda, b, ldb, c + m * ldc, ldc, add);
-  if (m < M) tile_rest<V, kTransposedA>(M - m, K, a + (kTransposedA ? m : m * lda), lda, b, ldb, c + m * ldc, ldc, add);
+    tile_kernel<kTileRows, V, kTransposedA>(K, a + (kTransposedA ? m : m * lda), lda, b, ldb,
+                                            c + m * ldc, ldc, add);
+  if (m < M)
+    tile_rest<V, kTransposedA>(M - m, K, a + (kTransposedA ? m : m * lda), lda, b, ldb, c + m * ldc,
+                               ldc, add);
 }
 
 // C (M, N) = A·B, or += with `add`. A is (M, K), or (K, M) when transposed; B is (K, N). Columns are worked on in whole
 // vectors: B and C must have room for N rounded up to kLanes.
-template <bool kTransposedA>
-inline void tile_gemm(int64_t M, int64_t N, int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb,
-                      float* c, int64_t ldc, bool add) {
+template <bool kTransposedA> inline void tile_gemm(int64_t M, int64_t N, int64_t K, const float* a,
+                                                   int64_t lda, const float* b, int64_t ldb,
+                                                   float* c, int64_t ldc, bool add) {
   int64_t n = 0;
-  for (; n + kLanes < N; n += 2 * kLanes) tile_column<2, kTransposedA>(M, K, a, lda, b + n, ldb, c + n, ldc, add);
+  for (; n + kLanes < N; n += 2 * kLanes)
+    tile_column<2, kTransposedA>(M, K, a, lda, b + n, ldb, c + n, ldc, add);
   if (n < N) tile_column<1, kTransposedA>(M, K, a, lda, b + n, ldb, c + n, ldc, add);
 }
 

@@ -9,7 +9,8 @@ namespace siglip2::cpu::ISA {
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 16;  // elements whose squares are summed in one go, whatever the number of threads
+constexpr int64_t kBlock =
+    1 << 16;  // elements whose squares are summed in one go, whatever the number of threads
 constexpr int64_t kRow = 512;
 
 struct Rates {
@@ -17,7 +18,8 @@ struct Rates {
 };
 
 // One run of elements with the same learning rate and decay.
-void update(float* param, float* m, float* v, float* ema, bf16* copy, const float* grad, int64_t n, Rates r) {
+void update(float* param, float* m, float* v, float* ema, bf16* copy, const float* grad, int64_t n,
+            Rates r) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = grad[i] * r.clip;
     const float mi = r.beta1 * m[i] + (1.0f - r.beta1) * g;
@@ -51,7 +53,8 @@ void sum_of_squares(Stream& s, Tensor result, Tensor x, int64_t N) {
     for (int64_t b = b0; b < b1; ++b) {
       const int64_t end = std::min(N, (b + 1) * kBlock);
       double sum = 0;
-      for (int64_t i = b * kBlock; i < end; i += kRow) sum += square_sum(in + i, std::min(kRow, end - i));
+      for (int64_t i = b * kBlock; i < end; i += kRow)
+        sum += square_sum(in + i, std::min(kRow, end - i));
       partial.data()[b] = sum;
     }
   });
@@ -60,27 +63,39 @@ void sum_of_squares(Stream& s, Tensor result, Tensor x, int64_t N) {
   *result.as<float>(1) = static_cast<float>(total);
 }
 
-void adamw_step(Stream&, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor copy, Tensor grad, Tensor norm2,
-                Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S, int64_t step, float lr, float beta1,
-                float beta2, float eps, float decay, float clip, float ema_decay) {
-  float *p = param.as<float>(N), *pm = m.as<float>(N), *pv = v.as<float>(N), *pe = ema.as_or_null<float>(N);
+void adamw_step(Stream&, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor copy, Tensor grad,
+                Tensor norm2, Tensor segments, Tensor lr_scale, Tensor rates, int64_t N, int64_t S,
+                int64_t step, float lr, float beta1, float beta2, float eps, float decay,
+                float clip, float ema_decay) {
+  float *p = param.as<float>(N), *pm = m.as<float>(N), *pv = v.as<float>(N),
+        *pe = ema.as_or_null<float>(N);
   bf16* pc = copy.as_or_null<bf16>(N);
   const float *g = grad.as<const float>(N), *scale = lr_scale.as<const float>(S);
   const auto* segment = segments.as<const int32_t>(S * 2);
   const float* given = rates.as_or_null<const float>(4);
-  if (!given && step < 1) throw std::invalid_argument("steps count from 1 but this is step " + std::to_string(step));
+  if (!given && step < 1)
+    throw std::invalid_argument("steps count from 1 but this is step " + std::to_string(step));
   if (const int64_t end = S > 0 ? segment[2 * S - 2] : 0; end != N)
-    throw std::invalid_argument("the segments end at " + std::to_string(end) + " but there are " + std::to_string(N) + " weights");
+    throw std::invalid_argument("the segments end at " + std::to_string(end) + " but there are " +
+                                std::to_string(N) + " weights");
   const float norm = std::sqrt(*norm2.as<const float>(1));
   const auto correction = [&](float beta) {
-    return static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta), static_cast<double>(step))));
+    return static_cast<float>(1 /
+                              (1 - std::pow(static_cast<double>(beta), static_cast<double>(step))));
   };
   if (given) {
     lr = given[0];
     decay = given[1];
   }
-  const Rates base{0, 0, beta1, beta2, eps, given ? given[2] : correction(beta1), given ? given[3] : correction(beta2),
-                   norm > clip ? clip / norm : 1.0f, ema_decay};
+  const Rates base{0,
+                   0,
+                   beta1,
+                   beta2,
+                   eps,
+                   given ? given[2] : correction(beta1),
+                   given ? given[3] : correction(beta2),
+                   norm > clip ? clip / norm : 1.0f,
+                   ema_decay};
   parallel_ranges(N, 4096, [&](int64_t i0, int64_t i1) {
     // The first segment that ends behind i0; ends ascend.
     int64_t s = 0;
@@ -90,7 +105,8 @@ void adamw_step(Stream&, Tensor param, Tensor m, Tensor v, Tensor ema, Tensor co
       Rates r = base;
       r.lr = lr * scale[s];
       r.decay = segment[2 * s + 1] & 1 ? decay : 0.0f;
-      update(p + i, pm + i, pv + i, pe ? pe + i : nullptr, pc ? pc + i : nullptr, g + i, end - i, r);
+      update(p + i, pm + i, pv + i, pe ? pe + i : nullptr, pc ? pc + i : nullptr, g + i, end - i,
+             r);
       i = end;
     }
   });

@@ -19,30 +19,33 @@
 #pragma once
 #include "../kernel.h"
 
-KERNEL(attention_forward,
-       Tensor o,            // (Tq, H·D)
-       Tensor lse,          // log Σ exp(scale · q·k), f32: for each sample (H, its queries), one after the other
-       Tensor q,            // (Tq, or Nq when shared; q_row) from q_offset
-       Tensor k,            // (Tk, k_row) from k_offset
-       Tensor v,            // (Tk, v_row) from v_offset
-       Tensor key_lengths,  // (B) i32 or absent; values outside [0, Nk] are clamped
-       Tensor q_starts,     // (B + 1) i32, or absent: dense, Tq = B·Nq
-       Tensor k_starts,     // (B + 1) i32, or absent: dense, Tk = B·Nk
-       int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t Tq, int64_t Tk, int64_t D, int64_t q_offset, int64_t q_row,
-       int64_t k_offset, int64_t k_row, int64_t v_offset, int64_t v_row, bool q_shared, bool causal, float scale)
+KERNEL(
+    attention_forward,
+    Tensor o,  // (Tq, H·D)
+    Tensor
+        lse,  // log Σ exp(scale · q·k), f32: for each sample (H, its queries), one after the other
+    Tensor q,            // (Tq, or Nq when shared; q_row) from q_offset
+    Tensor k,            // (Tk, k_row) from k_offset
+    Tensor v,            // (Tk, v_row) from v_offset
+    Tensor key_lengths,  // (B) i32 or absent; values outside [0, Nk] are clamped
+    Tensor q_starts,     // (B + 1) i32, or absent: dense, Tq = B·Nq
+    Tensor k_starts,     // (B + 1) i32, or absent: dense, Tk = B·Nk
+    int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t Tq, int64_t Tk, int64_t D,
+    int64_t q_offset, int64_t q_row, int64_t k_offset, int64_t k_row, int64_t v_offset,
+    int64_t v_row, bool q_shared, bool causal, float scale)
 
 KERNEL(attention_backward,
-       Tensor dq,           // as q, or absent
-       Tensor dk,           // as k, or absent together with dv
-       Tensor dv,           // as v
-       Tensor d_o,          // (Tq, H·D)
-       Tensor q,            // as in forward, and so on
-       Tensor k,
-       Tensor v,
+       Tensor dq,   // as q, or absent
+       Tensor dk,   // as k, or absent together with dv
+       Tensor dv,   // as v
+       Tensor d_o,  // (Tq, H·D)
+       Tensor q,    // as in forward, and so on
+       Tensor k, Tensor v,
        Tensor o,            // (Tq, H·D) from forward
        Tensor lse,          // from forward
        Tensor key_lengths,  // (B) or absent
        Tensor q_starts,     // (B + 1) or absent
        Tensor k_starts,     // (B + 1) or absent
-       int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t Tq, int64_t Tk, int64_t D, int64_t q_offset, int64_t q_row,
-       int64_t k_offset, int64_t k_row, int64_t v_offset, int64_t v_row, bool q_shared, bool causal, float scale)
+       int64_t B, int64_t H, int64_t Nq, int64_t Nk, int64_t Tq, int64_t Tk, int64_t D,
+       int64_t q_offset, int64_t q_row, int64_t k_offset, int64_t k_row, int64_t v_offset,
+       int64_t v_row, bool q_shared, bool causal, float scale)

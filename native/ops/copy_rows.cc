@@ -6,12 +6,14 @@
 
 namespace siglip2::cpu::ISA {
 
-void copy_rows_forward(Stream&, Tensor y, Tensor x, Tensor to, Tensor from, int64_t n, int64_t Y, int64_t X, int64_t C) {
+void copy_rows_forward(Stream&, Tensor y, Tensor x, Tensor to, Tensor from, int64_t n, int64_t Y,
+                       int64_t X, int64_t C) {
   const auto *target = to.as<const int32_t>(n), *source = from.as<const int32_t>(n);
   for (int64_t i = 0; i < n; ++i)
     if (target[i] < 0 || target[i] >= Y || source[i] < 0 || source[i] >= X)
-      throw std::out_of_range("copy " + std::to_string(i) + " is from row " + std::to_string(source[i]) + " of " +
-                              std::to_string(X) + " to row " + std::to_string(target[i]) + " of " + std::to_string(Y));
+      throw std::out_of_range("copy " + std::to_string(i) + " is from row " +
+                              std::to_string(source[i]) + " of " + std::to_string(X) + " to row " +
+                              std::to_string(target[i]) + " of " + std::to_string(Y));
   dispatch_float(y.dtype, [&](auto t) {
     using T = decltype(t);
     T* out = y.as<T>(Y * C);

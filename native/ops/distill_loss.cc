@@ -21,7 +21,8 @@ template <class F> double sum_runs(int64_t K, F&& f) {
 }
 
 // e_k = exp((t_k − c_k)/τ − max); returns their sum.
-template <class T> double teacher_row(float* e, const T* t, const float* centre, int64_t K, float temperature) {
+template <class T>
+double teacher_row(float* e, const T* t, const float* centre, int64_t K, float temperature) {
   const float sharpen = 1.0f / temperature;
   float most = -INFINITY;
 #pragma omp simd reduction(max : most)
@@ -41,8 +42,8 @@ template <class T> double teacher_row(float* e, const T* t, const float* centre,
 }
 
 // Returns ce; g, which may be s itself, gets factor/τ·(q − p). `e` and `total` are the teacher's.
-template <class T>
-double student_row(T* g, const T* s, const float* e, double total, int64_t K, float temperature, float factor) {
+template <class T> double student_row(T* g, const T* s, const float* e, double total, int64_t K,
+                                      float temperature, float factor) {
   const float sharpen = 1.0f / temperature;
   float most = -INFINITY;
 #pragma omp simd reduction(max : most)
@@ -64,22 +65,25 @@ double student_row(T* g, const T* s, const float* e, double total, int64_t K, fl
     dot += dot_part;
   }
   if (g) {
-    const auto q = static_cast<float>(factor * sharpen / exp_sum), p = static_cast<float>(factor * sharpen / total);
+    const auto q = static_cast<float>(factor * sharpen / exp_sum),
+               p = static_cast<float>(factor * sharpen / total);
 #pragma omp simd
-    for (int64_t k = 0; k < K; ++k) g[k] = exp_approx((static_cast<float>(s[k]) - most) * sharpen) * q - e[k] * p;
+    for (int64_t k = 0; k < K; ++k)
+      g[k] = exp_approx((static_cast<float>(s[k]) - most) * sharpen) * q - e[k] * p;
   }
   return std::log(exp_sum) - dot / total;
 }
 
 }  // namespace
 
-void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent, Tensor student, Tensor teacher,
-                                   Tensor centre, Tensor weights, int64_t R, int64_t T, int64_t K,
-                                   float student_temperature, float teacher_temperature, float scale) {
+void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent, Tensor student,
+                                   Tensor teacher, Tensor centre, Tensor weights, int64_t R,
+                                   int64_t T, int64_t K, float student_temperature,
+                                   float teacher_temperature, float scale) {
   if (R == 0 || K == 0) return;
   if (T <= 0 || R % T != 0)
-    throw std::invalid_argument(std::to_string(R) + " student rows are not a multiple of " + std::to_string(T) +
-                                " teacher rows");
+    throw std::invalid_argument(std::to_string(R) + " student rows are not a multiple of " +
+                                std::to_string(T) + " teacher rows");
   const float* c = centre.as<const float>(K);
   const float* weight = weights.as_or_null<const float>(R);
   Scratch<double> rows(stream, R);
@@ -99,7 +103,8 @@ void distill_loss_forward_backward(Stream& stream, Tensor loss, Tensor dstudent,
             rows.data()[r] = 0;
             if (out) std::fill(out, out + K, E(0.0f));
           } else {
-            const double ce = student_row<E>(out, s + r * K, e, total, K, student_temperature, w * scale);
+            const double ce =
+                student_row<E>(out, s + r * K, e, total, K, student_temperature, w * scale);
             rows.data()[r] = static_cast<double>(w) * ce;
           }
         }

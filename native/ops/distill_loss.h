@@ -7,11 +7,13 @@
 #pragma once
 #include "../kernel.h"
 
-KERNEL(distill_loss_forward_backward,
-       Tensor loss,      // (1) f32 +=
-       Tensor dstudent,  // (R, K) set, of the student's type; may be student itself; absent: loss only
-       Tensor student,   // (R, K) f32 or bf16
-       Tensor teacher,   // (T, K) of the same type, R a multiple of T
-       Tensor centre,    // (K) f32
-       Tensor weights,   // (R) f32 or absent: all 1
-       int64_t R, int64_t T, int64_t K, float student_temperature, float teacher_temperature, float scale)
+KERNEL(
+    distill_loss_forward_backward,
+    Tensor loss,      // (1) f32 +=
+    Tensor dstudent,  // (R, K) set, of the student's type; may be student itself; absent: loss only
+    Tensor student,   // (R, K) f32 or bf16
+    Tensor teacher,   // (T, K) of the same type, R a multiple of T
+    Tensor centre,    // (K) f32
+    Tensor weights,   // (R) f32 or absent: all 1
+    int64_t R, int64_t T, int64_t K, float student_temperature, float teacher_temperature,
+    float scale)

@@ -11,7 +11,8 @@ void add_forward(Stream&, Tensor y, Tensor a, Tensor b, int64_t N) {
     T* out = y.as<T>(N);
     const T *pa = a.as<const T>(N), *pb = b.as<const T>(N);
     parallel_ranges(N, 16384, [&](int64_t i0, int64_t i1) {
-      for (int64_t i = i0; i < i1; ++i) out[i] = static_cast<float>(pa[i]) + static_cast<float>(pb[i]);
+      for (int64_t i = i0; i < i1; ++i)
+        out[i] = static_cast<float>(pa[i]) + static_cast<float>(pb[i]);
     });
   });
 }

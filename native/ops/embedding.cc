@@ -16,15 +16,14 @@ void check_ids(const int32_t* ids, int64_t R, int64_t V) {
       throw std::out_of_range(text_of(FaultKind::token_id, r, ids[r], V));
 }
 
-template <class T>
-void add_row(float* to, const T* from, int64_t D) {
+template <class T> void add_row(float* to, const T* from, int64_t D) {
   for (int64_t d = 0; d < D; ++d) to[d] += static_cast<float>(from[d]);
 }
 
 }  // namespace
 
-void embedding_forward(Stream&, Tensor y, Tensor ids, Tensor table, Tensor position, int64_t R, int64_t V, int64_t L,
-                       int64_t D) {
+void embedding_forward(Stream&, Tensor y, Tensor ids, Tensor table, Tensor position, int64_t R,
+                       int64_t V, int64_t L, int64_t D) {
   const auto* id = ids.as<const int32_t>(R);
   check_ids(id, R, V);
   const auto* places = position.as<const float>(L * D);
@@ -45,8 +44,8 @@ void embedding_forward(Stream&, Tensor y, Tensor ids, Tensor table, Tensor posit
   });
 }
 
-void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, Tensor ids, int64_t R, int64_t V,
-                        int64_t L, int64_t D) {
+void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, Tensor ids,
+                        int64_t R, int64_t V, int64_t L, int64_t D) {
   const auto* id = ids.as<const int32_t>(R);
   check_ids(id, R, V);
   dispatch_float(dy.dtype, [&](auto t) {
@@ -60,7 +59,8 @@ void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, T
     float* rows = dtable.as_or_null<float>(V * D);
     if (!rows) return;
     Scratch<int64_t> order(s, R);
-    int64_t* sorted = order.data();  // id in the high half, row in the low: one comparison sorts by both
+    int64_t* sorted =
+        order.data();  // id in the high half, row in the low: one comparison sorts by both
     for (int64_t r = 0; r < R; ++r) sorted[r] = static_cast<int64_t>(id[r]) << 32 | r;
     std::sort(sorted, sorted + R);
     parallel_ranges(R, 64, [&](int64_t i0, int64_t i1) {
@@ -68,7 +68,8 @@ void embedding_backward(Stream& s, Tensor dtable, Tensor dposition, Tensor dy, T
       while (i0 < i1 && i0 > 0 && sorted[i0] >> 32 == sorted[i0 - 1] >> 32) ++i0;
       if (i0 == i1) return;
       while (i1 < R && sorted[i1] >> 32 == sorted[i1 - 1] >> 32) ++i1;
-      for (int64_t i = i0; i < i1; ++i) add_row(rows + (sorted[i] >> 32) * D, g + (sorted[i] & 0xffffffff) * D, D);
+      for (int64_t i = i0; i < i1; ++i)
+        add_row(rows + (sorted[i] >> 32) * D, g + (sorted[i] & 0xffffffff) * D, D);
     });
   });
 }

@@ -11,13 +11,15 @@ namespace {
 void check_index(const int32_t* index, int64_t M, int64_t R) {
   for (int64_t m = 0; m < M; ++m)
     if (index[m] < 0 || index[m] >= R || (m > 0 && index[m] <= index[m - 1]))
-      throw std::out_of_range("row index " + std::to_string(index[m]) + " at position " + std::to_string(m) +
-                              " is outside the " + std::to_string(R) + " rows or not above the one before it");
+      throw std::out_of_range("row index " + std::to_string(index[m]) + " at position " +
+                              std::to_string(m) + " is outside the " + std::to_string(R) +
+                              " rows or not above the one before it");
 }
 
 }  // namespace
 
-void gather_rows_forward(Stream&, Tensor y, Tensor x, Tensor index, int64_t M, int64_t R, int64_t D) {
+void gather_rows_forward(Stream&, Tensor y, Tensor x, Tensor index, int64_t M, int64_t R,
+                         int64_t D) {
   const auto* from = index.as<const int32_t>(M);
   check_index(from, M, R);
   dispatch_float(x.dtype, [&](auto type) {
@@ -30,7 +32,8 @@ void gather_rows_forward(Stream&, Tensor y, Tensor x, Tensor index, int64_t M, i
   });
 }
 
-void gather_rows_backward(Stream&, Tensor dx, Tensor dy, Tensor index, int64_t M, int64_t R, int64_t D) {
+void gather_rows_backward(Stream&, Tensor dx, Tensor dy, Tensor index, int64_t M, int64_t R,
+                          int64_t D) {
   const auto* from = index.as<const int32_t>(M);
   check_index(from, M, R);
   dispatch_float(dy.dtype, [&](auto type) {

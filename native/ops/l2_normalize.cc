@@ -5,7 +5,8 @@
 
 namespace siglip2::cpu::ISA {
 
-void l2_normalize_forward(Stream&, Tensor y, Tensor norm, Tensor x, int64_t R, int64_t C, float eps) {
+void l2_normalize_forward(Stream&, Tensor y, Tensor norm, Tensor x, int64_t R, int64_t C,
+                          float eps) {
   dispatch_float(x.dtype, [&](auto t) {
     using T = decltype(t);
     T* out = y.as<T>(R * C);
@@ -16,7 +17,8 @@ void l2_normalize_forward(Stream&, Tensor y, Tensor norm, Tensor x, int64_t R, i
         const T* v = in + r * C;
         float square = 0;
 #pragma omp simd reduction(+ : square)
-        for (int64_t c = 0; c < C; ++c) square += static_cast<float>(v[c]) * static_cast<float>(v[c]);
+        for (int64_t c = 0; c < C; ++c)
+          square += static_cast<float>(v[c]) * static_cast<float>(v[c]);
         length[r] = __builtin_sqrtf(square);
         const float scale = 1.0f / (length[r] + eps);
         for (int64_t c = 0; c < C; ++c) out[r * C + c] = static_cast<float>(v[c]) * scale;
@@ -25,7 +27,8 @@ void l2_normalize_forward(Stream&, Tensor y, Tensor norm, Tensor x, int64_t R, i
   });
 }
 
-void l2_normalize_backward(Stream&, Tensor dx, Tensor dy, Tensor x, Tensor norm, int64_t R, int64_t C, float eps) {
+void l2_normalize_backward(Stream&, Tensor dx, Tensor dy, Tensor x, Tensor norm, int64_t R,
+                           int64_t C, float eps) {
   dispatch_float(x.dtype, [&](auto t) {
     using T = decltype(t);
     T* out = dx.as<T>(R * C);
@@ -38,7 +41,8 @@ void l2_normalize_backward(Stream&, Tensor dx, Tensor dy, Tensor x, Tensor norm,
 #pragma omp simd reduction(+ : dot)
         for (int64_t c = 0; c < C; ++c) dot += static_cast<float>(v[c]) * static_cast<float>(gr[c]);
         const float scale = 1.0f / (length[r] + eps);
-        const float along = length[r] > 0 ? dot * scale / length[r] : 0.0f;  // a zero row has no direction
+        const float along =
+            length[r] > 0 ? dot * scale / length[r] : 0.0f;  // a zero row has no direction
         for (int64_t c = 0; c < C; ++c)
           out[r * C + c] = (static_cast<float>(gr[c]) - static_cast<float>(v[c]) * along) * scale;
       }

@@ -30,8 +30,8 @@ void add_bias(T* y, T* pre, const float* bias, int64_t M, int64_t N) {
 }
 
 // dpre = dy·gelu'(pre) and the column sums of dpre; without GELU dpre is dy itself and only the sums are made.
-template <class T, bool kExact>
-void pre_gradient(T* dpre, float* dbias, float* partial, const T* dy, const T* pre, int64_t M, int64_t N) {
+template <class T, bool kExact> void pre_gradient(T* dpre, float* dbias, float* partial,
+                                                  const T* dy, const T* pre, int64_t M, int64_t N) {
   parallel_ranges(kBlocks, 1, [&](int64_t b0, int64_t b1) {
     for (int64_t b = b0; b < b1; ++b) {
       float* sums = partial + b * N;
@@ -65,8 +65,8 @@ template <class T, bool kExact> void through_gelu(T* dx, const T* x_pre, int64_t
 
 }  // namespace
 
-void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias, int64_t M, int64_t N,
-                    int64_t K, bool exact_gelu) {
+void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Tensor bias,
+                    int64_t M, int64_t N, int64_t K, bool exact_gelu) {
   dispatch_float(x.dtype, [&](auto t) {
     using T = decltype(t);
     T* out = y.as<T>(M * N);
@@ -74,17 +74,21 @@ void linear_forward(Stream& s, Tensor y, Tensor pre, Tensor x, Tensor weight, Te
     const float* b = bias.as_or_null<const float>(N);
     if constexpr (std::is_same_v<T, float>)
       if (is_batch_invariant() && !s.is_dry() && (!p || p == out))
-        return siglip2::row_gemm(s, M, N, K, 1.0f, x.as<const float>(M * K), K, weight.as<const float>(N * K), K, true,
-                                 out, N, {b, !p ? Gelu::none : exact_gelu ? Gelu::exact : Gelu::tanh});
-    matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K}, {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f,
-           p ? p : out, x.dtype, N);
+        return siglip2::row_gemm(s, M, N, K, 1.0f, x.as<const float>(M * K), K,
+                                 weight.as<const float>(N * K), K, true, out, N,
+                                 {b, !p           ? Gelu::none
+                                     : exact_gelu ? Gelu::exact
+                                                  : Gelu::tanh});
+    matmul(s, M, N, K, 1.0f, {x.as<const T>(M * K), x.dtype, K},
+           {weight.as<const T>(N * K), x.dtype, K, true}, 0.0f, p ? p : out, x.dtype, N);
     if ((bias || p) && !s.is_dry())
       dispatch_gelu(exact_gelu, [&](auto exact) { add_bias<T, exact.value>(out, p, b, M, N); });
   });
 }
 
-void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre, Tensor x, Tensor x_pre,
-                     Tensor weight, int64_t M, int64_t N, int64_t K, bool exact_gelu) {
+void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Tensor pre,
+                     Tensor x, Tensor x_pre, Tensor weight, int64_t M, int64_t N, int64_t K,
+                     bool exact_gelu) {
   dispatch_float(dy.dtype, [&](auto t) {
     using T = decltype(t);
     const T* g = dy.as<const T>(M * N);
@@ -97,8 +101,8 @@ void linear_backward(Stream& s, Tensor dx, Tensor dweight, Tensor dbias, Tensor 
       });
     if (pre) g = dpre.data();
     if (dx)
-      matmul(s, M, K, N, 1.0f, {g, dy.dtype, N}, {weight.as<const T>(N * K), dy.dtype, K}, 0.0f, dx.as<T>(M * K),
-             dy.dtype, K);
+      matmul(s, M, K, N, 1.0f, {g, dy.dtype, N}, {weight.as<const T>(N * K), dy.dtype, K}, 0.0f,
+             dx.as<T>(M * K), dy.dtype, K);
     if (dx && x_pre && !s.is_dry())
       dispatch_gelu(exact_gelu, [&](auto exact) {
         through_gelu<T, exact.value>(dx.as<T>(M * K), x_pre.as<const T>(M * K), M, K);

@@ -5,13 +5,15 @@
 #pragma once
 #include "../kernel.h"
 
-KERNEL(linear_forward,
-       Tensor y,       // (M, N)
-       Tensor pre,     // (M, N) x·Wᵀ + b before GELU, for backward; absent without GELU. On the CPU it may be y
-       Tensor x,       // (M, K)
-       Tensor weight,  // (N, K)
-       Tensor bias,    // (N) or absent
-       int64_t M, int64_t N, int64_t K, bool exact_gelu)
+KERNEL(
+    linear_forward,
+    Tensor y,  // (M, N)
+    Tensor
+        pre,  // (M, N) x·Wᵀ + b before GELU, for backward; absent without GELU. On the CPU it may be y
+    Tensor x,       // (M, K)
+    Tensor weight,  // (N, K)
+    Tensor bias,    // (N) or absent
+    int64_t M, int64_t N, int64_t K, bool exact_gelu)
 
 KERNEL(linear_backward,
        Tensor dx,       // (M, K) set, or absent; with x_pre it is the gradient of that

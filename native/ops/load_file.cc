@@ -19,7 +19,8 @@ struct half {
   uint16_t bits;
   // Integer arithmetic for subnormals: the stream's threads flush denormal floats to zero.
   operator float() const {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, mantissa = bits & 0x3ff;
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31,
+                   mantissa = bits & 0x3ff;
     const float small = static_cast<float>(mantissa) * 0x1p-24f;
     uint32_t small_bits;
     std::memcpy(&small_bits, &small, 4);
@@ -50,12 +51,17 @@ template <class To, class From> int load(To* y, int file, int64_t offset, int64_
   parallel_ranges((N + kRun - 1) / kRun, 1, [&](int64_t first, int64_t last) {
     const std::unique_ptr<From[]> buffer(new (std::nothrow) From[kRun]);
     for (int64_t run = first; run < last && !failure; ++run) {
-      const int64_t begin = run * kRun, n = std::min(kRun, N - begin), size = static_cast<int64_t>(sizeof(From));
-      const int error = buffer ? read_fully(file, reinterpret_cast<char*>(buffer.get()), n * size, offset + begin * size) : ENOMEM;
+      const int64_t begin = run * kRun, n = std::min(kRun, N - begin),
+                    size = static_cast<int64_t>(sizeof(From));
+      const int error = buffer ? read_fully(file, reinterpret_cast<char*>(buffer.get()), n * size,
+                                            offset + begin * size)
+                               : ENOMEM;
       if (error) failure = error;
-      else if constexpr (std::is_same_v<To, From>) std::memcpy(y + begin, buffer.get(), static_cast<size_t>(n * size));
+      else if constexpr (std::is_same_v<To, From>)
+        std::memcpy(y + begin, buffer.get(), static_cast<size_t>(n * size));
       else
-        for (int64_t i = 0; i < n; ++i) y[begin + i] = static_cast<float>(buffer[static_cast<size_t>(i)]);
+        for (int64_t i = 0; i < n; ++i)
+          y[begin + i] = static_cast<float>(buffer[static_cast<size_t>(i)]);
     }
   });
   return failure;
@@ -75,7 +81,8 @@ void load_file(Stream&, Tensor y, int64_t file, int64_t offset, int64_t source, 
   });
   if (failure)
     throw std::runtime_error(failure < 0 ? "the file ended early; it was cut while open"
-                                         : std::string("the file cannot be read: ") + std::strerror(failure));
+                                         : std::string("the file cannot be read: ") +
+                                               std::strerror(failure));
 }
 
 }  // namespace siglip2::cpu::ISA

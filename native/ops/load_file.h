@@ -4,9 +4,10 @@
 #pragma once
 #include "../kernel.h"
 
-KERNEL(load_file,
-       Tensor y,         // (N) f32 or bf16
-       int64_t file,     // descriptor open for reading; it must stay open until the stream has got here
-       int64_t offset,   // of the first value, in bytes
-       int64_t source,   // type in the file, little-endian: 0 f32, 1 f16, 2 bf16
-       int64_t N)
+KERNEL(
+    load_file,
+    Tensor y,        // (N) f32 or bf16
+    int64_t file,    // descriptor open for reading; it must stay open until the stream has got here
+    int64_t offset,  // of the first value, in bytes
+    int64_t source,  // type in the file, little-endian: 0 f32, 1 f16, 2 bf16
+    int64_t N)

@@ -6,8 +6,8 @@
 
 namespace siglip2::cpu::ISA {
 
-void mask_tokens_forward(Stream&, Tensor y, Tensor x, Tensor token, Tensor position, Tensor mask, int64_t B, int64_t N,
-                         int64_t D) {
+void mask_tokens_forward(Stream&, Tensor y, Tensor x, Tensor token, Tensor position, Tensor mask,
+                         int64_t B, int64_t N, int64_t D) {
   const auto* masked = mask.as<const uint8_t>(B * N);
   const auto *instead = token.as<const float>(D), *places = position.as<const float>(N * D);
   dispatch_float(x.dtype, [&](auto type) {
@@ -27,8 +27,8 @@ void mask_tokens_forward(Stream&, Tensor y, Tensor x, Tensor token, Tensor posit
   });
 }
 
-void mask_tokens_backward(Stream& s, Tensor dx, Tensor dtoken, Tensor dposition, Tensor dy, Tensor mask, int64_t B,
-                          int64_t N, int64_t D) {
+void mask_tokens_backward(Stream& s, Tensor dx, Tensor dtoken, Tensor dposition, Tensor dy,
+                          Tensor mask, int64_t B, int64_t N, int64_t D) {
   const auto* masked = mask.as<const uint8_t>(B * N);
   float *to_token = dtoken.as_or_null<float>(D), *to_places = dposition.as_or_null<float>(N * D);
   Scratch<float> sums(s, to_token || to_places ? N * D : 0);

@@ -17,13 +17,15 @@ constexpr int64_t kTileRows = 1024, kTileCols = 1024;
 constexpr int64_t kRun = 128;  // pairs summed in float
 
 // Σ softplus(t·dot + b) over the columns of one row, without the column that is the row itself.
-double row_losses(const float* dot, const int32_t* chosen, int32_t self, int64_t n, float t, float b) {
+double row_losses(const float* dot, const int32_t* chosen, int32_t self, int64_t n, float t,
+                  float b) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kRun) {
     const int64_t end = std::min(n, begin + kRun);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t k = begin; k < end; ++k) sum += chosen[k] == self ? 0.0f : softplus(t * dot[k] + b);
+    for (int64_t k = begin; k < end; ++k)
+      sum += chosen[k] == self ? 0.0f : softplus(t * dot[k] + b);
     total += sum;
   }
   return total;
@@ -34,9 +36,9 @@ template <class P, class T> void copy_row(P* out, const T* in, int64_t D) {
 }
 
 // T: type of x and y in memory. P: type of the products' operands, f32 where the CPU does not multiply bf16.
-template <class T, class P>
-void all_tiles(Stream& s, float* scores, const T* x, const T* y, const int32_t* chosen, float t, float b, int64_t B, int64_t K,
-               int64_t D, float weight) {
+template <class T, class P> void all_tiles(Stream& s, float* scores, const T* x, const T* y,
+                                           const int32_t* chosen, float t, float b, int64_t B,
+                                           int64_t K, int64_t D, float weight) {
   constexpr DType type = dtype_of<P>;
   constexpr bool kWiden = !std::is_same_v<T, P>;
   const int64_t tile_rows = std::min(B, kTileRows), tile_cols = std::min(K, kTileCols);
@@ -47,7 +49,8 @@ void all_tiles(Stream& s, float* scores, const T* x, const T* y, const int32_t* 
       const int64_t cols = std::min(K - c, kTileCols);
       const int32_t* index = chosen + c;
       parallel_ranges(cols, 16, [&](int64_t k0, int64_t k1) {
-        for (int64_t k = k0; k < k1; ++k) copy_row(gathered.data() + k * D, columns + index[k] * D, D);
+        for (int64_t k = k0; k < k1; ++k)
+          copy_row(gathered.data() + k * D, columns + index[k] * D, D);
       });
       for (int64_t r = 0; r < B; r += kTileRows) {
         const int64_t n = std::min(B - r, kTileRows);
@@ -60,11 +63,13 @@ void all_tiles(Stream& s, float* scores, const T* x, const T* y, const int32_t* 
         } else {
           operand = rows + r * D;
         }
-        matmul(s, n, cols, D, 1.0f, {operand, type, D}, {gathered.data(), type, D, true}, 0.0f, dots.data(), DType::f32, cols);
+        matmul(s, n, cols, D, 1.0f, {operand, type, D}, {gathered.data(), type, D, true}, 0.0f,
+               dots.data(), DType::f32, cols);
         parallel_ranges(n, 1 + 8192 / cols, [&](int64_t i0, int64_t i1) {
           for (int64_t i = i0; i < i1; ++i)
-            scores[r + i] += static_cast<float>(
-                weight * row_losses(dots.data() + i * cols, index, static_cast<int32_t>(r + i), cols, t, b));
+            scores[r + i] +=
+                static_cast<float>(weight * row_losses(dots.data() + i * cols, index,
+                                                       static_cast<int32_t>(r + i), cols, t, b));
         });
       }
     }
@@ -75,8 +80,8 @@ void all_tiles(Stream& s, float* scores, const T* x, const T* y, const int32_t* 
 
 }  // namespace
 
-void pair_scores_diagonal(Stream&, Tensor scores, Tensor x, Tensor y, Tensor log_scale, Tensor bias, int64_t B, int64_t D,
-                          float weight) {
+void pair_scores_diagonal(Stream&, Tensor scores, Tensor x, Tensor y, Tensor log_scale, Tensor bias,
+                          int64_t B, int64_t D, float weight) {
   const float t = std::exp(*log_scale.as<const float>(1)), b = *bias.as<const float>(1);
   float* const out = scores.as<float>(B);
   dispatch_float(x.dtype, [&](auto type) {
@@ -96,19 +101,21 @@ void pair_scores_diagonal(Stream&, Tensor scores, Tensor x, Tensor y, Tensor log
   });
 }
 
-void pair_scores_chosen(Stream& s, Tensor scores, Tensor x, Tensor y, Tensor chosen, Tensor log_scale, Tensor bias, int64_t B,
-                        int64_t K, int64_t D, float weight) {
+void pair_scores_chosen(Stream& s, Tensor scores, Tensor x, Tensor y, Tensor chosen,
+                        Tensor log_scale, Tensor bias, int64_t B, int64_t K, int64_t D,
+                        float weight) {
   const float t = std::exp(*log_scale.as<const float>(1)), b = *bias.as<const float>(1);
   float* const out = scores.as<float>(B);
   const int32_t* const index = chosen.as<const int32_t>(K);
   for (int64_t k = 0; k < K; ++k)
     if (index[k] < 0 || index[k] >= B)
-      throw std::invalid_argument("pair_scores: a chosen index is " + std::to_string(index[k]) + " where there are " +
-                                  std::to_string(B) + " samples");
+      throw std::invalid_argument("pair_scores: a chosen index is " + std::to_string(index[k]) +
+                                  " where there are " + std::to_string(B) + " samples");
   dispatch_float(x.dtype, [&](auto type) {
     using T = decltype(type);
     const auto run = [&](auto product) {
-      all_tiles<T, decltype(product)>(s, out, x.as<const T>(B * D), y.as<const T>(B * D), index, t, b, B, K, D, weight);
+      all_tiles<T, decltype(product)>(s, out, x.as<const T>(B * D), y.as<const T>(B * D), index, t,
+                                      b, B, K, D, weight);
     };
     if constexpr (std::is_same_v<T, bf16>)
       if (has_native_bf16()) return run(bf16{});

@@ -42,7 +42,8 @@ void gather(T* rows, const Pixel* images, int64_t n, const Shape& s) {
         if constexpr (std::is_same_v<T, bf16> && std::is_same_v<Pixel, uint8_t>) {
           // Exact, so the lower half of the float is zero and nothing needs rounding.
           for (int64_t i = 0; i < run; ++i)
-            out[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(line[i]) - kCentre) >> 16);
+            out[i].bits = static_cast<uint16_t>(
+                std::bit_cast<uint32_t>(static_cast<float>(line[i]) - kCentre) >> 16);
         } else {
           for (int64_t i = 0; i < run; ++i) out[i] = static_cast<float>(line[i]) - kCentre;
         }
@@ -60,16 +61,20 @@ void gather_images(T* rows, const Tensor& images, int64_t first, int64_t n, cons
 }
 
 // Column of the convolution layout (channel, row, column) for each column in byte order.
-int64_t convolution_column(int64_t i, int64_t P) { return (i % 3 * P + i / (3 * P)) * P + i / 3 % P; }
+int64_t convolution_column(int64_t i, int64_t P) {
+  return (i % 3 * P + i / (3 * P)) * P + i / 3 % P;
+}
 
 void check_images(const Shape& s) {
-  if (s.P <= 0 || s.H < s.P || s.W < s.P) throw std::invalid_argument("an image is smaller than one patch");
+  if (s.P <= 0 || s.H < s.P || s.W < s.P)
+    throw std::invalid_argument("an image is smaller than one patch");
 }
 
 }  // namespace
 
-void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight, Tensor bias, Tensor position, int64_t B,
-                         int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight, Tensor bias,
+                         Tensor position, int64_t B, int64_t H, int64_t W, int64_t P, int64_t D,
+                         bool flat) {
   const Shape s{B, H, W, P, D, flat};
   check_images(s);
   const int64_t N = s.patches(), K = s.values();
@@ -99,7 +104,8 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
       float* product = wide.data();
       if constexpr (!kWiden) product = part;
       gather_images(rows.data(), images, first, n, s);
-      matmul(stream, n * N, D, K, kScale, {rows.data(), y.dtype, K}, {w, y.dtype, K, true}, 0.0f, product, DType::f32, D);
+      matmul(stream, n * N, D, K, kScale, {rows.data(), y.dtype, K}, {w, y.dtype, K, true}, 0.0f,
+             product, DType::f32, D);
       parallel_ranges(n * N, 1 + 16384 / D, [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r) {
           const float* p = pos + r % N * D;
@@ -110,8 +116,9 @@ void patch_embed_forward(Stream& stream, Tensor y, Tensor images, Tensor weight,
   });
 }
 
-void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor dposition, Tensor dy, Tensor images,
-                          int64_t B, int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
+void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor dposition, Tensor dy,
+                          Tensor images, int64_t B, int64_t H, int64_t W, int64_t P, int64_t D,
+                          bool flat) {
   const Shape s{B, H, W, P, D, flat};
   check_images(s);
   const int64_t N = s.patches(), K = s.values();
@@ -146,8 +153,8 @@ void patch_embed_backward(Stream& stream, Tensor dweight, Tensor dbias, Tensor d
     for (int64_t first = 0; first < B; first += most) {
       const int64_t n = std::min(most, B - first);
       gather_images(rows.data(), images, first, n, s);
-      matmul(stream, D, K, n * N, kScale, {g + first * N * D, dy.dtype, D, true}, {rows.data(), dy.dtype, K}, 1.0f, sum,
-             DType::f32, K);
+      matmul(stream, D, K, n * N, kScale, {g + first * N * D, dy.dtype, D, true},
+             {rows.data(), dy.dtype, K}, 1.0f, sum, DType::f32, K);
     }
     if (flat) return;
     parallel_ranges(D, 8, [&](int64_t d0, int64_t d1) {

@@ -22,7 +22,8 @@ constexpr int64_t kChannels = 64;  // of one work item in the backward pass
 std::shared_ptr<const ResizeAxis> axis_of(int64_t in, int64_t out) {
   constexpr size_t kMost = 2048;
   static auto* const mutex = new std::mutex;
-  static auto* const cache = new std::map<std::pair<int64_t, int64_t>, std::shared_ptr<const ResizeAxis>>;
+  static auto* const cache =
+      new std::map<std::pair<int64_t, int64_t>, std::shared_ptr<const ResizeAxis>>;
   const std::lock_guard lock(*mutex);
   if (cache->size() >= kMost) cache->clear();
   auto& axis = (*cache)[{in, out}];
@@ -64,18 +65,21 @@ struct Rows {
     for (int64_t s = 0; s < S; ++s) {
       const int64_t rows = grid[2 * s], columns = grid[2 * s + 1];
       if (rows < 1 || columns < 1 || first[s] != token)
-        throw std::invalid_argument("the shapes and offsets of a batch of images do not fit together");
-      for (int64_t i = 0; i < rows; ++i, token += columns) list.push_back({axis(rows), axis(columns), i, columns, token});
+        throw std::invalid_argument(
+            "the shapes and offsets of a batch of images do not fit together");
+      for (int64_t i = 0; i < rows; ++i, token += columns)
+        list.push_back({axis(rows), axis(columns), i, columns, token});
     }
     if (token != T || first[S] != token)
-      throw std::invalid_argument("the shapes of a batch of images do not have as many patches as it has");
+      throw std::invalid_argument(
+          "the shapes of a batch of images do not have as many patches as it has");
   }
 };
 
 }  // namespace
 
-void position_resize_forward(Stream& stream, Tensor y, Tensor position, Tensor shapes, Tensor offsets, int64_t S,
-                             int64_t T, int64_t G, int64_t D) {
+void position_resize_forward(Stream& stream, Tensor y, Tensor position, Tensor shapes,
+                             Tensor offsets, int64_t S, int64_t T, int64_t G, int64_t D) {
   auto* out = y.as<float>(T * D);
   const auto* grid = position.as<const float>(G * G * D);
   const Rows rows(shapes, offsets, S, T, G);
@@ -87,19 +91,21 @@ void position_resize_forward(Stream& stream, Tensor y, Tensor position, Tensor s
       for (int64_t r = n * b / blocks; r < n * (b + 1) / blocks; ++r) {
         const Row& row = rows.list[static_cast<size_t>(r)];
         std::fill(combined, combined + G * D, 0.0f);
-        taps(*row.down, row.i, [&](int64_t a, float w) { add_scaled(combined, grid + a * G * D, w, G * D); });
+        taps(*row.down, row.i,
+             [&](int64_t a, float w) { add_scaled(combined, grid + a * G * D, w, G * D); });
         for (int64_t j = 0; j < row.columns; ++j) {
           float* token = out + (row.token + j) * D;
           std::fill(token, token + D, 0.0f);
-          taps(*row.across, j, [&](int64_t a, float w) { add_scaled(token, combined + a * D, w, D); });
+          taps(*row.across, j,
+               [&](int64_t a, float w) { add_scaled(token, combined + a * D, w, D); });
         }
       }
     }
   });
 }
 
-void position_resize_backward(Stream& stream, Tensor dposition, Tensor dy, Tensor shapes, Tensor offsets, int64_t S,
-                              int64_t T, int64_t G, int64_t D) {
+void position_resize_backward(Stream& stream, Tensor dposition, Tensor dy, Tensor shapes,
+                              Tensor offsets, int64_t S, int64_t T, int64_t G, int64_t D) {
   auto* out = dposition.as_or_null<float>(G * G * D);
   const auto* gradient = dy.as<const float>(T * D);
   if (!out) return;
@@ -116,7 +122,8 @@ void position_resize_backward(Stream& stream, Tensor dposition, Tensor dy, Tenso
           add_scaled(combined + b * kChannels, gradient + (row.token + j) * D + c0, w, n);
         });
       taps(*row.down, row.i, [&](int64_t a, float w) {
-        for (int64_t b = 0; b < G; ++b) add_scaled(out + (a * G + b) * D + c0, combined + b * kChannels, w, n);
+        for (int64_t b = 0; b < G; ++b)
+          add_scaled(out + (a * G + b) * D + c0, combined + b * kChannels, w, n);
       });
     }
   });

@@ -9,12 +9,13 @@ namespace siglip2::cpu::ISA {
 namespace {
 
 // to (n, out, inner) = weights · from (n, in, inner), or its transpose: from (n, out, inner), to (n, in, inner).
-void filter(float* to, const float* from, const ResizeAxis& axis, int64_t n, int64_t in, int64_t out, int64_t inner,
-            bool transposed) {
+void filter(float* to, const float* from, const ResizeAxis& axis, int64_t n, int64_t in,
+            int64_t out, int64_t inner, bool transposed) {
   if (transposed) std::fill(to, to + n * in * inner, 0.0f);
   for (int64_t b = 0; b < n; ++b)
     for (int64_t i = 0; i < out; ++i) {
-      const auto first = axis.first[static_cast<size_t>(i)], count = axis.count[static_cast<size_t>(i)];
+      const auto first = axis.first[static_cast<size_t>(i)],
+                 count = axis.count[static_cast<size_t>(i)];
       if (!transposed) std::fill(to + (b * out + i) * inner, to + (b * out + i + 1) * inner, 0.0f);
       for (int64_t j = 0; j < count; ++j) {
         const auto w = static_cast<float>(axis.weight[static_cast<size_t>(i * axis.taps + j)]);
@@ -28,12 +29,14 @@ void filter(float* to, const float* from, const ResizeAxis& axis, int64_t n, int
 
 }  // namespace
 
-void resize_bilinear_forward(Stream& s, Tensor y, Tensor x, int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH,
-                             int64_t OW) {
+void resize_bilinear_forward(Stream& s, Tensor y, Tensor x, int64_t B, int64_t H, int64_t W,
+                             int64_t C, int64_t OH, int64_t OW) {
   if (x.dtype == DType::u8) {
     auto* out = y.as<uint8_t>(B * OH * OW * C);
     const auto* in = x.as<const uint8_t>(B * H * W * C);
-    parallel_items(B, [&](int64_t b) { resize_u8(in + b * H * W * C, H, W, C, out + b * OH * OW * C, OH, OW); });
+    parallel_items(B, [&](int64_t b) {
+      resize_u8(in + b * H * W * C, H, W, C, out + b * OH * OW * C, OH, OW);
+    });
     return;
   }
   auto* out = y.as<float>(B * OH * OW * C);
@@ -47,8 +50,8 @@ void resize_bilinear_forward(Stream& s, Tensor y, Tensor x, int64_t B, int64_t H
   });
 }
 
-void resize_bilinear_backward(Stream& s, Tensor dx, Tensor dy, int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH,
-                              int64_t OW) {
+void resize_bilinear_backward(Stream& s, Tensor dx, Tensor dy, int64_t B, int64_t H, int64_t W,
+                              int64_t C, int64_t OH, int64_t OW) {
   auto* out = dx.as<float>(B * H * W * C);
   const auto* in = dy.as<const float>(B * OH * OW * C);
   const ResizeAxis rows(H, OH), columns(W, OW);

@@ -8,7 +8,8 @@
 
 namespace siglip2::cpu::ISA {
 
-void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C, void* out, int64_t OH, int64_t OW) {
+void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C,
+                  void* out, int64_t OH, int64_t OW) {
   auto* bytes = static_cast<uint8_t*>(out);
   switch (method) {
     case ResizeMethod::pil_bilinear: return resize_u8(in, H, W, C, bytes, OH, OW, Filter::bilinear);

@@ -14,10 +14,12 @@ enum class ResizeMethod : int {
 
 namespace cpu::avx2 {
 // in (H, W, C) → out (OH, OW, C), float for ResizeMethod::f32.
-void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C, void* out, int64_t OH, int64_t OW);
-}
+void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C,
+                  void* out, int64_t OH, int64_t OW);
+}  // namespace cpu::avx2
 namespace cpu::avx512 {
-void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C, void* out, int64_t OH, int64_t OW);
+void resize_image(ResizeMethod method, const uint8_t* in, int64_t H, int64_t W, int64_t C,
+                  void* out, int64_t OH, int64_t OW);
 }
 
 }  // namespace siglip2

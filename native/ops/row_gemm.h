@@ -16,16 +16,17 @@ struct Finish {
 };
 
 // C (M, N) = finish(alpha · A (M, K) · B). B is (K, N), or (N, K) when `transposed`; rows are lda, ldb, ldc apart.
-void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
-              int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish = {});
+void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda,
+              const float* b, int64_t ldb, bool transposed, float* c, int64_t ldc,
+              Finish finish = {});
 
 namespace cpu::avx2 {
-void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
-              int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish);
+void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda,
+              const float* b, int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish);
 }
 namespace cpu::avx512 {
-void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda, const float* b,
-              int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish);
+void row_gemm(Stream& s, int64_t M, int64_t N, int64_t K, float alpha, const float* a, int64_t lda,
+              const float* b, int64_t ldb, bool transposed, float* c, int64_t ldc, Finish finish);
 }
 
 }  // namespace siglip2

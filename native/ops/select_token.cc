@@ -5,7 +5,8 @@
 
 namespace siglip2::cpu::ISA {
 
-void select_token_forward(Stream&, Tensor y, Tensor x, int64_t B, int64_t T, int64_t C, int64_t index) {
+void select_token_forward(Stream&, Tensor y, Tensor x, int64_t B, int64_t T, int64_t C,
+                          int64_t index) {
   dispatch_float(x.dtype, [&](auto t) {
     using E = decltype(t);
     E* out = y.as<E>(B * C);
@@ -14,7 +15,8 @@ void select_token_forward(Stream&, Tensor y, Tensor x, int64_t B, int64_t T, int
   });
 }
 
-void select_token_backward(Stream&, Tensor dx, Tensor dy, int64_t B, int64_t T, int64_t C, int64_t index) {
+void select_token_backward(Stream&, Tensor dx, Tensor dy, int64_t B, int64_t T, int64_t C,
+                           int64_t index) {
   dispatch_float(dy.dtype, [&](auto t) {
     using E = decltype(t);
     E* out = dx.as<E>(B * T * C);

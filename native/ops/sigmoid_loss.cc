@@ -33,7 +33,8 @@ void negatives(const float* dot, G* g, int64_t n, float t, float b, float g_scal
     for (int64_t i = begin; i < end; ++i) {
       const float d = dot[i], l = t * d + b;
       const float e = exp_approx(l < 0 ? l : -l), u = 1.0f + e, v = 2.0f + e, w = 1.0f / (u * v);
-      const float s = e * u * w, q = s * s;  // log1p(e) = 2·atanh(e / (2 + e)), e ≤ 1: the series ends below 2e-8
+      const float s = e * u * w,
+                  q = s * s;  // log1p(e) = 2·atanh(e / (2 + e)), e ≤ 1: the series ends below 2e-8
       float p = 1.0f / 13;
       p = p * q + 1.0f / 11;
       p = p * q + 1.0f / 9;
@@ -57,8 +58,9 @@ void negatives(const float* dot, G* g, int64_t n, float t, float b, float g_scal
 
 // One row of a tile; `positive` is the column of its positive pair, outside [0, n) when there is none. Its loss is
 // softplus(−l), never softplus(l) − l, and its gradient −σ(−l), never σ(l) − 1: both would cancel for a good pair.
-template <bool kGradient, class G>
-Sums row_pass(const float* dot, G* g, int64_t n, int64_t positive, float t, float b, float g_scale) {
+template <bool kGradient, class G> Sums row_pass(const float* dot, G* g, int64_t n,
+                                                 int64_t positive, float t, float b,
+                                                 float g_scale) {
   Sums sums;
   if (positive < 0 || positive >= n) {
     negatives<kGradient>(dot, g, n, t, b, g_scale, sums);
@@ -87,8 +89,8 @@ template <class T> void widen(float* out, const T* in, int64_t n) {
 // T: type of x and y in memory. P: type of the products' operands, f32 where the CPU does not multiply bf16; the tiles
 // are then widened once instead of by every product.
 template <class T, class P>
-Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const T* y, float t, float b, float weight, int64_t M,
-               int64_t N, int64_t D, int64_t row0, int64_t col0) {
+Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const T* y, float t,
+               float b, float weight, int64_t M, int64_t N, int64_t D, int64_t row0, int64_t col0) {
   constexpr bool kWiden = !std::is_same_v<T, P>, kSeparate = !std::is_same_v<P, float>;
   constexpr DType type = dtype_of<P>;
   const int64_t tile_rows = std::min(M, kTileRows), tile_cols = std::min(N, kTileCols);
@@ -116,14 +118,16 @@ Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const
     for (int64_t r = 0; r < M; r += kTileRows) {
       const int64_t rows = std::min(M - r, kTileRows);
       const P* xt = operand(wide_x, x + r * D, rows * D);
-      matmul(s, rows, cols, D, 1.0f, {xt, type, D}, {yt, type, D, true}, 0.0f, dots.data(), DType::f32, cols);
+      matmul(s, rows, cols, D, 1.0f, {xt, type, D}, {yt, type, D, true}, 0.0f, dots.data(),
+             DType::f32, cols);
       parallel_ranges(rows, 1 + 8192 / cols, [&](int64_t i0, int64_t i1) {
         for (int64_t i = i0; i < i1; ++i) {
           const float* dot = dots.data() + i * cols;
           const int64_t positive = row0 + r + i - col0 - c;
           // t·weight is folded into G, so that the products keep factor 1 while t changes from step to step.
-          row_sums.data()[i] = gradient ? row_pass<true>(dot, g + i * cols, cols, positive, t, b, t * weight)
-                                        : row_pass<false>(dot, g, cols, positive, t, b, 0.0f);
+          row_sums.data()[i] =
+              gradient ? row_pass<true>(dot, g + i * cols, cols, positive, t, b, t * weight)
+                       : row_pass<false>(dot, g, cols, positive, t, b, 0.0f);
         }
       });
       for (int64_t i = 0; i < rows; ++i) {
@@ -132,8 +136,12 @@ Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const
         total.dscale += row.dscale;
         total.dbias += row.dbias;
       }
-      if (dx) matmul(s, rows, D, cols, 1.0f, {g, type, cols}, {yt, type, D}, 1.0f, dx + r * D, DType::f32, D);
-      if (dy) matmul(s, cols, D, rows, 1.0f, {g, type, cols, true}, {xt, type, D}, 1.0f, dy + c * D, DType::f32, D);
+      if (dx)
+        matmul(s, rows, D, cols, 1.0f, {g, type, cols}, {yt, type, D}, 1.0f, dx + r * D, DType::f32,
+               D);
+      if (dy)
+        matmul(s, cols, D, rows, 1.0f, {g, type, cols, true}, {xt, type, D}, 1.0f, dy + c * D,
+               DType::f32, D);
     }
   }
   return total;
@@ -141,18 +149,21 @@ Sums all_tiles(Stream& s, bool gradient, float* dx, float* dy, const T* x, const
 
 }  // namespace
 
-void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy, Tensor dlog_scale, Tensor dbias,
-                                   Tensor x, Tensor y, Tensor log_scale, Tensor bias, int64_t M, int64_t N, int64_t D,
-                                   int64_t row0, int64_t col0, float weight) {
+void sigmoid_loss_forward_backward(Stream& s, Tensor loss, Tensor dx, Tensor dy, Tensor dlog_scale,
+                                   Tensor dbias, Tensor x, Tensor y, Tensor log_scale, Tensor bias,
+                                   int64_t M, int64_t N, int64_t D, int64_t row0, int64_t col0,
+                                   float weight) {
   const bool dry = s.is_dry();
-  const float t = dry ? 1 : std::exp(*log_scale.as<const float>(1)), b = dry ? 0 : *bias.as<const float>(1);
-  float *out = loss.as<float>(1), *dt = dlog_scale.as_or_null<float>(1), *db = dbias.as_or_null<float>(1);
+  const float t = dry ? 1 : std::exp(*log_scale.as<const float>(1)),
+              b = dry ? 0 : *bias.as<const float>(1);
+  float *out = loss.as<float>(1), *dt = dlog_scale.as_or_null<float>(1),
+        *db = dbias.as_or_null<float>(1);
   const Sums total = dispatch_float(x.dtype, [&](auto type) {
     using T = decltype(type);
     const auto run = [&](auto product) {
-      return all_tiles<T, decltype(product)>(s, dx || dy || dt || db, dx.as_or_null<float>(M * D), dy.as_or_null<float>(N * D),
-                                             x.as<const T>(M * D), y.as<const T>(N * D), t, b, weight, M, N, D, row0,
-                                             col0);
+      return all_tiles<T, decltype(product)>(
+          s, dx || dy || dt || db, dx.as_or_null<float>(M * D), dy.as_or_null<float>(N * D),
+          x.as<const T>(M * D), y.as<const T>(N * D), t, b, weight, M, N, D, row0, col0);
     };
     if constexpr (std::is_same_v<T, bf16>)
       if (multiplies_bf16(s)) return run(bf16{});

@@ -47,14 +47,18 @@ template <class T> Row row_sums(const T* l, int64_t V, bool smooth) {
 template <class T>
 double one_row(T* g, const T* l, int64_t target, int64_t V, float scale, float smoothing) {
   const Row row = row_sums(l, V, smoothing != 0);
-  const double log_sum = std::log(row.exp_sum);  // of exp(l − max): the difference to l[target] is taken first
+  const double log_sum =
+      std::log(row.exp_sum);  // of exp(l − max): the difference to l[target] is taken first
   const double at = l[target], uniform = static_cast<double>(smoothing) / static_cast<double>(V);
   const double ce = log_sum + (row.max - at) + smoothing * at - uniform * row.sum;
   if (g) {
-    const float norm = static_cast<float>(scale / row.exp_sum), shift = static_cast<float>(scale * uniform), most = row.max;
-    const float hit = static_cast<float>(scale * (std::exp(at - most) / row.exp_sum - uniform - (1.0 - smoothing)));
+    const float norm = static_cast<float>(scale / row.exp_sum),
+                shift = static_cast<float>(scale * uniform), most = row.max;
+    const float hit = static_cast<float>(
+        scale * (std::exp(at - most) / row.exp_sum - uniform - (1.0 - smoothing)));
 #pragma omp simd
-    for (int64_t v = 0; v < V; ++v) g[v] = exp_approx(static_cast<float>(l[v]) - most) * norm - shift;
+    for (int64_t v = 0; v < V; ++v)
+      g[v] = exp_approx(static_cast<float>(l[v]) - most) * norm - shift;
     g[target] = hit;
   }
   return ce;
@@ -62,8 +66,9 @@ double one_row(T* g, const T* l, int64_t target, int64_t V, float scale, float s
 
 }  // namespace
 
-void softmax_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dlogits, Tensor logits, Tensor targets,
-                                            Tensor weights, int64_t R, int64_t V, float denominator, float smoothing) {
+void softmax_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dlogits, Tensor logits,
+                                            Tensor targets, Tensor weights, int64_t R, int64_t V,
+                                            float denominator, float smoothing) {
   const int32_t* target = targets.as<const int32_t>(R);
   const float* weight = weights.as_or_null<const float>(R);
   double counted = 0;
@@ -86,7 +91,8 @@ void softmax_cross_entropy_forward_backward(Stream& s, Tensor loss, Tensor dlogi
         rows.data()[r] = 0;
         if (out) std::fill(out, out + V, T(0.0f));
       } else {
-        rows.data()[r] = w * one_row<T>(out, l + r * V, target[r], V, static_cast<float>(w), smoothing);
+        rows.data()[r] =
+            w * one_row<T>(out, l + r * V, target[r], V, static_cast<float>(w), smoothing);
       }
     });
   });

@@ -21,7 +21,8 @@ template <class F> void column_means(float* out, int64_t R, int64_t K, F&& value
       double sums[kColumns] = {};
       for (int64_t r = 0; r < R; ++r)
         for (int64_t k = 0; k < n; ++k) sums[k] += value(r, k0 + k);
-      for (int64_t k = 0; k < n; ++k) out[k0 + k] = static_cast<float>(sums[k] / static_cast<double>(R));
+      for (int64_t k = 0; k < n; ++k)
+        out[k0 + k] = static_cast<float>(sums[k] / static_cast<double>(R));
     }
   });
 }
@@ -79,8 +80,8 @@ void centre_update(Stream&, Tensor centre, Tensor mean, int64_t K, float momentu
   for (int64_t k = 0; k < K; ++k) c[k] = momentum * c[k] + (1.0f - momentum) * m[k];
 }
 
-void teacher_statistics(Stream& s, Tensor result, Tensor teacher, Tensor centre, int64_t R, int64_t K,
-                        float temperature) {
+void teacher_statistics(Stream& s, Tensor result, Tensor teacher, Tensor centre, int64_t R,
+                        int64_t K, float temperature) {
   check_rows(R);
   float* out = result.as<float>(3);
   const float* c = centre.as<const float>(K);
@@ -95,7 +96,8 @@ void teacher_statistics(Stream& s, Tensor result, Tensor teacher, Tensor centre,
     });
     column_means(mean.data(), R, K, [&](int64_t r, int64_t k) {
       const Row& row = rows.data()[r];
-      return static_cast<double>(exp_approx((static_cast<float>(t[r * K + k]) - c[k]) * sharpen - row.most) * row.norm);
+      return static_cast<double>(
+          exp_approx((static_cast<float>(t[r * K + k]) - c[k]) * sharpen - row.most) * row.norm);
     });
   });
   double entropy = 0, entropy_of_mean = 0, largest = 0;

@@ -112,9 +112,9 @@ class Random {
 };
 
 // Normalised mean squared error: Σ(got − want)² / Σ want². A NaN anywhere fails.
-template <class T>
-void check_close(const Buffer<T>& got, const std::vector<double>& want, double tolerance,
-                 const std::string& what, const char* file, int line) {
+template <class T> void check_close(const Buffer<T>& got, const std::vector<double>& want,
+                                    double tolerance, const std::string& what, const char* file,
+                                    int line) {
   double error = 0, scale = 0;
   for (int64_t i = 0; i < got.size(); ++i) {
     const double w = want[static_cast<size_t>(i)], d = got.at(i) - w;

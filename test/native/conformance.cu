@@ -21,7 +21,9 @@ using bf16 = __nv_bfloat16;
 
 class CaseStream final : public Stream {
  public:
-  void* scratch_allocate(size_t) override { throw std::bad_alloc(); }  // none of these kernels has workspace
+  void* scratch_allocate(size_t) override {
+    throw std::bad_alloc();
+  }  // none of these kernels has workspace
   void scratch_release(void*, size_t) override {}
 };
 
@@ -45,8 +47,10 @@ template <class T> class Array {
     if (seed) {
       Values v(seed);
       // Integers from 0 to half of the greatest.
-      constexpr float scale = std::is_integral_v<T> ? static_cast<float>(1ull << (std::numeric_limits<T>::digits - 2)) : 1;
-      for (T& e : host_) e = static_cast<T>((v.next() + std::is_integral_v<T>) * scale);
+      constexpr float scale = std::is_integral_v<T>
+                                  ? static_cast<float>(1ull << (std::numeric_limits<T>::digits - 2))
+                                  : 1;
+      for (T& e : host_) e = static_cast<T>((v.next() + std::is_integral_v<T>)*scale);
     }
 #ifdef SIGLIP2_CUDA_HOST
     data_ = host_.data();
@@ -72,30 +76,35 @@ template <class T> class Array {
 };
 
 #ifdef SIGLIP2_CUDA_HOST
-template <class T>
-TensorMap map_of(const T* data, int columns, int rows, unsigned box_columns, unsigned box_rows, int swizzle) {
-  return test::tensor_map(data, columns, rows, box_columns, box_rows, static_cast<uint8_t>(swizzle));
+template <class T> TensorMap map_of(const T* data, int columns, int rows, unsigned box_columns,
+                                    unsigned box_rows, int swizzle) {
+  return test::tensor_map(data, columns, rows, box_columns, box_rows,
+                          static_cast<uint8_t>(swizzle));
 }
 #else
 // Through the driver's entry point, so that nothing links to libcuda.
-template <class T>
-TensorMap map_of(const T* data, int columns, int rows, unsigned box_columns, unsigned box_rows, int swizzle) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                              const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+template <class T> TensorMap map_of(const T* data, int columns, int rows, unsigned box_columns,
+                                    unsigned box_rows, int swizzle) {
+  using Encode =
+      CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                   const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                   CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                         &found),
         "cudaGetDriverEntryPointByVersion");
   CUtensorMap map;
   const cuuint64_t dims[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * sizeof(T)};
   const cuuint32_t box[2] = {box_columns, box_rows}, steps[2] = {1, 1};
   const CUresult status = reinterpret_cast<Encode>(entry)(
-      &map, sizeof(T) == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, const_cast<T*>(data),
-      dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(swizzle),
-      CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(status));
+      &map, sizeof(T) == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
+      const_cast<T*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      static_cast<CUtensorMapSwizzle>(swizzle), CU_TENSOR_MAP_L2_PROMOTION_NONE,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(status));
   return map;
 }
 #endif
@@ -106,17 +115,21 @@ template <bool kTransposeB> void mma_case(const char* name, int M, int N, int K)
   const Array<bf16> a(M * K, 1), b(N * K, 2);
   Array<float> c(M * N);
   const dim3 grid(static_cast<unsigned>((N + 63) / 64), static_cast<unsigned>((M + 63) / 64));
-  launch(mma_gemm_kernel<kTransposeB>, grid, 128, kMmaGemmSmem, stream, c.data(), a.data(), b.data(), M, N, K);
+  launch(mma_gemm_kernel<kTransposeB>, grid, 128, kMmaGemmSmem, stream, c.data(), a.data(),
+         b.data(), M, N, K);
   c.print(name);
 }
 
-template <bool kTransposeB, bool kRegisters> void hopper_case(const char* name, int M, int N, int K) {
+template <bool kTransposeB, bool kRegisters>
+void hopper_case(const char* name, int M, int N, int K) {
   const Array<bf16> a(M * K, 3), b(N * K, 4);
   Array<float> c(M * N);
   const auto a_map = map_of(a.data(), K, M, 64, 64, 3);
-  const auto b_map = kTransposeB ? map_of(b.data(), N, K, 64, 64, 3) : map_of(b.data(), K, N, 64, 64, 3);
+  const auto b_map =
+      kTransposeB ? map_of(b.data(), N, K, 64, 64, 3) : map_of(b.data(), K, N, 64, 64, 3);
   const dim3 grid(static_cast<unsigned>(N / 64), static_cast<unsigned>(M / 64));
-  launch(hopper_gemm_kernel<kTransposeB, kRegisters>, grid, 256, kHopperGemmSmem, stream, a_map, b_map, c.data(), N, K);
+  launch(hopper_gemm_kernel<kTransposeB, kRegisters>, grid, 256, kHopperGemmSmem, stream, a_map,
+         b_map, c.data(), N, K);
   c.print(name);
 }
 
@@ -171,27 +184,30 @@ void sm90_cases() {
   c.print("wgmma width 72");
   const Array<float> from(11 * 20, 10);
   Array<float> to(11 * 20);
-  launch(tma_copy_kernel, dim3(2, 2), 32, kTmaSmem, stream, map_of(from.data(), 20, 11, kTmaColumns, kTmaRows, 0),
+  launch(tma_copy_kernel, dim3(2, 2), 32, kTmaSmem, stream,
+         map_of(from.data(), 20, 11, kTmaColumns, kTmaRows, 0),
          map_of(to.data(), 20, 11, kTmaColumns, kTmaRows, 0));
   to.print("TMA load and store over the bounds");
   each_wgmma_case([](const char* name, auto k) {
     using Tile = typename decltype(k)::Tile;
     const Array<bf16> left(64 * kTileDepth, 13), right(k.kN * kTileDepth, 14);
     Array<float> product(64 * k.kN);
-    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(left.data()), Tile::B::map(right.data()),
-           static_cast<const bf16*>(left.data()), product.data());
+    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(left.data()),
+           Tile::B::map(right.data()), static_cast<const bf16*>(left.data()), product.data());
     product.print(name);
   });
   const Array<bf16> heads(72 * 3 * 5, 15);
   Array<bf16> box(kBoxRows * kBoxColumns);
   launch(tma_box_kernel, 1, 32, kBoxSmem, stream,
-         tensor_map_of<3>(heads.data(), {72, 3, 5}, {72, 72 * 3}, {kBoxColumns, 1, kBoxRows}, Swizzle::bytes64), 64, 1, 2,
-         box.data());
+         tensor_map_of<3>(heads.data(), {72, 3, 5}, {72, 72 * 3}, {kBoxColumns, 1, kBoxRows},
+                          Swizzle::bytes64),
+         64, 1, 2, box.data());
   box.print("TMA box of three dimensions over the bounds, 64-byte swizzle");
   const Array<float> boxes(5 * kTmaRows * kTmaColumns, 17);
   Array<float> shared(4 * 32);
   launch_clusters(cluster_kernel<>, 2, 4, 32, kClusterSmem, stream,
-                  map_of(boxes.data(), kTmaColumns, 5 * kTmaRows, kTmaColumns, kTmaRows, 0), 5, shared.data());
+                  map_of(boxes.data(), kTmaColumns, 5 * kTmaRows, kTmaColumns, kTmaRows, 0), 5,
+                  shared.data());
   shared.print("copies for both blocks of a cluster");
   const Array<float> terms(32, 18);
   Array<uint32_t> sums(32);

@@ -5,9 +5,9 @@
 namespace test {
 
 // swizzle: 0 none, 1 32 bytes, 2 64 bytes, 3 128 bytes.
-template <class T>
-siglip2::cuda::TensorMap tensor_map(const T* data, int columns, int rows, unsigned box_columns,
-                                    unsigned box_rows, uint8_t swizzle) {
+template <class T> siglip2::cuda::TensorMap tensor_map(const T* data, int columns, int rows,
+                                                       unsigned box_columns, unsigned box_rows,
+                                                       uint8_t swizzle) {
   siglip2::cuda::TensorMap map{};
   map.base = reinterpret_cast<const uint8_t*>(data);
   map.rank = 2;

@@ -66,7 +66,8 @@ void run(const Case& k) {
       want_ema[u] = ema.at(i) + (1 - static_cast<double>(ema_decay)) * (want_param[u] - ema.at(i));
   }
   siglip2::cuda::adamw_step(stream, param, m, v, ema, copy, grad, norm2, segments, lr_scale,
-                            siglip2::Tensor{}, k.N, S, k.step, lr, beta1, beta2, eps, decay, k.clip, ema_decay);
+                            siglip2::Tensor{}, k.N, S, k.step, lr, beta1, beta2, eps, decay, k.clip,
+                            ema_decay);
   CHECK_CLOSE(param, want_param, 1e-11, what + " param");
   CHECK_CLOSE(m, want_m, 1e-11, what + " m");
   CHECK_CLOSE(v, want_v, 1e-11, what + " v");
@@ -102,7 +103,8 @@ TEST(adamw_zero_gradient) {  // a norm of zero must not become a factor of NaN
   segments[0] = 5;
   segments[1] = 0;
   siglip2::cuda::adamw_step(stream, param, m, v, siglip2::Tensor{}, siglip2::Tensor{}, grad, norm2,
-                            segments, lr_scale, siglip2::Tensor{}, 5, 1, 1, 1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 0);
+                            segments, lr_scale, siglip2::Tensor{}, 5, 1, 1, 1e-3f, 0.9f, 0.95f,
+                            1e-8f, 0.1f, 1, 0);
   CHECK_CLOSE(param, std::vector<double>(5, 1.0), 0, "param");
 }
 
@@ -110,8 +112,10 @@ TEST(adamw_rates_from_the_device) {  // the same bits as with the rates as argum
   test::HostStream stream;
   const auto update = [&](bool on_device) {
     Random random(3);
-    const auto param = random.buffer<float>(70), m = random.buffer<float>(70, 0.1f), v = random.buffer<float>(70, 0, 0.1f);
-    const auto grad = random.buffer<float>(70), norm2 = random.buffer<float>(1, 0, 1), lr_scale = random.buffer<float>(1, 0, 1);
+    const auto param = random.buffer<float>(70), m = random.buffer<float>(70, 0.1f),
+               v = random.buffer<float>(70, 0, 0.1f);
+    const auto grad = random.buffer<float>(70), norm2 = random.buffer<float>(1, 0, 1),
+               lr_scale = random.buffer<float>(1, 0, 1);
     const Buffer<int32_t> segments(2);
     segments[0] = 70;
     segments[1] = 1;
@@ -122,9 +126,10 @@ TEST(adamw_rates_from_the_device) {  // the same bits as with the rates as argum
       rates[2] = static_cast<float>(1 / (1 - std::pow(static_cast<double>(0.9f), 3)));
       rates[3] = static_cast<float>(1 / (1 - std::pow(static_cast<double>(0.95f), 3)));
     }
-    siglip2::cuda::adamw_step(stream, param, m, v, siglip2::Tensor{}, siglip2::Tensor{}, grad, norm2, segments, lr_scale,
-                              on_device ? siglip2::Tensor(rates) : siglip2::Tensor{}, 70, 1, on_device ? 0 : 3,
-                              on_device ? 0 : 1e-2f, 0.9f, 0.95f, 1e-8f, on_device ? 0 : 1e-3f, 1, 0);
+    siglip2::cuda::adamw_step(
+        stream, param, m, v, siglip2::Tensor{}, siglip2::Tensor{}, grad, norm2, segments, lr_scale,
+        on_device ? siglip2::Tensor(rates) : siglip2::Tensor{}, 70, 1, on_device ? 0 : 3,
+        on_device ? 0 : 1e-2f, 0.9f, 0.95f, 1e-8f, on_device ? 0 : 1e-3f, 1, 0);
     return std::vector<float>(param.data(), param.data() + 70);
   };
   CHECK(update(true) == update(false));

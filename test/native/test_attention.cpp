@@ -22,7 +22,7 @@ struct Case {
   int B, H, Nq, Nk, D;
   bool causal = false, shared = false;
   Lengths key_lengths = {}, q_packed = {}, k_packed = {};  // lengths of packed samples
-  bool fused = true;       // q, k and v in one tensor
+  bool fused = true;                                       // q, k and v in one tensor
   bool unaligned = false;  // rows of H·D + 1 elements: no whole packs
   bool want_dq = true, want_dkv = true;
 };
@@ -36,7 +36,8 @@ Buffer<int32_t> starts_of(const Lengths& lengths) {
   if (lengths.empty()) return {};
   Buffer<int32_t> starts(static_cast<int64_t>(lengths.size()) + 1);
   int at = 0;
-  for (size_t b = 0; b < lengths.size(); ++b) starts[static_cast<int64_t>(b)] = at, at += lengths[b];
+  for (size_t b = 0; b < lengths.size(); ++b)
+    starts[static_cast<int64_t>(b)] = at, at += lengths[b];
   starts[static_cast<int64_t>(lengths.size())] = at;
   return starts;
 }
@@ -56,8 +57,8 @@ template <class T> struct Inputs {
 };
 
 // The H·D columns of `rows`, dense. `alone`: nobody else writes to the tensor, so everything else must still be NaN.
-template <class T>
-std::vector<double> columns_of(const Buffer<T>& t, const Rows& rows, int64_t count, int64_t C, bool alone) {
+template <class T> std::vector<double> columns_of(const Buffer<T>& t, const Rows& rows,
+                                                  int64_t count, int64_t C, bool alone) {
   std::vector<double> x;
   for (int64_t r = 0; r < count; ++r)
     for (int64_t c = 0; c < C; ++c) x.push_back(t.at(rows.offset + r * rows.row + c));
@@ -74,12 +75,14 @@ template <class T> double rounded(double x, bool round) {
 
 // With `round`, every intermediate is rounded to T. Gradients have the layout of the tensors they belong to; elements
 // between the rows are NaN in what the kernels write, so only those inside are returned: (rows, H·D).
-template <class T>
-Results reference(const Case& c, const Inputs<T>& in, int64_t q_total, int64_t k_total, int64_t Tq, bool round) {
+template <class T> Results reference(const Case& c, const Inputs<T>& in, int64_t q_total,
+                                     int64_t k_total, int64_t Tq, bool round) {
   const int64_t H = c.H, D = c.D, C = H * D;
   const double scale = 1 / std::sqrt(static_cast<double>(D));
-  const auto qs = columns_of(in.q, in.q_rows, q_total, C, false), ks = columns_of(in.k, in.k_rows, k_total, C, false);
-  const auto vs = columns_of(in.v, in.v_rows, k_total, C, false), d_os = columns_of(in.d_o, {0, C}, Tq, C, false);
+  const auto qs = columns_of(in.q, in.q_rows, q_total, C, false),
+             ks = columns_of(in.k, in.k_rows, k_total, C, false);
+  const auto vs = columns_of(in.v, in.v_rows, k_total, C, false),
+             d_os = columns_of(in.d_o, {0, C}, Tq, C, false);
   Results r;
   r.o.assign(static_cast<size_t>(Tq * C), 0);
   r.lse.assign(static_cast<size_t>(Tq * H), 0);
@@ -91,7 +94,8 @@ Results reference(const Case& c, const Inputs<T>& in, int64_t q_total, int64_t k
   int64_t q0 = 0, k0 = 0;
   for (int b = 0; b < c.B; ++b) {
     const auto sb = static_cast<size_t>(b);
-    const int nq = c.q_packed.empty() ? c.Nq : c.q_packed[sb], nk = c.k_packed.empty() ? c.Nk : c.k_packed[sb];
+    const int nq = c.q_packed.empty() ? c.Nq : c.q_packed[sb],
+              nk = c.k_packed.empty() ? c.Nk : c.k_packed[sb];
     const int keys = c.key_lengths.empty() ? nk : c.key_lengths[sb];
     const int64_t qr = c.shared ? 0 : q0;
     for (int64_t h = 0; h < H; ++h)
@@ -144,8 +148,9 @@ double nmse(const std::vector<double>& got, const std::vector<double>& want) {
 }
 
 template <class T> std::string name_of(const Case& c) {
-  std::string s = std::string(test::type_name<T>) + " B" + std::to_string(c.B) + " H" + std::to_string(c.H) + " Nq" +
-                  std::to_string(c.Nq) + " Nk" + std::to_string(c.Nk) + " D" + std::to_string(c.D);
+  std::string s = std::string(test::type_name<T>) + " B" + std::to_string(c.B) + " H" +
+                  std::to_string(c.H) + " Nq" + std::to_string(c.Nq) + " Nk" +
+                  std::to_string(c.Nk) + " D" + std::to_string(c.D);
   if (c.causal) s += " causal";
   if (c.shared) s += " shared";
   if (!c.key_lengths.empty()) s += " lengths";
@@ -157,7 +162,9 @@ template <class T> std::string name_of(const Case& c) {
 
 template <class T> void run(Case c) {
   constexpr bool kHalf = std::is_same_v<T, __nv_bfloat16>;
-  const auto longest = [](const Lengths& list) { return *std::max_element(list.begin(), list.end()); };
+  const auto longest = [](const Lengths& list) {
+    return *std::max_element(list.begin(), list.end());
+  };
   if (!c.q_packed.empty()) c.B = static_cast<int>(c.q_packed.size()), c.Nq = longest(c.q_packed);
   if (!c.k_packed.empty()) c.B = static_cast<int>(c.k_packed.size()), c.Nk = longest(c.k_packed);
   const std::string what = name_of<T>(c);
@@ -173,8 +180,13 @@ template <class T> void run(Case c) {
   const int64_t apart = c.fused ? 0 : Tk * row;
   const auto k = random.buffer<T>(apart), v = random.buffer<T>(apart);
   const Buffer<T> dq(q_total * row), dk(apart), dv(apart);
-  const Inputs<T> in{q, c.fused ? q : k, c.fused ? q : v, d_o,
-                     {0, row}, {c.fused ? C : 0, row}, {c.fused ? 2 * C : odd, row}};
+  const Inputs<T> in{q,
+                     c.fused ? q : k,
+                     c.fused ? q : v,
+                     d_o,
+                     {0, row},
+                     {c.fused ? C : 0, row},
+                     {c.fused ? 2 * C : odd, row}};
   const Buffer<T>&dk_in = c.fused ? dq : dk, &dv_in = c.fused ? dq : dv;
   Buffer<int32_t> lengths;
   if (!c.key_lengths.empty()) {
@@ -185,23 +197,25 @@ template <class T> void run(Case c) {
   const Buffer<T> o(Tq * C);
   const Buffer<float> lse(Tq * c.H);
   const float scale = 1 / std::sqrt(static_cast<float>(c.D));
-  siglip2::cuda::attention_forward(stream, o, lse, in.q, in.k, in.v, lengths, q_starts, k_starts, c.B, c.H,
-                                   c.Nq, c.Nk, Tq, Tk, c.D, 0, row, in.k_rows.offset, row, in.v_rows.offset,
-                                   row, c.shared, c.causal, scale);
+  siglip2::cuda::attention_forward(stream, o, lse, in.q, in.k, in.v, lengths, q_starts, k_starts,
+                                   c.B, c.H, c.Nq, c.Nk, Tq, Tk, c.D, 0, row, in.k_rows.offset, row,
+                                   in.v_rows.offset, row, c.shared, c.causal, scale);
   const siglip2::Tensor none{}, dq_out = c.want_dq ? siglip2::Tensor(dq) : none,
-                        dk_out = c.want_dkv ? siglip2::Tensor(dk_in) : none,
-                        dv_out = c.want_dkv ? siglip2::Tensor(dv_in) : none;
-  siglip2::cuda::attention_backward(stream, dq_out, dk_out, dv_out, in.d_o, in.q, in.k, in.v, o, lse, lengths, q_starts,
-                                    k_starts, c.B, c.H, c.Nq, c.Nk, Tq, Tk, c.D, 0, row, in.k_rows.offset, row,
-                                    in.v_rows.offset, row, c.shared, c.causal, scale);
+                                dk_out = c.want_dkv ? siglip2::Tensor(dk_in) : none,
+                                dv_out = c.want_dkv ? siglip2::Tensor(dv_in) : none;
+  siglip2::cuda::attention_backward(stream, dq_out, dk_out, dv_out, in.d_o, in.q, in.k, in.v, o,
+                                    lse, lengths, q_starts, k_starts, c.B, c.H, c.Nq, c.Nk, Tq, Tk,
+                                    c.D, 0, row, in.k_rows.offset, row, in.v_rows.offset, row,
+                                    c.shared, c.causal, scale);
 
   const Results want = reference<T>(c, in, q_total, Tk, Tq, false);
   const Results naive = kHalf ? reference<T>(c, in, q_total, Tk, Tq, true) : want;
-  const auto judge = [&](const char* name, const std::vector<double>& got, const std::vector<double>& exact,
-                         const std::vector<double>& rough) {
+  const auto judge = [&](const char* name, const std::vector<double>& got,
+                         const std::vector<double>& exact, const std::vector<double>& rough) {
     const double error = nmse(got, exact), most = kHalf ? 4 * nmse(rough, exact) + 1e-12 : 1e-10;
     char text[160];
-    std::snprintf(text, sizeof text, " %s: normalised error %.3g is more than %.3g", name, error, most);
+    std::snprintf(text, sizeof text, " %s: normalised error %.3g is more than %.3g", name, error,
+                  most);
     test::check(error <= most, what + text, __FILE__, __LINE__);
   };
   judge("o", columns_of(o, {0, C}, Tq, C, true), want.o, naive.o);
@@ -248,7 +262,9 @@ TEST(attention_plain_f32) { run_plain<float>(); }
 TEST(attention_plain_bf16) { run_plain<__nv_bfloat16>(); }
 
 template <class T> void run_single() {
-  run<T>(with(cross(3, 2, 1, 37, 64), [](Case& c) { c.shared = true, c.key_lengths = {37, 0, 1}; }));
+  run<T>(with(cross(3, 2, 1, 37, 64), [](Case& c) {
+    c.shared = true, c.key_lengths = {37, 0, 1};
+  }));
   run<T>(with(cross(0, 1, 1, 0, 72), [](Case& c) { c.shared = true, c.k_packed = {0, 40, 1}; }));
   if (test::small) return;
   run<T>(cross(2, 1, 1, 130, 128));
@@ -270,7 +286,9 @@ TEST(attention_whole_heads) {
   run<half>(with(self(2, 1, 65, 64), [](Case& c) { c.key_lengths = {0, 64}; }));
   run<half>(packed(1, {65, 130, 2}, 72));
   run<half>(with(self(1, 1, 130, 40), [](Case& c) { c.causal = true; }));
-  run<half>(with(cross(2, 1, 7, 70, 72), [](Case& c) { c.shared = true, c.key_lengths = {70, 0}; }));
+  run<half>(with(cross(2, 1, 7, 70, 72), [](Case& c) {
+    c.shared = true, c.key_lengths = {70, 0};
+  }));
   run<half>(with(cross(1, 1, 70, 7, 64), [](Case& c) { c.want_dq = false; }));
   run<half>(with(cross(1, 1, 40, 7, 64), [](Case& c) { c.want_dkv = false; }));
 }
@@ -308,7 +326,9 @@ TEST(attention_sm90_whole_heads) {
   run<half>(with(self(5, 1, 144, 64), [](Case& c) { c.key_lengths = {0, 144, 1, 128, 65}; }));
   run<half>(packed(2, {65, 0, 256, 130, 2, 1}, 64));
   run<half>(with(packed(1, {7, 190, 129}, 56), [](Case& c) { c.causal = true; }));
-  run<half>(with(cross(2, 1, 7, 170, 64), [](Case& c) { c.shared = true, c.key_lengths = {170, 0}; }));
+  run<half>(with(cross(2, 1, 7, 170, 64), [](Case& c) {
+    c.shared = true, c.key_lengths = {170, 0};
+  }));
   run<half>(with(cross(3, 1, 200, 140, 64), [](Case& c) { c.want_dq = false; }));
   run<half>(with(cross(3, 1, 40, 140, 64), [](Case& c) { c.want_dkv = false; }));
 }
@@ -316,7 +336,10 @@ TEST(attention_sm90_whole_heads) {
 // By wgmma: one and several tiles, every width, what needs fewer columns. Of 72 columns, up to 256 keys only forward.
 TEST(attention_sm90) {
   run<half>(with(self(1, 1, 132, 96), [](Case& c) { c.key_lengths = {129}; }));
-  run<half>(with(self(1, 2, 132, 72), [](Case& c) { c.key_lengths = {129}; c.want_dq = c.want_dkv = false; }));
+  run<half>(with(self(1, 2, 132, 72), [](Case& c) {
+    c.key_lengths = {129};
+    c.want_dq = c.want_dkv = false;
+  }));
   if (test::small) return;
   run<half>(self(1, 1, 300, 64));
   run<half>(self(1, 2, 261, 72));
@@ -333,7 +356,9 @@ TEST(attention_sm90) {
   run<half>(with(packed(2, {0, 1, 300, 63, 150}, 64), [](Case& c) { c.causal = true; }));
   run<half>(packed(1, {7, 0, 300, 63, 150}, 72));
   run<half>(packed(1, {190, 3, 131}, 128));
-  run<half>(with(cross(2, 1, 140, 40, 96), [](Case& c) { c.shared = true, c.key_lengths = {40, 0}; }));
+  run<half>(with(cross(2, 1, 140, 40, 96), [](Case& c) {
+    c.shared = true, c.key_lengths = {40, 0};
+  }));
   run<half>(with(cross(2, 1, 129, 270, 64), [](Case& c) { c.shared = true; }));
   run<half>(with(cross(2, 1, 270, 131, 72), [](Case& c) { c.causal = true; }));
 }
@@ -341,7 +366,8 @@ TEST(attention_sm90) {
 // A GPU cannot say that starts are wrong; it must stay inside the tensors and do the others.
 TEST(attention_leaves_bad_starts_out) {
   constexpr int T = 8, D = 64;
-  std::vector<Lengths> lists = {{0, 2, 1, 8}, {0, 3, 2147483647, 8}, {-2147483647, 3, 8, 8}, {0, 8, 8, 9}, {3, -1, 2, 8}};
+  std::vector<Lengths> lists = {
+      {0, 2, 1, 8}, {0, 3, 2147483647, 8}, {-2147483647, 3, 8, 8}, {0, 8, 8, 9}, {3, -1, 2, 8}};
   // Two samples that claim one row: two blocks write it, which is a race and stays inside the tensors.
   if (!test::under_tsan) lists.push_back({0, 3, 2, 8});
   for (const Lengths& list : lists) {
@@ -352,10 +378,12 @@ TEST(attention_leaves_bad_starts_out) {
     const auto qkv = random.buffer<half>(T * 3 * D), d_o = random.buffer<half>(T * D);
     const Buffer<half> o(T * D), dqkv(T * 3 * D);
     const Buffer<float> lse(T);
-    siglip2::cuda::attention_forward(stream, o, lse, qkv, qkv, qkv, {}, starts, starts, 3, 1, 6, 6, T, T, D, 0,
-                                     3 * D, D, 3 * D, 2 * D, 3 * D, false, false, 0.125f);
-    siglip2::cuda::attention_backward(stream, dqkv, dqkv, dqkv, d_o, qkv, qkv, qkv, o, lse, {}, starts, starts,
-                                      3, 1, 6, 6, T, T, D, 0, 3 * D, D, 3 * D, 2 * D, 3 * D, false, false, 0.125f);
+    siglip2::cuda::attention_forward(stream, o, lse, qkv, qkv, qkv, {}, starts, starts, 3, 1, 6, 6,
+                                     T, T, D, 0, 3 * D, D, 3 * D, 2 * D, 3 * D, false, false,
+                                     0.125f);
+    siglip2::cuda::attention_backward(stream, dqkv, dqkv, dqkv, d_o, qkv, qkv, qkv, o, lse, {},
+                                      starts, starts, 3, 1, 6, 6, T, T, D, 0, 3 * D, D, 3 * D,
+                                      2 * D, 3 * D, false, false, 0.125f);
     for (int b = 0; b < 3; ++b) {
       const int64_t first = list[static_cast<size_t>(b)], last = list[static_cast<size_t>(b) + 1];
       if (first < 0 || last > T || first >= last || last - first > 6) continue;
@@ -371,8 +399,9 @@ TEST(attention_of_no_sample) {
   starts[0] = 0;
   const Buffer<half> q(64), none(0), dq(64);
   const Buffer<float> lse(0);
-  siglip2::cuda::attention_backward(stream, dq, none, none, none, q, none, none, none, lse, {}, {}, starts, 0, 1, 1, 0, 0,
-                                    0, 64, 0, 64, 0, 128, 64, 128, true, false, 1);
+  siglip2::cuda::attention_backward(stream, dq, none, none, none, q, none, none, none, lse, {}, {},
+                                    starts, 0, 1, 1, 0, 0, 0, 64, 0, 64, 0, 128, 64, 128, true,
+                                    false, 1);
   for (int i = 0; i < 64; ++i) CHECK(dq.at(i) == 0);
 }
 
@@ -381,18 +410,19 @@ TEST(attention_rejects_what_does_not_fit) {
   const Buffer<float> x(6 * 24), o(6 * 8), lse(6);
   const Buffer<int32_t> starts(3);
   int thrown = 0;
-  const auto attempt = [&](int64_t Nq, int64_t D, int64_t v_offset, bool shared, siglip2::Tensor sums) {
+  const auto attempt = [&](int64_t Nq, int64_t D, int64_t v_offset, bool shared,
+                           siglip2::Tensor sums) {
     try {
-      siglip2::cuda::attention_forward(stream, o, lse, x, x, x, {}, sums, sums, 2, 1, Nq, Nq, 6, 6, D, 0, 24, 8,
-                                       24, v_offset, 24, shared, false, 1);
+      siglip2::cuda::attention_forward(stream, o, lse, x, x, x, {}, sums, sums, 2, 1, Nq, Nq, 6, 6,
+                                       D, 0, 24, 8, 24, v_offset, 24, shared, false, 1);
     } catch (const std::invalid_argument&) {
       ++thrown;
     }
   };
-  attempt(4, 8, 16, false, {});      // 2 · 4 rows are not 6
-  attempt(3, 300, 16, false, {});    // too many columns
-  attempt(3, 8, 17, false, {});      // V would reach over the end of a row
-  attempt(3, 8, 16, true, starts);   // packed and shared
+  attempt(4, 8, 16, false, {});     // 2 · 4 rows are not 6
+  attempt(3, 300, 16, false, {});   // too many columns
+  attempt(3, 8, 17, false, {});     // V would reach over the end of a row
+  attempt(3, 8, 16, true, starts);  // packed and shared
   CHECK(thrown == 4);
 }
 

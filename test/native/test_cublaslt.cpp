@@ -25,8 +25,8 @@ double gelu_of(double x) {
   return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
 }
 
-template <class T, class C>
-void run(int64_t M, int64_t N, int64_t K, bool at, bool bt, bool accumulate, bool biased, bool gelued = false) {
+template <class T, class C> void run(int64_t M, int64_t N, int64_t K, bool at, bool bt,
+                                     bool accumulate, bool biased, bool gelued = false) {
   test::HostStream stream;
   Random random(static_cast<unsigned>(M + N + K));
   const int64_t pad = 3, lda = (at ? M : K) + pad, ldb = (bt ? K : N) + pad, ldc = N + pad;
@@ -42,12 +42,20 @@ void run(int64_t M, int64_t N, int64_t K, bool at, bool bt, bool accumulate, boo
     double sum = accumulate ? c.at(i) : 0;
     if (biased) sum += bias.at(i % ldc);
     for (int64_t k = 0; k < K; ++k)
-      sum += a.at(at ? k * lda + i / ldc : i / ldc * lda + k) * b.at(bt ? i % ldc * ldb + k : k * ldb + i % ldc);
+      sum += a.at(at ? k * lda + i / ldc : i / ldc * lda + k) *
+             b.at(bt ? i % ldc * ldb + k : k * ldb + i % ldc);
     want_pre.back() = sum;
     want.back() = gelued ? gelu_of(sum) : sum;
   }
-  GemmDesc d{M, N, K, siglip2::dtype_of<T>, {a.data(), lda, at}, {b.data(), ldb, bt}, c.data(),
-             siglip2::dtype_of<C>, ldc};
+  GemmDesc d{M,
+             N,
+             K,
+             siglip2::dtype_of<T>,
+             {a.data(), lda, at},
+             {b.data(), ldb, bt},
+             c.data(),
+             siglip2::dtype_of<C>,
+             ldc};
   d.accumulate = accumulate;
   d.bias = bias.data();
   d.pre = pre.data();
@@ -58,7 +66,8 @@ void run(int64_t M, int64_t N, int64_t K, bool at, bool bt, bool accumulate, boo
 
 TEST(cublaslt_is_found_and_named) {
   const std::string text = gemm_library();
-  CHECK(text.find("cuBLASLt 13.1.0") != std::string::npos && text.find(folder()) != std::string::npos);
+  CHECK(text.find("cuBLASLt 13.1.0") != std::string::npos &&
+        text.find(folder()) != std::string::npos);
 }
 
 TEST(cublaslt_multiplies_every_layout) {
@@ -94,7 +103,8 @@ template <class T> void run_through_gelu(int64_t M, int64_t N, int64_t K, int64_
   test::HostStream stream;
   Random random(static_cast<unsigned>(M + N + K));
   const int64_t ldc = N + pad;
-  const auto a = random.buffer<T>(M * K), b = random.buffer<T>(K * N), c = random.buffer<T>(M * ldc), pre = random.buffer<T>(M * ldc);
+  const auto a = random.buffer<T>(M * K), b = random.buffer<T>(K * N),
+             c = random.buffer<T>(M * ldc), pre = random.buffer<T>(M * ldc);
   std::vector<double> want;
   for (int64_t i = 0; i < M * ldc; ++i) {
     want.push_back(c.at(i));
@@ -103,7 +113,9 @@ template <class T> void run_through_gelu(int64_t M, int64_t N, int64_t K, int64_
     for (int64_t k = 0; k < K; ++k) sum += a.at(i / ldc * K + k) * b.at(k * N + i % ldc);
     want.back() = sum * (gelu_of(pre.at(i) + 1e-5) - gelu_of(pre.at(i) - 1e-5)) / 2e-5;
   }
-  GemmDesc d{M, N, K, siglip2::dtype_of<T>, {a.data(), K}, {b.data(), N}, c.data(), siglip2::dtype_of<T>, ldc};
+  GemmDesc d{
+      M,  N, K, siglip2::dtype_of<T>, {a.data(), K}, {b.data(), N}, c.data(), siglip2::dtype_of<T>,
+      ldc};
   d.through_gelu = pre.data();
   gemm(stream, d);
   CHECK_CLOSE(c, want, 2 * test::tolerance<T>, "through GELU");
@@ -155,7 +167,8 @@ TEST(cublaslt_gives_back_what_it_made) {
     test::HostStream stream;
     CublasLt library({folder() + "/libcublasLt.so.13"});
     const Buffer<float> a(4), c(4);
-    CHECK(library.multiply(stream, {2, 2, 2, DType::f32, {a.data(), 2}, {a.data(), 2}, c.data(), DType::f32, 2}));
+    CHECK(library.multiply(
+        stream, {2, 2, 2, DType::f32, {a.data(), 2}, {a.data(), 2}, c.data(), DType::f32, 2}));
     CHECK(stub().handles == handles + 1 && stub().plans == plans + 1);
   }
   CHECK(stub().handles == handles && stub().plans == plans);
@@ -164,7 +177,8 @@ TEST(cublaslt_gives_back_what_it_made) {
 TEST(cublaslt_missing_or_unfit_is_one_sentence) {
   const CublasLt missing({folder() + "/libno.so", "libnowhere.so.1"});
   CHECK(!missing.loaded());
-  CHECK(missing.why_not() == "libcublasLt was not found; name its directory in SIGLIP2_CUDA_LIB_PATH");
+  CHECK(missing.why_not() ==
+        "libcublasLt was not found; name its directory in SIGLIP2_CUDA_LIB_PATH");
   const CublasLt unfit({folder() + "/libcublasLt_unfit.so"});
   CHECK(!unfit.loaded() && unfit.why_not().find("lacks cublasLtGetVersion") != std::string::npos);
 }

@@ -80,11 +80,13 @@ TEST(errors_are_sentences) {
   using namespace siglip2::cuda;
   CHECK(why_no_device(kErrorNoDevice, "no device", 0, 13000) == "this machine has no CUDA device");
   CHECK(why_no_device(kErrorInsufficientDriver, "", 0, 13000) == "this machine has no CUDA device");
-  CHECK(why_no_device(kErrorInsufficientDriver, "", 12040, 13000) ==
-        "the NVIDIA driver supports CUDA 12.4 and is too old for CUDA 13.0; install a newer driver");
+  CHECK(
+      why_no_device(kErrorInsufficientDriver, "", 12040, 13000) ==
+      "the NVIDIA driver supports CUDA 12.4 and is too old for CUDA 13.0; install a newer driver");
   CHECK(why_no_device(999, "unknown error", 13000, 13000) == "CUDA does not start: unknown error");
   CHECK(explain(700, "illegal address") ==
-        "the GPU failed (illegal address) and this process cannot use it any more; start it again from its last checkpoint");
+        "the GPU failed (illegal address) and this process cannot use it any more; start it again "
+        "from its last checkpoint");
   CHECK(explain(kErrorMemory, "out of memory").find("use a smaller batch") != std::string::npos);
   CHECK(explain(1, "invalid argument") == "invalid argument");
 }

@@ -8,9 +8,8 @@ using test::Buffer;
 using test::Random;
 
 // softmax(scale·(x − shift)) of one row of K values; returns its log-sum-exp.
-template <class T>
-double softmax(std::vector<double>& p, const Buffer<T>& x, int64_t row, int64_t K, double scale,
-               const Buffer<float>& shift) {
+template <class T> double softmax(std::vector<double>& p, const Buffer<T>& x, int64_t row,
+                                  int64_t K, double scale, const Buffer<float>& shift) {
   double most = -INFINITY, sum = 0;
   for (int64_t k = 0; k < K; ++k) {
     const double l = (x.at(row * K + k) - (shift.data() ? shift.at(k) : 0)) * scale;

@@ -7,14 +7,18 @@ namespace {
 using test::Buffer;
 using test::Random;
 
-template <class T> void run(int64_t B, int64_t L, int64_t V, int64_t D, int64_t one_id_in, int64_t shift = 0) {
+template <class T>
+void run(int64_t B, int64_t L, int64_t V, int64_t D, int64_t one_id_in, int64_t shift = 0) {
   const int64_t R = B * L;
-  const std::string what = std::string(test::type_name<T>) + " " + std::to_string(R) + " of " + std::to_string(V);
+  const std::string what =
+      std::string(test::type_name<T>) + " " + std::to_string(R) + " of " + std::to_string(V);
   test::HostStream stream;
   Random random(static_cast<unsigned>(R + D));
-  const auto table = random.buffer<float>(V * D, 1, 0, shift), position = random.buffer<float>(L * D);
+  const auto table = random.buffer<float>(V * D, 1, 0, shift),
+             position = random.buffer<float>(L * D);
   const auto dy = random.buffer<T>(R * D, 1, 0, shift);
-  const auto dtable = random.buffer<float>(V * D, 1, 0, shift), dposition = random.buffer<float>(L * D);
+  const auto dtable = random.buffer<float>(V * D, 1, 0, shift),
+             dposition = random.buffer<float>(L * D);
   const Buffer<int32_t> ids(R);
   for (int64_t r = 0; r < R; ++r)
     ids[r] = static_cast<int32_t>(one_id_in && r % one_id_in ? V / 2 : r * 7919 % V);
@@ -38,11 +42,12 @@ template <class T> void run(int64_t B, int64_t L, int64_t V, int64_t D, int64_t 
 
 TEST(embedding) {
   run<float>(1, 1, 1, 1, 0);
-  run<__nv_bfloat16>(3, 7, 300, 8, 3);   // two digits
-  run<float>(50, 2, 5, 4, 0, 1);         // unaligned
+  run<__nv_bfloat16>(3, 7, 300, 8, 3);  // two digits
+  run<float>(50, 2, 5, 4, 0, 1);        // unaligned
   if (test::small) return;
-  run<__nv_bfloat16>(40, 64, 70000, 16, 10);  // three digits, more than one tile, one long run over several levels
-  run<float>(33, 33, 3, 520, 0);         // more columns than one block
+  run<__nv_bfloat16>(40, 64, 70000, 16,
+                     10);  // three digits, more than one tile, one long run over several levels
+  run<float>(33, 33, 3, 520, 0);  // more columns than one block
 }
 
 TEST(embedding_reports_ids_outside_the_table) {
@@ -57,8 +62,9 @@ TEST(embedding_reports_ids_outside_the_table) {
   siglip2::cuda::embedding_backward(stream, dtable, siglip2::Tensor{}, dy, ids, 4, 5, 2, 2);
   CHECK(y[0] == 1 && y[2] == 0 && y[4] == 0 && y[6] == 1);
   CHECK(dtable[0] == 7 && dtable[1] == 8 && dtable[8] == 1 && dtable[9] == 2 && dtable[4] == 0);
-  CHECK(stream.noted.take() ==
-        "token id -1 at position 1 is outside the table of 5 rows; check the tokenizer's vocabulary");
+  CHECK(
+      stream.noted.take() ==
+      "token id -1 at position 1 is outside the table of 5 rows; check the tokenizer's vocabulary");
   CHECK(stream.noted.take().empty());
 }
 

@@ -157,10 +157,12 @@ template <ClusterFault kFault> void run_cluster() {
   constexpr int kRounds = 4;
   test::HostStream stream;
   const Buffer<float> from(kRounds * kTmaRows * kTmaColumns), out(64);
-  for (int64_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i / (kTmaRows * kTmaColumns));
-  launch_clusters(cluster_kernel<kFault>, 2, 2, 32, kClusterSmem, stream,
-                  test::tensor_map(from.data(), kTmaColumns, kRounds * kTmaRows, kTmaColumns, kTmaRows, 0), kRounds,
-                  out.data());
+  for (int64_t i = 0; i < from.size(); ++i)
+    from[i] = static_cast<float>(i / (kTmaRows * kTmaColumns));
+  launch_clusters(
+      cluster_kernel<kFault>, 2, 2, 32, kClusterSmem, stream,
+      test::tensor_map(from.data(), kTmaColumns, kRounds * kTmaRows, kTmaColumns, kTmaRows, 0),
+      kRounds, out.data());
   for (int i = 0; i < 32; ++i)
     if (out[i] + 1 != out[32 + i]) throw std::runtime_error("wrong result");
 }
@@ -207,10 +209,14 @@ const Mistake mistakes_in_asan[] = {
     {"wgmma past shared memory", "past the block's shared",
      [] { run(wgmma_past_shared, 128, 2048, 1); }},
     {"registers that nobody gave", "wait for ever", [] { run(registers_nobody_gave, 384, 0, 1); }},
-    {"registers given that were not there", "cannot give down to 176", [] { run(registers_given_that_were_not_there, 384, 0, 1); }},
-    {"block that leaves its cluster", "a block that has exited", [] { run_cluster<ClusterFault::exits_early>(); }},
-    {"block that the cluster does not have", "the cluster does not have", [] { run_cluster<ClusterFault::third_block>(); }},
-    {"copy for both blocks, one of which still reads", "wrong result", [] { run_cluster<ClusterFault::not_awaited>(); }},
+    {"registers given that were not there", "cannot give down to 176",
+     [] { run(registers_given_that_were_not_there, 384, 0, 1); }},
+    {"block that leaves its cluster", "a block that has exited",
+     [] { run_cluster<ClusterFault::exits_early>(); }},
+    {"block that the cluster does not have", "the cluster does not have",
+     [] { run_cluster<ClusterFault::third_block>(); }},
+    {"copy for both blocks, one of which still reads", "wrong result",
+     [] { run_cluster<ClusterFault::not_awaited>(); }},
     {"wgmma with two descriptors", "differs between", [] { run(wgmma_not_uniform, 128, 4096, 1); }},
     {"stage handed back too early", "wrong result", run_hopper<Fault::stage_back_too_early>},
     {"full barrier not awaited", "wrong result", run_hopper<Fault::full_not_awaited>},
@@ -226,7 +232,8 @@ const Mistake mistakes_in_tsan[] = {
     {"missing second barrier", "data race", [] { run(missing_second_barrier, 64, 256, 64); }},
     {"two blocks add to the same place", "data race", [] { run(two_blocks_add, 32, 0, 32, 2); }},
     {"full barrier not awaited", "data race", run_hopper<Fault::full_not_awaited>},
-    {"copy for both blocks, one of which still reads", "data race", [] { run_cluster<ClusterFault::not_awaited>(); }},
+    {"copy for both blocks, one of which still reads", "data race",
+     [] { run_cluster<ClusterFault::not_awaited>(); }},
 };
 
 // What the child says, on stderr or by an exception, and how it ends.

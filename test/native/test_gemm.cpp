@@ -50,8 +50,8 @@ template <class T> struct Matrix {
   GemmMatrix view() const { return {memory.data(), stride, transposed}; }
 };
 
-template <class T> std::vector<double> exact_product(const Matrix<T>& a, const Matrix<T>& b,
-                                                     const Case& k) {
+template <class T>
+std::vector<double> exact_product(const Matrix<T>& a, const Matrix<T>& b, const Case& k) {
   std::vector<double> c;
   for (int64_t i = 0; i < k.M; ++i)
     for (int64_t j = 0; j < k.N; ++j) {
@@ -87,18 +87,20 @@ template <class T, class C> void run(const Case& k) {
     want_pre[static_cast<size_t>(i)] = w;
     if (k.gelu) w = gelu_of(w);
   }
-  GemmDesc d{k.M, k.N, k.K, siglip2::dtype_of<T>, a.view(), b.view(), c.data(),
-             siglip2::dtype_of<C>, stride};
+  GemmDesc d{k.M,      k.N,      k.K,      siglip2::dtype_of<T>,
+             a.view(), b.view(), c.data(), siglip2::dtype_of<C>,
+             stride};
   d.accumulate = k.accumulate;
   d.bias = bias.data();
   d.pre = pre.data();
   gemm(stream, d);
   CHECK_CLOSE(dense(c, k.M, k.N, stride), want, test::tolerance<C>, what);
-  if (k.gelu) CHECK_CLOSE(dense(pre, k.M, k.N, stride), want_pre, test::tolerance<C>, what + " pre");
+  if (k.gelu)
+    CHECK_CLOSE(dense(pre, k.M, k.N, stride), want_pre, test::tolerance<C>, what + " pre");
 }
 
-template <class T> void run_layouts(int64_t M, int64_t N, int64_t K, int64_t padding = 0,
-                                    int64_t offset = 0) {
+template <class T>
+void run_layouts(int64_t M, int64_t N, int64_t K, int64_t padding = 0, int64_t offset = 0) {
   for (const bool at : {false, true})
     for (const bool bt : {false, true}) run<T, float>({M, N, K, at, bt, padding, offset});
 }
@@ -146,8 +148,10 @@ template <class Tile, class A, class B> void run_tile(int64_t M, int64_t N, int6
   const auto lines = [](bool transposed, int64_t rows, int64_t columns) {
     return transposed ? columns : rows;
   };
-  const A operand_a(a.memory.data(), lines(a.transposed, M, K), lines(!a.transposed, M, K), a.stride);
-  const B operand_b(b.memory.data(), lines(b.transposed, K, N), lines(!b.transposed, K, N), b.stride);
+  const A operand_a(a.memory.data(), lines(a.transposed, M, K), lines(!a.transposed, M, K),
+                    a.stride);
+  const B operand_b(b.memory.data(), lines(b.transposed, K, N), lines(!b.transposed, K, N),
+                    b.stride);
   launch_tiles<Tile>(stream, operand_a, operand_b, M, N, K, Splits{1, K},
                      StoreEpilogue<float>(c.data(), nullptr, N, N, false));
   CHECK_CLOSE(c, exact_product(a, b, k), 1e-11, name_of_case(k, "large tile"));
@@ -216,7 +220,8 @@ TEST(gemm_repeats_its_bits) {
   const auto a = random.buffer<bf16>(K * M), b = random.buffer<bf16>(K * N);
   const Buffer<float> first(M * N), again(M * N);
   for (const auto* c : {&first, &again})
-    gemm(stream, {M, N, K, DType::bf16, {a.data(), M, true}, {b.data(), N}, c->data(), DType::f32, N});
+    gemm(stream,
+         {M, N, K, DType::bf16, {a.data(), M, true}, {b.data(), N}, c->data(), DType::f32, N});
   CHECK(!std::memcmp(first.data(), again.data(), sizeof(float) * M * N));
 }
 
@@ -231,24 +236,30 @@ TEST(gemm_refuses) {
       CHECK(std::string(e.what()).find(text) != std::string::npos);
     }
   };
-  refused({2, 2, 2, DType::u8, {c.data(), 2}, {c.data(), 2}, c.data(), DType::f32, 2}, "must be f32 or bf16");
-  refused({2, 2, 2, DType::f32, {c.data(), 2}, {c.data(), 2}, c.data(), DType::bf16, 2}, "a result is f32");
-  refused({int64_t{1} << 31, 2, 2, DType::f32, {c.data(), 2}, {c.data(), 2}, c.data(), DType::f32, 2}, "2^30");
+  refused({2, 2, 2, DType::u8, {c.data(), 2}, {c.data(), 2}, c.data(), DType::f32, 2},
+          "must be f32 or bf16");
+  refused({2, 2, 2, DType::f32, {c.data(), 2}, {c.data(), 2}, c.data(), DType::bf16, 2},
+          "a result is f32");
+  refused(
+      {int64_t{1} << 31, 2, 2, DType::f32, {c.data(), 2}, {c.data(), 2}, c.data(), DType::f32, 2},
+      "2^30");
 }
 
-template <class T>
-void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true, bool after_gelu = false,
-                bool exact = false) {
+template <class T> void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true,
+                                   bool after_gelu = false, bool exact = false) {
   const auto form = [&](double v) { return exact ? exact_gelu_of(v) : gelu_of(v); };
   const std::string what = std::string("linear ") + test::type_name<T>;
   test::HostStream stream;
   Random random(static_cast<unsigned>(M + N));
   const float scale = 1 / std::sqrt(static_cast<float>(K));
-  const auto x = random.buffer<T>(M * K), w = random.buffer<T>(N * K, scale), dy = random.buffer<T>(M * N);
+  const auto x = random.buffer<T>(M * K), w = random.buffer<T>(N * K, scale),
+             dy = random.buffer<T>(M * N);
   const auto bias = biased ? random.buffer<float>(N) : Buffer<float>();
   const Buffer<T> y(M * N), dx(M * K);
-  const auto pre = gelued ? Buffer<T>(M * N) : Buffer<T>(), x_pre = after_gelu ? random.buffer<T>(M * K) : Buffer<T>();
-  const auto dw = random.buffer<float>(N * K), db = biased ? random.buffer<float>(N) : Buffer<float>();
+  const auto pre = gelued ? Buffer<T>(M * N) : Buffer<T>(),
+             x_pre = after_gelu ? random.buffer<T>(M * K) : Buffer<T>();
+  const auto dw = random.buffer<float>(N * K),
+             db = biased ? random.buffer<float>(N) : Buffer<float>();
   std::vector<double> want_y, want_dx(static_cast<size_t>(M * K)), want_dw, want_db;
   for (int64_t i = 0; i < N * K; ++i) want_dw.push_back(dw.at(i));
   for (int64_t i = 0; i < db.size(); ++i) want_db.push_back(db.at(i));
@@ -264,7 +275,8 @@ void run_linear(int64_t M, int64_t N, int64_t K, bool gelued, bool biased = true
         want_dw[static_cast<size_t>(n * K + k)] += g * x.at(m * K + k);
       }
     }
-  for (int64_t i = 0; i < x_pre.size(); ++i) want_dx[static_cast<size_t>(i)] *= slope_of(form, x_pre.at(i));
+  for (int64_t i = 0; i < x_pre.size(); ++i)
+    want_dx[static_cast<size_t>(i)] *= slope_of(form, x_pre.at(i));
   linear_forward(stream, y, pre, x, w, bias, M, N, K, exact);
   linear_backward(stream, dx, dw, db, dy, pre, x, x_pre, w, M, N, K, exact);
   CHECK_CLOSE(y, want_y, test::tolerance<T>, what + " y");

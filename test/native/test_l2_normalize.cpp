@@ -24,7 +24,8 @@ template <class T> void run(int64_t R, int64_t C, float eps, int64_t shift) {
     for (int64_t c = 0; c < C; ++c) {
       const auto i = static_cast<size_t>(r * C + c);
       want[i] = x.at(r * C + c) * scale;
-      want_dx[i] = (dy.at(r * C + c) - (length > 0 ? x.at(r * C + c) * dot * scale / length : 0)) * scale;
+      want_dx[i] =
+          (dy.at(r * C + c) - (length > 0 ? x.at(r * C + c) * dot * scale / length : 0)) * scale;
     }
   }
   siglip2::cuda::l2_normalize_forward(stream, y, norm, x, R, C, eps);

@@ -77,8 +77,9 @@ template <class T> void run(const Case& k) {
       }
     }
   }
-  siglip2::cuda::forward_backward(stream, loss, dh, dweight, dbias, h, weight, bias, targets, weights, k.R, k.V, k.D,
-                                  k.groups, k.denominator, grad_scale, k.limits.rows ? &k.limits : nullptr);
+  siglip2::cuda::forward_backward(stream, loss, dh, dweight, dbias, h, weight, bias, targets,
+                                  weights, k.R, k.V, k.D, k.groups, k.denominator, grad_scale,
+                                  k.limits.rows ? &k.limits : nullptr);
   CHECK_CLOSE(loss, want_loss, 1e-11, what + " loss");
   if (!k.gradients) return;
   const double most = 2 * test::tolerance<T>;  // the slopes are rounded to T, too
@@ -114,7 +115,8 @@ TEST(linear_cross_entropy_on_sm90) {
   using namespace siglip2::cuda;
   using bf16 = __nv_bfloat16;
   const int64_t R = test::small ? 136 : 390, V = test::small ? 40 : 300, D = test::small ? 16 : 72;
-  const int counted = test::small ? 20 : 130, stride = static_cast<int>(ceil_div(V, kGroup)), row = static_cast<int>((V + 7) / 8 * 8);
+  const int counted = test::small ? 20 : 130, stride = static_cast<int>(ceil_div(V, kGroup)),
+            row = static_cast<int>((V + 7) / 8 * 8);
   test::HostStream stream;
   Random random(9);
   const auto h = random.buffer<bf16>(R * D), weight = random.buffer<bf16>(V * D, 0.3f);
@@ -152,13 +154,16 @@ TEST(linear_cross_entropy_on_sm90) {
     of_g.stride = row;
     of_g.N = static_cast<int>(V);
     launch_tiles<Tile>(stream, a, b, R, V, D, Splits{1, D}, CountedRows(of_g, rows, 0, true));
-    for (int64_t i = (counted + 127) / 128 * 128 * row; i < g.size(); ++i) g[i] = NAN;  // of tiles left out
+    for (int64_t i = (counted + 127) / 128 * 128 * row; i < g.size(); ++i)
+      g[i] = NAN;  // of tiles left out
     launch_tiles<decltype(plain_tile)>(
-        stream, MatrixOperand<false>(g.data(), R, V, row), MatrixOperand<false>(h.data(), R, D, D), V, D, R, Splits{1, R},
+        stream, MatrixOperand<false>(g.data(), R, V, row), MatrixOperand<false>(h.data(), R, D, D),
+        V, D, R, Splits{1, R},
         CountedRows(StoreEpilogue<float>(dweight.data(), nullptr, D, D, false), rows, 0, false));
     Results results;
     for (int64_t i = 0; i < counted * stride; ++i)
-      results.parts.push_back(std::log(static_cast<double>(parts[i].sum)) + static_cast<double>(parts[i].most));
+      results.parts.push_back(std::log(static_cast<double>(parts[i].sum)) +
+                              static_cast<double>(parts[i].most));
     for (int64_t r = 0; r < counted; ++r) {
       results.at.push_back(at.at(r));
       for (int64_t v = 0; v < V; ++v) results.g.push_back(g.at(r * row + v));
@@ -166,7 +171,8 @@ TEST(linear_cross_entropy_on_sm90) {
     for (int64_t i = 0; i < V * D; ++i) results.dweight.push_back(dweight.at(i));
     return results;
   };
-  const Results got = compute(HopperTurns{}, HopperTile{}), want = compute(SmallTile{}, SmallTile{});
+  const Results got = compute(HopperTurns{}, HopperTile{}),
+                want = compute(SmallTile{}, SmallTile{});
   const auto close = [](const std::vector<double>& a, const std::vector<double>& b, double most) {
     CHECK(a.size() == b.size());
     double error = 0, size = 0;
@@ -188,7 +194,8 @@ TEST(linear_cross_entropy_nothing) { run<float>({3, 5, 2, 1, false, true, true, 
 TEST(linear_cross_entropy_no_token) {
   test::HostStream stream;
   Random random(3);
-  const auto h = random.buffer<float>(4), weight = random.buffer<float>(6), loss = random.buffer<float>(1);
+  const auto h = random.buffer<float>(4), weight = random.buffer<float>(6),
+             loss = random.buffer<float>(1);
   Buffer<int> targets(2);
   targets[0] = 1;
   targets[1] = 3;  // of three tokens

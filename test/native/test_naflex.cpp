@@ -16,7 +16,8 @@ std::vector<double> axis_weights(int64_t G, int64_t n) {
     double sum = 0;
     for (int64_t a = 0; a < G; ++a) {
       const double distance = static_cast<double>(a) + 0.5 - (static_cast<double>(i) + 0.5) * s;
-      sum += w[static_cast<size_t>(i * G + a)] = std::max(0.0, 1 - std::fabs(distance) / std::max(1.0, s));
+      sum += w[static_cast<size_t>(i * G + a)] =
+          std::max(0.0, 1 - std::fabs(distance) / std::max(1.0, s));
     }
     for (int64_t a = 0; a < G; ++a) w[static_cast<size_t>(i * G + a)] /= sum;
   }
@@ -47,7 +48,8 @@ void positions(int64_t G, int64_t D, const std::vector<std::pair<int, int>>& gri
       for (int64_t j = 0; j < columns; ++j, ++token)
         for (int64_t a = 0; a < G; ++a)
           for (int64_t b = 0; b < G; ++b) {
-            const double w = down[static_cast<size_t>(i * G + a)] * across[static_cast<size_t>(j * G + b)];
+            const double w =
+                down[static_cast<size_t>(i * G + a)] * across[static_cast<size_t>(j * G + b)];
             for (int64_t d = 0; d < D; ++d) {
               const int64_t cell = (a * G + b) * D + d;
               want[static_cast<size_t>(token * D + d)] += w * position.at(cell);
@@ -80,7 +82,8 @@ template <class T> void patches(int64_t rows, int64_t K, int64_t D, bool gradien
   const auto dweight = gradients ? random.buffer<float>(D * K) : Buffer<float>();
   const auto dbias = gradients ? random.buffer<float>(D) : Buffer<float>();
   const Buffer<T> y(rows * D);
-  std::vector<double> want(static_cast<size_t>(rows * D)), want_w(static_cast<size_t>(D * K)), want_b(static_cast<size_t>(D));
+  std::vector<double> want(static_cast<size_t>(rows * D)), want_w(static_cast<size_t>(D * K)),
+      want_b(static_cast<size_t>(D));
   for (int64_t d = 0; gradients && d < D; ++d) {
     want_b[static_cast<size_t>(d)] = dbias.at(d);
     for (int64_t k = 0; k < K; ++k) want_w[static_cast<size_t>(d * K + k)] = dweight.at(d * K + k);
@@ -99,8 +102,8 @@ template <class T> void patches(int64_t rows, int64_t K, int64_t D, bool gradien
   test::HostStream stream;
   siglip2::cuda::patch_embed_packed_forward(stream, y, bytes, weight, bias, position, rows, K, D);
   siglip2::cuda::patch_embed_packed_backward(stream, dweight, dbias, dy, bytes, rows, K, D);
-  const std::string what = std::string(test::type_name<T>) + " (" + std::to_string(rows) + ", " + std::to_string(K) + ") → " +
-                           std::to_string(D);
+  const std::string what = std::string(test::type_name<T>) + " (" + std::to_string(rows) + ", " +
+                           std::to_string(K) + ") → " + std::to_string(D);
   CHECK_CLOSE(y, want, test::tolerance<T>, what + " y");
   if (!gradients) return;
   CHECK_CLOSE(dweight, want_w, 1e-11, what + " dweight");

@@ -9,12 +9,13 @@ using test::Random;
 
 template <class T> void run(int64_t B, int64_t H, int64_t W, int64_t P, int64_t D, bool flat) {
   const int64_t across = W / P, N = H / P * across, K = 3 * P * P, R = B * N;
-  const std::string what = std::string(test::type_name<T>) + " " + std::to_string(R) + "×" + std::to_string(K) + "→" +
-                           std::to_string(D);
+  const std::string what = std::string(test::type_name<T>) + " " + std::to_string(R) + "×" +
+                           std::to_string(K) + "→" + std::to_string(D);
   test::HostStream stream;
   Random random(static_cast<unsigned>(R + D));
   const Buffer<uint8_t> images(B * H * W * 3);
-  for (int64_t i = 0; i < images.size(); ++i) images[i] = static_cast<uint8_t>(i * 2654435761u >> 11);
+  for (int64_t i = 0; i < images.size(); ++i)
+    images[i] = static_cast<uint8_t>(i * 2654435761u >> 11);
   const auto weight = random.buffer<T>(D * K, 0.2f);
   const auto bias = random.buffer<float>(D), position = random.buffer<float>(N * D);
   const auto dy = random.buffer<T>(R * D);
@@ -33,7 +34,8 @@ template <class T> void run(int64_t B, int64_t H, int64_t W, int64_t P, int64_t 
       for (int64_t i = 0; i < P; ++i)
         for (int64_t j = 0; j < P; ++j)
           for (int64_t c = 0; c < 3; ++c) {
-            const double x = images[((b * H + n / across * P + i) * W + n % across * P + j) * 3 + c] / 127.5 - 1;
+            const double x =
+                images[((b * H + n / across * P + i) * W + n % across * P + j) * 3 + c] / 127.5 - 1;
             const int64_t k = d * K + (flat ? (i * P + j) * 3 + c : (c * P + i) * P + j);
             sum += x * weight.at(k);
             want_weight[static_cast<size_t>(k)] += x * g;
@@ -42,8 +44,10 @@ template <class T> void run(int64_t B, int64_t H, int64_t W, int64_t P, int64_t 
       want_bias[static_cast<size_t>(d)] += g;
       want_position[static_cast<size_t>(n * D + d)] += g;
     }
-  siglip2::cuda::patch_embed_forward(stream, y, images, weight, bias, position, B, H, W, P, D, flat);
-  siglip2::cuda::patch_embed_backward(stream, dweight, dbias, dposition, dy, images, B, H, W, P, D, flat);
+  siglip2::cuda::patch_embed_forward(stream, y, images, weight, bias, position, B, H, W, P, D,
+                                     flat);
+  siglip2::cuda::patch_embed_backward(stream, dweight, dbias, dposition, dy, images, B, H, W, P, D,
+                                      flat);
   CHECK_CLOSE(y, want, test::tolerance<T>, what + " y");
   CHECK_CLOSE(dweight, want_weight, test::tolerance<T>, what + " dweight");
   CHECK_CLOSE(dbias, want_bias, 1e-10, what + " dbias");

@@ -73,7 +73,8 @@ TEST(wgmma_tiles) {
     const auto a = random.buffer<bf16>(64 * kTileDepth), b = random.buffer<bf16>(k.kN * kTileDepth);
     const Buffer<float> c(64 * k.kN);
     using Tile = typename decltype(k)::Tile;
-    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(a.data()), Tile::B::map(b.data()), a.data(), c.data());
+    launch(k.kKernel, 1, 128, Tile::kSmem, stream, Tile::A::map(a.data()), Tile::B::map(b.data()),
+           a.data(), c.data());
     const Buffer<bf16> rows(64 * kTileDepth);  // A as (64, depth)
     for (int m = 0; m < 64; ++m)
       for (int i = 0; i < kTileDepth; ++i)
@@ -129,15 +130,17 @@ TEST(cluster_shares_copies) {
   Random random(6);
   const auto from = random.buffer<float>(kRounds * kTmaRows * kTmaColumns);
   const Buffer<float> out(kClusters * 2 * 32);
-  launch_clusters(cluster_kernel<>, 2, kClusters * 2, 32, kClusterSmem, stream,
-                  test::tensor_map(from.data(), kTmaColumns, kRounds * kTmaRows, kTmaColumns, kTmaRows, 0), kRounds,
-                  out.data());
+  launch_clusters(
+      cluster_kernel<>, 2, kClusters * 2, 32, kClusterSmem, stream,
+      test::tensor_map(from.data(), kTmaColumns, kRounds * kTmaRows, kTmaColumns, kTmaRows, 0),
+      kRounds, out.data());
   std::vector<double> want;
   for (int block = 0; block < kClusters * 2; ++block)
     for (int lane = 0; lane < 32; ++lane) {
       double total = block % 2;
       for (int r = 0; r < kRounds; ++r)
-        for (int i = lane; i < kTmaRows * kTmaColumns; i += 32) total += from.at(r * kTmaRows * kTmaColumns + i) * (i + 1);
+        for (int i = lane; i < kTmaRows * kTmaColumns; i += 32)
+          total += from.at(r * kTmaRows * kTmaColumns + i) * (i + 1);
       want.push_back(total);
     }
   CHECK_CLOSE(out, want, 1e-11, "cluster");
@@ -156,7 +159,8 @@ TEST(tma_box_of_three_dimensions) {
   for (int r = 0; r < kBoxRows; ++r)
     for (int c = 0; c < kBoxColumns; ++c) {
       const bool inside = 64 + c < kColumns && 2 + r < kRows;
-      CHECK(out.at(r * kBoxColumns + c) == (inside ? from.at(((2 + r) * kHeads + 1) * kColumns + 64 + c) : 0));
+      CHECK(out.at(r * kBoxColumns + c) ==
+            (inside ? from.at(((2 + r) * kHeads + 1) * kColumns + 64 + c) : 0));
     }
 }
 

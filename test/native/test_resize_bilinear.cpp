@@ -42,7 +42,9 @@ void run_floats(int64_t B, int64_t H, int64_t W, int64_t C, int64_t OH, int64_t 
                                columns.weight[static_cast<size_t>(j * columns.taps + v)];
               const int64_t to = ((b * OH + i) * OW + j) * C + c;
               const int64_t from = ((b * H + rows.first[static_cast<size_t>(i)] + u) * W +
-                                    columns.first[static_cast<size_t>(j)] + v) * C + c;
+                                    columns.first[static_cast<size_t>(j)] + v) *
+                                       C +
+                                   c;
               want[static_cast<size_t>(to)] += w * x.at(from);
               want_dx[static_cast<size_t>(from)] += w * dy.at(to);
             }

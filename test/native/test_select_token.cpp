@@ -10,7 +10,8 @@ using test::Random;
 template <class T> void run(int64_t B, int64_t tokens, int64_t C, int64_t index, int64_t shift) {
   test::HostStream stream;
   Random random(static_cast<unsigned>(B + C));
-  const auto x = random.buffer<T>(B * tokens * C, 1, 0, shift), dy = random.buffer<T>(B * C, 1, 0, shift);
+  const auto x = random.buffer<T>(B * tokens * C, 1, 0, shift),
+             dy = random.buffer<T>(B * C, 1, 0, shift);
   const Buffer<T> y(B * C), dx(B * tokens * C);
   siglip2::cuda::select_token_forward(stream, y, x, B, tokens, C, index);
   siglip2::cuda::select_token_backward(stream, dx, dy, B, tokens, C, index);

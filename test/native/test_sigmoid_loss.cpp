@@ -76,7 +76,8 @@ template <class T> void run(const Case& k, bool gradients = true) {
     }
   if (k.chunk.rows)
     siglip2::cuda::run_pairs<T, siglip2::cuda::WholeRows<T>>(
-        stream, x.data(), y.data(), {loss.data(), dx.data(), dy.data(), dlog_scale.data(), dbias.data()},
+        stream, x.data(), y.data(),
+        {loss.data(), dx.data(), dy.data(), dlog_scale.data(), dbias.data()},
         {log_scale.data(), bias.data(), k.M, k.N, k.D, k.row0 - k.col0, weight}, k.chunk);
   else
     siglip2::cuda::sigmoid_loss_forward_backward(stream, loss, dx, dy, dlog_scale, dbias, x, y,
@@ -129,17 +130,21 @@ TEST(sigmoid_loss_workspace_below_200_MB) {
   using namespace siglip2::cuda;
   for (const int64_t D : {128, 512, 768, 1024, 1152, 1536, 2048}) {
     const Chunk whole = chunk_of<bf16>(D), wide = chunk_of<float>(D);
-    const int64_t sums = kSums * static_cast<int64_t>(sizeof(float)) * most_gemm_parts(whole.rows, whole.columns);
+    const int64_t sums =
+        kSums * static_cast<int64_t>(sizeof(float)) * most_gemm_parts(whole.rows, whole.columns);
     const int64_t thirds = kThirds * D * 2 * (wide.rows + wide.columns);
     CHECK(whole.rows * whole.columns * 2 + sums < 200'000'000);
     CHECK(wide.rows * wide.columns * 4 + thirds + sums < 200'000'000);
     // The products of a chunk fill nine tenths of the waves of tiles that they take.
-    const int64_t tiles = tiles_of<HopperTile>(whole.rows, D), waves = ceil_div(tiles, kTargetTiles);
+    const int64_t tiles = tiles_of<HopperTile>(whole.rows, D),
+                  waves = ceil_div(tiles, kTargetTiles);
     CHECK(10 * tiles >= 9 * waves * kTargetTiles);
   }
 }
 
-double rounded(double v) { return static_cast<double>(static_cast<float>(bf16(static_cast<float>(v)))); }
+double rounded(double v) {
+  return static_cast<double>(static_cast<float>(bf16(static_cast<float>(v))));
+}
 
 // At the largest scale that training reaches: what bf16 operands and float accumulation do to the
 // logits, and that the gradients are no worse than twice those of a loss computed in bf16 throughout.
@@ -158,8 +163,15 @@ TEST(sigmoid_loss_accuracy_at_scale_112) {
     y[i] = bf16(y32[i]);
   }
   const Buffer<float> dots(B * B);
-  siglip2::cuda::gemm(stream, {B, B, D, siglip2::DType::bf16, {x.data(), D}, {y.data(), D, true},
-                               dots.data(), siglip2::DType::f32, B});
+  siglip2::cuda::gemm(stream, {B,
+                               B,
+                               D,
+                               siglip2::DType::bf16,
+                               {x.data(), D},
+                               {y.data(), D, true},
+                               dots.data(),
+                               siglip2::DType::f32,
+                               B});
   double summed = 0, operands = 0, all_bf16 = 0;  // largest errors of a logit
   std::vector<double> want(static_cast<size_t>(B * D)), naive(want);
   for (int64_t i = 0; i < B; ++i)
@@ -174,14 +186,17 @@ TEST(sigmoid_loss_accuracy_at_scale_112) {
       operands = std::max(operands, scale * std::fabs(dots.at(i * B + j) - exact));
       all_bf16 = std::max(all_bf16, std::fabs(logit - scale * exact - bias));
       const double z = i == j ? 1 : -1, l = scale * of_rounded + bias;
-      const double g = -z / (1 + std::exp(z * l)), g_naive = rounded(-z / (1 + std::exp(z * logit)));
+      const double g = -z / (1 + std::exp(z * l)),
+                   g_naive = rounded(-z / (1 + std::exp(z * logit)));
       for (int64_t d = 0; d < D; ++d) {
         want[static_cast<size_t>(i * D + d)] += g * scale * y.at(j * D + d) / B;
         naive[static_cast<size_t>(i * D + d)] += rounded(g_naive * scale / B) * y.at(j * D + d);
       }
     }
-  std::printf("logit error at scale 112, D 768: %.2g by float sums, %.2g with bf16 operands, %.2g in "
-              "bf16 throughout\n", summed, operands, all_bf16);
+  std::printf(
+      "logit error at scale 112, D 768: %.2g by float sums, %.2g with bf16 operands, %.2g in "
+      "bf16 throughout\n",
+      summed, operands, all_bf16);
   CHECK(summed < 1e-4);
   CHECK(operands < 0.05);
   CHECK(all_bf16 > operands);
@@ -211,19 +226,21 @@ TEST(sigmoid_loss_accuracy_at_scale_112) {
       for (int64_t d = 0; d < D; ++d) dot += x32.at(i * D + d) * y32.at(j * D + d);
       const double z = i == j ? 1 : -1, l = scale * dot + bias, g = -z / (1 + std::exp(z * l));
       exact_loss += softplus_of(-z * l) / B;
-      for (int64_t d = 0; d < D; ++d) exact[static_cast<size_t>(i * D + d)] += g * scale * y32.at(j * D + d) / B;
+      for (int64_t d = 0; d < D; ++d)
+        exact[static_cast<size_t>(i * D + d)] += g * scale * y32.at(j * D + d) / B;
     }
   setenv("SIGLIP2_F32", "split", 1);
   const auto loss32 = random.buffer<float>(1, 0), dx32 = random.buffer<float>(B * D, 0);
-  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss32, dx32, none, none, none, x32, y32, log_scale, shift, B, B, D, 0, 0,
+  siglip2::cuda::sigmoid_loss_forward_backward(stream, loss32, dx32, none, none, none, x32, y32,
+                                               log_scale, shift, B, B, D, 0, 0,
                                                1.0f / static_cast<float>(B));
   unsetenv("SIGLIP2_F32");
   for (size_t i = 0; i < exact.size(); ++i) {
     error += std::pow(dx32.at(static_cast<int64_t>(i)) - exact[i], 2);
     size += exact[i] * exact[i];
   }
-  std::printf("split float operands: relative error of the loss %.2g, of dx %.2g\n", std::fabs(loss32.at(0) / exact_loss - 1),
-              std::sqrt(error / size));
+  std::printf("split float operands: relative error of the loss %.2g, of dx %.2g\n",
+              std::fabs(loss32.at(0) / exact_loss - 1), std::sqrt(error / size));
   CHECK(std::fabs(loss32.at(0) / exact_loss - 1) < 2e-5);
   CHECK(std::sqrt(error / size) < 5e-5);
 }
@@ -251,7 +268,8 @@ TEST(sigmoid_loss_pairs_on_sm90) {
     pairs.N = static_cast<int>(N);
     pairs.weight = 0.25f;
     CHECK(launch_tiles<Tile>(stream, MatrixOperand<true>(x.data(), M, D, D),
-                             MatrixOperand<true>(y.data(), N, D, D), M, N, D, Splits{1, D}, pairs) == parts);
+                             MatrixOperand<true>(y.data(), N, D, D), M, N, D, Splits{1, D},
+                             pairs) == parts);
     for (int64_t i = 0; i < sums.size(); ++i) totals[static_cast<size_t>(i / parts)] += sums.at(i);
   };
   const Buffer<bf16> g(M * N), other_g(M * N);

@@ -7,8 +7,10 @@ namespace {
 using test::Buffer;
 using test::Random;
 
-template <class T> void run(int64_t R, int64_t V, float smoothing, bool weighted, bool in_place, float scale = 2) {
-  const std::string what = std::string(test::type_name<T>) + " " + std::to_string(R) + "×" + std::to_string(V);
+template <class T>
+void run(int64_t R, int64_t V, float smoothing, bool weighted, bool in_place, float scale = 2) {
+  const std::string what =
+      std::string(test::type_name<T>) + " " + std::to_string(R) + "×" + std::to_string(V);
   test::HostStream stream;
   Random random(static_cast<unsigned>(R + V));
   const auto logits = random.buffer<T>(R * V, scale);
@@ -33,13 +35,15 @@ template <class T> void run(int64_t R, int64_t V, float smoothing, bool weighted
       sum += std::exp(logits.at(r * V + v) - most);
       plain += logits.at(r * V + v);
     }
-    total += w * (most + std::log(sum) - (1 - s) * logits.at(r * V + targets[r]) - s / static_cast<double>(V) * plain);
+    total += w * (most + std::log(sum) - (1 - s) * logits.at(r * V + targets[r]) -
+                  s / static_cast<double>(V) * plain);
     for (int64_t v = 0; v < V; ++v)
       want[static_cast<size_t>(r * V + v)] =
-          w * (std::exp(logits.at(r * V + v) - most) / sum - (v == targets[r] ? 1 - s : 0) - s / static_cast<double>(V));
+          w * (std::exp(logits.at(r * V + v) - most) / sum - (v == targets[r] ? 1 - s : 0) -
+               s / static_cast<double>(V));
   }
-  siglip2::cuda::softmax_cross_entropy_forward_backward(stream, loss, dlogits, logits, targets, weights, R, V, 0,
-                                                        smoothing);
+  siglip2::cuda::softmax_cross_entropy_forward_backward(stream, loss, dlogits, logits, targets,
+                                                        weights, R, V, 0, smoothing);
   CHECK_CLOSE(loss, std::vector<double>{total}, 1e-11, what + " loss");
   CHECK_CLOSE(dlogits, want, test::tolerance<T>, what + " dlogits");
 }
@@ -60,10 +64,11 @@ TEST(softmax_cross_entropy_reports_targets_that_are_no_class) {
   for (int64_t i = 0; i < 6; ++i) logits[i] = 1;
   targets[0] = -1, targets[1] = 3;
   loss[0] = 0;
-  siglip2::cuda::softmax_cross_entropy_forward_backward(stream, loss, dlogits, logits, targets, siglip2::Tensor{}, 2, 3,
-                                                        0, 0);
+  siglip2::cuda::softmax_cross_entropy_forward_backward(stream, loss, dlogits, logits, targets,
+                                                        siglip2::Tensor{}, 2, 3, 0, 0);
   CHECK(loss[0] == 0 && dlogits[5] == 0);
-  CHECK(stream.noted.take() == "target 3 of row 1 is neither a class in [0, 3) nor -1, which ignores the row");
+  CHECK(stream.noted.take() ==
+        "target 3 of row 1 is neither a class in [0, 3) nor -1, which ignores the row");
 }
 
 }  // namespace

@@ -35,8 +35,8 @@ template <class T> void run(int64_t R, int64_t K) {
     entropy_of_mean -= share[k] * std::log(share[k]);
     largest = std::max(largest, share[k]);
   }
-  const std::string what = std::string(test::type_name<T>) + " (" + std::to_string(R) + ", " +
-                           std::to_string(K) + ")";
+  const std::string what =
+      std::string(test::type_name<T>) + " (" + std::to_string(R) + ", " + std::to_string(K) + ")";
   const Buffer<float> mean(K), statistics(3);
   siglip2::cuda::teacher_statistics(stream, statistics, teacher, centre, R, K, 0.25f);
   siglip2::cuda::teacher_mean(stream, mean, teacher, R, K);

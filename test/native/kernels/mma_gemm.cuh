@@ -12,8 +12,7 @@ constexpr int kMmaStage = kMmaTile * kAPitch + kMmaTile * kAPitch + kMmaDepth * 
 constexpr size_t kMmaGemmSmem = 2 * kMmaStage * sizeof(__nv_bfloat16);
 
 // kTransposeB: B is (K, N) and is transposed by ldmatrix, else it is (N, K).
-template <bool kTransposeB>
-__global__ void __launch_bounds__(128)
+template <bool kTransposeB> __global__ void __launch_bounds__(128)
     mma_gemm_kernel(float* C, const __nv_bfloat16* A, const __nv_bfloat16* B, int M, int N, int K) {
   DYN_SMEM(smem);
   __nv_bfloat16* const stages = reinterpret_cast<__nv_bfloat16*>(smem);

@@ -77,8 +77,9 @@ __global__ void __launch_bounds__(32)
 // A box of three dimensions over the bounds of two of them, swizzled by 64 bytes; out gets it line by line.
 constexpr int kBoxColumns = 32, kBoxRows = 8;
 constexpr size_t kBoxSmem = kBoxColumns * kBoxRows * 2 + sizeof(uint64_t);
-__global__ void __launch_bounds__(32) tma_box_kernel(const __grid_constant__ TensorMap map, int x, int y, int z,
-                                                     __nv_bfloat16* out) {  // (8, 32)
+__global__ void __launch_bounds__(32)
+    tma_box_kernel(const __grid_constant__ TensorMap map, int x, int y, int z,
+                   __nv_bfloat16* out) {  // (8, 32)
   DYN_SMEM(smem);
   uint64_t* const landed = reinterpret_cast<uint64_t*>(smem + kBoxColumns * kBoxRows * 2);
   if (threadIdx.x == 0) {
@@ -90,7 +91,8 @@ __global__ void __launch_bounds__(32) tma_box_kernel(const __grid_constant__ Ten
   __syncwarp();
   mbarrier_wait(landed, 0);
   for (int i = static_cast<int>(threadIdx.x); i < kBoxColumns * kBoxRows / 8; i += 32) {
-    const int row = i / 4, chunk = i % 4;  // the swizzle: 16-byte chunk xor bits 7 and 8 of the address
+    const int row = i / 4,
+              chunk = i % 4;  // the swizzle: 16-byte chunk xor bits 7 and 8 of the address
     *reinterpret_cast<uint4*>(out + i * 8) =
         *reinterpret_cast<const uint4*>(smem + row * 64 + (chunk ^ row / 2 % 4) * 16);
   }
@@ -98,13 +100,15 @@ __global__ void __launch_bounds__(32) tma_box_kernel(const __grid_constant__ Ten
 
 // Copies of 0 to 16 bytes, the rest zeros: lane l asks for l / 2.
 constexpr size_t kShortCopySmem = 32 * 16;
-__global__ void __launch_bounds__(32) short_copy_kernel(const uint32_t* from, uint32_t* out) {  // (32, 4) both
+__global__ void __launch_bounds__(32)
+    short_copy_kernel(const uint32_t* from, uint32_t* out) {  // (32, 4) both
   DYN_SMEM(smem);
   const int lane = static_cast<int>(threadIdx.x);
   cp_async_16_of(smem + lane * 16, from + lane * 4, lane / 2);
   cp_async_commit();
   cp_async_wait<0>();
-  for (int i = 0; i < 4; ++i) out[lane * 4 + i] = reinterpret_cast<const uint32_t*>(smem)[lane * 4 + i];
+  for (int i = 0; i < 4; ++i)
+    out[lane * 4 + i] = reinterpret_cast<const uint32_t*>(smem)[lane * 4 + i];
 }
 
 // A ring of one stage between two warps over several phases: 32 arrivals fill it, one empties it.
@@ -142,9 +146,9 @@ __global__ void __launch_bounds__(64) mbarrier_phases_kernel(int rounds, int* ou
 // The mistakes are for the test of faults.
 enum class ClusterFault { none, exits_early, not_awaited, third_block };
 constexpr size_t kClusterSmem = kTmaRows * kTmaColumns * sizeof(float) + 2 * sizeof(uint64_t);
-template <ClusterFault kFault = ClusterFault::none>
-__global__ void __launch_bounds__(32)
-    cluster_kernel(const __grid_constant__ TensorMap from, int rounds, float* out) {  // (blocks, 32)
+template <ClusterFault kFault = ClusterFault::none> __global__ void __launch_bounds__(32)
+    cluster_kernel(const __grid_constant__ TensorMap from, int rounds,
+                   float* out) {  // (blocks, 32)
   DYN_SMEM(smem);
   const float* const box = reinterpret_cast<const float*>(smem);
   uint64_t* const full = reinterpret_cast<uint64_t*>(smem + kTmaRows * kTmaColumns * sizeof(float));
@@ -163,15 +167,18 @@ __global__ void __launch_bounds__(32)
       mbarrier_arrive_expect(full, kTmaRows * kTmaColumns * sizeof(float));
       if (r % 2 == static_cast<int>(rank)) {
         if (r > 0 && kFault != ClusterFault::not_awaited) mbarrier_wait(empty, (r - 1) / 2 % 2);
-        tma_load_2d_for(smem, &from, 0, r * kTmaRows, full, kFault == ClusterFault::third_block ? 7 : 3);
+        tma_load_2d_for(smem, &from, 0, r * kTmaRows, full,
+                        kFault == ClusterFault::third_block ? 7 : 3);
       }
     }
     __syncwarp();
     mbarrier_wait(full, r % 2);
-    for (int i = lane; i < kTmaRows * kTmaColumns; i += 32) total += box[i] * static_cast<float>(i + 1);
+    for (int i = lane; i < kTmaRows * kTmaColumns; i += 32)
+      total += box[i] * static_cast<float>(i + 1);
     __syncwarp();
     const bool last = r + 1 == rounds;
-    if (lane == 0 && (!last || kFault == ClusterFault::exits_early)) mbarrier_arrive_in(empty, (r + 1) % 2);
+    if (lane == 0 && (!last || kFault == ClusterFault::exits_early))
+      mbarrier_arrive_in(empty, (r + 1) % 2);
   }
   out[blockIdx.x * 32 + threadIdx.x] = total;
   if (kFault != ClusterFault::exits_early) cluster_sync();
@@ -184,13 +191,15 @@ __global__ void __launch_bounds__(32) round_kernel(const float* x, float* out) {
 }
 
 // Sums of pairs of bf16: of two different lanes' numbers, and of a number and three times another.
-__global__ void __launch_bounds__(32) bf16_sums_kernel(const float* x, uint32_t* out) {  // (32) both
+__global__ void __launch_bounds__(32)
+    bf16_sums_kernel(const float* x, uint32_t* out) {  // (32) both
   const int i = static_cast<int>(threadIdx.x);
   out[i] = add_bf16x2(pack_bf16(x[i], 3 * x[31 - i]), pack_bf16(x[i ^ 1], x[i]));
 }
 
 // The other atomics, by 64 threads on one word each: minimum, maximum, number of exchanges that saw another value.
-__global__ void __launch_bounds__(64) extremes_kernel(unsigned long long* least, int* most, int* taken) {
+__global__ void __launch_bounds__(64)
+    extremes_kernel(unsigned long long* least, int* most, int* taken) {
   const int i = static_cast<int>(threadIdx.x);
   atomicMin(least, static_cast<unsigned long long>(i * 37 % 64 + 5) << 32);
   atomicMax(most, i * 29 % 64);

@@ -12,21 +12,28 @@ constexpr int kTileDepth = 64;
 
 // kRows of an operand. Transposed, it lies as (64, kRows) and is MN-major, else as (kRows, 64).
 template <int kRows_, Swizzle kSwizzle, bool kTransposed> struct OperandBox {
-  static constexpr int kChunk = kSwizzle == Swizzle::bytes128 ? 64 : kSwizzle == Swizzle::bytes64 ? 32 : 16;
-  static constexpr int kLines = kTransposed ? kTileDepth : kRows_, kLength = kTransposed ? kRows_ : kTileDepth;
-  static constexpr int kLine = kChunk * 2, kChunkBytes = kLines * kLine, kBytes = kLength / kChunk * kChunkBytes;
+  static constexpr int kChunk = kSwizzle == Swizzle::bytes128  ? 64
+                                : kSwizzle == Swizzle::bytes64 ? 32
+                                                               : 16;
+  static constexpr int kLines = kTransposed ? kTileDepth : kRows_,
+                       kLength = kTransposed ? kRows_ : kTileDepth;
+  static constexpr int kLine = kChunk * 2, kChunkBytes = kLines * kLine,
+                       kBytes = kLength / kChunk * kChunkBytes;
   static_assert(kLength % kChunk == 0 && kChunkBytes % 1024 == 0);
 
   static TensorMap map(const __nv_bfloat16* data) {
     return tensor_map_of<2>(data, {kLength, kLines}, {kLength}, {kChunk, kLines}, kSwizzle);
   }
-  __device__ __forceinline__ static void load(unsigned char* tile, const TensorMap* map, uint64_t* full) {
-    for (int c = 0; c < kLength / kChunk; ++c) tma_load_2d(tile + c * kChunkBytes, map, c * kChunk, 0, full);
+  __device__ __forceinline__ static void load(unsigned char* tile, const TensorMap* map,
+                                              uint64_t* full) {
+    for (int c = 0; c < kLength / kChunk; ++c)
+      tma_load_2d(tile + c * kChunkBytes, map, c * kChunk, 0, full);
   }
   __device__ __forceinline__ static uint64_t slice(const unsigned char* tile, int k) {
-    return kTransposed ? matrix_descriptor<kSwizzle>(tile + k * 16 * kLine, kChunkBytes, 8 * kLine)
-                       : matrix_descriptor<kSwizzle>(tile + k * 16 / kChunk * kChunkBytes + k * 16 % kChunk * 2, 0,
-                                                     8 * kLine);
+    return kTransposed
+               ? matrix_descriptor<kSwizzle>(tile + k * 16 * kLine, kChunkBytes, 8 * kLine)
+               : matrix_descriptor<kSwizzle>(
+                     tile + k * 16 / kChunk * kChunkBytes + k * 16 % kChunk * 2, 0, 8 * kLine);
   }
 };
 
@@ -39,8 +46,8 @@ template <int kN, Swizzle kSwizzle, bool kTransposeA, bool kTransposeB> struct W
 // kRegisters: A does not come by TMA but from `a`, (64, 64), through registers.
 template <int kN, Swizzle kSwizzle, bool kTransposeA, bool kTransposeB, bool kRegisters>
 __global__ void __launch_bounds__(128, 1)
-    wgmma_tile_kernel(const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap b_map,
-                      const __nv_bfloat16* a, float* c) {
+    wgmma_tile_kernel(const __grid_constant__ TensorMap a_map,
+                      const __grid_constant__ TensorMap b_map, const __nv_bfloat16* a, float* c) {
   using Tile = WgmmaTile<kN, kSwizzle, kTransposeA, kTransposeB>;
   DYN_SMEM(smem);
   unsigned char* const b_tile = smem + Tile::A::kBytes;
@@ -63,7 +70,8 @@ __global__ void __launch_bounds__(128, 1)
     for (int k = 0; k < 4; ++k)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        memcpy(&fragments[k][e], a + (row + e % 2 * 8) * kTileDepth + k * 16 + e / 2 * 8 + column, 4);
+        memcpy(&fragments[k][e], a + (row + e % 2 * 8) * kTileDepth + k * 16 + e / 2 * 8 + column,
+               4);
   }
   float d[kN / 2];
   wgmma_fence();
@@ -76,8 +84,10 @@ __global__ void __launch_bounds__(128, 1)
     } else {
       const uint64_t a_slice = Tile::A::slice(smem, k);
       if constexpr (kN == 32) wgmma_m64n32k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
-      else if constexpr (kN == 64) wgmma_m64n64k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
-      else if constexpr (kN == 128) wgmma_m64n128k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
+      else if constexpr (kN == 64)
+        wgmma_m64n64k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
+      else if constexpr (kN == 128)
+        wgmma_m64n128k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
       else wgmma_m64n256k16<kTransposeA, kTransposeB>(d, a_slice, b_slice, k > 0);
     }
   }
@@ -89,11 +99,14 @@ __global__ void __launch_bounds__(128, 1)
 }
 
 // Every case, by name: f(name, kernel's constants as types).
-template <int kN_, Swizzle kSwizzle_, bool kTransposeA_, bool kTransposeB_, bool kRegisters_> struct WgmmaCase {
+template <int kN_, Swizzle kSwizzle_, bool kTransposeA_, bool kTransposeB_, bool kRegisters_>
+struct WgmmaCase {
   static constexpr int kN = kN_;
-  static constexpr bool kTransposeA = kTransposeA_, kTransposeB = kTransposeB_, kRegisters = kRegisters_;
+  static constexpr bool kTransposeA = kTransposeA_, kTransposeB = kTransposeB_,
+                        kRegisters = kRegisters_;
   using Tile = WgmmaTile<kN_, kSwizzle_, kTransposeA_, kTransposeB_>;
-  static constexpr auto kKernel = wgmma_tile_kernel<kN_, kSwizzle_, kTransposeA_, kTransposeB_, kRegisters_>;
+  static constexpr auto kKernel =
+      wgmma_tile_kernel<kN_, kSwizzle_, kTransposeA_, kTransposeB_, kRegisters_>;
 };
 template <class F> void each_wgmma_case(F&& f) {
   constexpr Swizzle wide = Swizzle::bytes128, half = Swizzle::bytes64, quarter = Swizzle::bytes32;
@@ -108,7 +121,8 @@ template <class F> void each_wgmma_case(F&& f) {
   f("wgmma n128, both MN-major", WgmmaCase<128, wide, true, true, false>{});
   f("wgmma n256, both K-major", WgmmaCase<256, wide, false, false, false>{});
   f("wgmma n256, both MN-major", WgmmaCase<256, wide, true, true, false>{});
-  f("wgmma n96, A in registers, 64-byte swizzle, MN-major", WgmmaCase<96, half, false, true, true>{});
+  f("wgmma n96, A in registers, 64-byte swizzle, MN-major",
+    WgmmaCase<96, half, false, true, true>{});
   f("wgmma n128, A in registers, MN-major", WgmmaCase<128, wide, false, true, true>{});
 }
 

@@ -101,7 +101,8 @@ int cublasLtMatmulDescSetAttribute(void* desc, int attribute, const void* value,
     default: return kInvalid;
   }
 }
-int cublasLtMatrixLayoutCreate(void** made, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+int cublasLtMatrixLayoutCreate(void** made, int type, uint64_t rows, uint64_t columns,
+                               int64_t stride) {
   if (stride < static_cast<int64_t>(rows)) return kInvalid;
   *made = new Layout{type, rows, columns, stride};
   return kSuccess;
@@ -118,15 +119,18 @@ int cublasLtMatmulPreferenceDestroy(void* preference) {
   delete static_cast<Preference*>(preference);
   return kSuccess;
 }
-int cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t bytes) {
+int cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value,
+                                         size_t bytes) {
   auto& p = *static_cast<Preference*>(preference);
   if (attribute == 1 && bytes == 8) std::memcpy(&p.workspace, value, 8);
-  else if (attribute >= 5 && attribute <= 8 && bytes == 4) std::memcpy(&p.alignment[attribute - 5], value, 4);
+  else if (attribute >= 5 && attribute <= 8 && bytes == 4)
+    std::memcpy(&p.alignment[attribute - 5], value, 4);
   else return kInvalid;
   return kSuccess;
 }
 int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* b, void* c, void* d,
-                                   void* preference, int requested, Heuristic* results, int* found) {
+                                   void* preference, int requested, Heuristic* results,
+                                   int* found) {
   if (!handle || !a || !b || !c || !d || requested < 1) return kInvalid;
   ++cublaslt_stub.heuristics;
   const auto& p = *static_cast<Preference*>(preference);
@@ -134,7 +138,8 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* b, v
   const int epilogue = static_cast<Desc*>(desc)->epilogue;
   const bool bias = epilogue & 4, gelu = epilogue & (32 | 64);
   *found = 0;
-  if ((cublaslt_stub.refuse & 1 && bias) || (cublaslt_stub.refuse & 2 && gelu) || cublaslt_stub.refuse & 4)
+  if ((cublaslt_stub.refuse & 1 && bias) || (cublaslt_stub.refuse & 2 && gelu) ||
+      cublaslt_stub.refuse & 4)
     return kNotSupported;
   for (const uint32_t alignment : p.alignment)
     if (alignment < 2) return kInvalid;
@@ -144,14 +149,16 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* b, v
   results[0].workspace = 1000;
   return kSuccess;
 }
-int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, void* a_layout, const void* b,
-                   void* b_layout, const void* beta, const void* c, void* c_layout, void* d, void* d_layout,
-                   const Algorithm* algorithm, void* workspace, size_t bytes, void*) {
-  const auto &e = *static_cast<Desc*>(desc);
+int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, void* a_layout,
+                   const void* b, void* b_layout, const void* beta, const void* c, void* c_layout,
+                   void* d, void* d_layout, const Algorithm* algorithm, void* workspace,
+                   size_t bytes, void*) {
+  const auto& e = *static_cast<Desc*>(desc);
   const auto &la = *static_cast<Layout*>(a_layout), &lb = *static_cast<Layout*>(b_layout),
              &lc = *static_cast<Layout*>(c_layout), &ld = *static_cast<Layout*>(d_layout);
   const uint64_t m = ld.rows, n = ld.columns, k = e.transposed_a ? la.rows : la.columns;
-  const bool fit = (e.transposed_a ? la.columns : la.rows) == m && (e.transposed_b ? lb.columns : lb.rows) == k &&
+  const bool fit = (e.transposed_a ? la.columns : la.rows) == m &&
+                   (e.transposed_b ? lb.columns : lb.rows) == k &&
                    (e.transposed_b ? lb.rows : lb.columns) == n && lc.rows == m && lc.columns == n;
   if (!handle || !fit || algorithm->data[7] != kMagic || bytes != 1000) return kInvalid;
   std::memset(workspace, 0x5a, bytes);
@@ -166,7 +173,8 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
       };
       double sum = 0;
       for (uint64_t l = 0; l < k; ++l)
-        sum += element(a, la.type, at(la, e.transposed_a, i, l)) * element(b, lb.type, at(lb, e.transposed_b, l, j));
+        sum += element(a, la.type, at(la, e.transposed_a, i, l)) *
+               element(b, lb.type, at(lb, e.transposed_b, l, j));
       sum *= scale;
       if (keep != 0) sum += keep * element(c, lc.type, at(lc, false, i, j));
       if (e.epilogue & 4) {
@@ -176,13 +184,16 @@ int cublasLtMatmul(void* handle, void* desc, const void* alpha, const void* a, v
       if (e.epilogue & 32) {
         put(e.aux, ld.type, static_cast<int64_t>(i) + static_cast<int64_t>(j) * e.aux_stride, sum);
         const double u = std::sqrt(2 / M_PI) * (sum + 0.044715 * sum * sum * sum);
-        sum = 0.5 * sum * (1 + (cublaslt_stub.erf_gelu ? std::erf(sum * std::sqrt(0.5)) : std::tanh(u)));
+        sum = 0.5 * sum *
+              (1 + (cublaslt_stub.erf_gelu ? std::erf(sum * std::sqrt(0.5)) : std::tanh(u)));
       }
       if (e.epilogue & 64) {
-        const double x = element(e.aux, ld.type, static_cast<int64_t>(i) + static_cast<int64_t>(j) * e.aux_stride);
+        const double x = element(e.aux, ld.type,
+                                 static_cast<int64_t>(i) + static_cast<int64_t>(j) * e.aux_stride);
         const auto form = [&](double v) {
           const double u = std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v);
-          return 0.5 * v * (1 + (cublaslt_stub.erf_gelu ? std::erf(v * std::sqrt(0.5)) : std::tanh(u)));
+          return 0.5 * v *
+                 (1 + (cublaslt_stub.erf_gelu ? std::erf(v * std::sqrt(0.5)) : std::tanh(u)));
         };
         sum *= (form(x + 1e-5) - form(x - 1e-5)) / 2e-5;
       }
