@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 first=(torch==2.15.0 transformers==5.24.0 open_clip_torch==3.3.0 timm==1.0.31 onnxruntime==1.32.0 safetensors sentencepiece protobuf
-  pillow==12.3.0 clip-benchmark==1.6.2 scipy)
+  pillow==12.3.0 clip-benchmark==1.6.2 scipy numpy==2.2.6)  # clip_benchmark makes scalars of arrays, which later ones refuse
 second=(transformers==4.57.6)
 python=$(command -v "${PYTHON:-python3}") || { echo "peers: no python3; install it, or set PYTHON" >&2; exit 2; }
 "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||

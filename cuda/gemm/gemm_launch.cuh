@@ -15,15 +15,17 @@ namespace siglip2::cuda {
 template <int kWidth, class T>
 __device__ __forceinline__ void load_columns(float (&v)[kWidth], const T* from, int count,
                                              bool aligned) {
-  if (aligned && count >= kWidth) {
+  if constexpr (kWidth % Pack<T>::size == 0) {
+    if (aligned && count >= kWidth) {
 #pragma unroll
-    for (int i = 0; i < kWidth; i += Pack<T>::size) {
-      float part[Pack<T>::size];
-      Pack<T>::load(from + i).unpack(part);
+      for (int i = 0; i < kWidth; i += Pack<T>::size) {
+        float part[Pack<T>::size];
+        Pack<T>::load(from + i).unpack(part);
 #pragma unroll
-      for (int e = 0; e < Pack<T>::size; ++e) v[i + e] = part[e];
+        for (int e = 0; e < Pack<T>::size; ++e) v[i + e] = part[e];
+      }
+      return;
     }
-    return;
   }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) v[i] = i < count ? static_cast<float>(from[i]) : 0.0f;
@@ -31,15 +33,17 @@ __device__ __forceinline__ void load_columns(float (&v)[kWidth], const T* from, 
 template <int kWidth, class T>
 __device__ __forceinline__ void store_columns(T* to, const float (&v)[kWidth], int count,
                                               bool aligned) {
-  if (aligned && count >= kWidth) {
+  if constexpr (kWidth % Pack<T>::size == 0) {
+    if (aligned && count >= kWidth) {
 #pragma unroll
-    for (int i = 0; i < kWidth; i += Pack<T>::size) {
-      float part[Pack<T>::size];
+      for (int i = 0; i < kWidth; i += Pack<T>::size) {
+        float part[Pack<T>::size];
 #pragma unroll
-      for (int e = 0; e < Pack<T>::size; ++e) part[e] = v[i + e];
-      Pack<T>::from(part).store(to + i);
+        for (int e = 0; e < Pack<T>::size; ++e) part[e] = v[i + e];
+        Pack<T>::from(part).store(to + i);
+      }
+      return;
     }
-    return;
   }
 #pragma unroll
   for (int i = 0; i < kWidth; ++i)
