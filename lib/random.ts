@@ -51,28 +51,28 @@ export function hashKeys(keys: readonly number[], salt = 0): number {
  * A small fast generator (sfc32: 128 bits of state, chaotic plus counter) seeded from integer keys.
  */
 export class Random {
-  private a: number;
-  private b: number;
-  private c: number;
-  private counter = 1;
+  #a: number;
+  #b: number;
+  #c: number;
+  #counter = 1;
 
   /**
    * @param keys what the numbers are for, e.g. (seed, Stream.augment, epoch, sample); safe integers
    */
   constructor(...keys: number[]) {
-    this.a = hashKeys(keys, 1);
-    this.b = hashKeys(keys, 2);
-    this.c = hashKeys(keys, 3);
+    this.#a = hashKeys(keys, 1);
+    this.#b = hashKeys(keys, 2);
+    this.#c = hashKeys(keys, 3);
     for (let i = 0; i < 8; i++) this.uint32();
   }
 
   /** Uniform integer in [0, 2^32). */
   uint32(): number {
-    const out = (this.a + this.b + this.counter) | 0;
-    this.counter = (this.counter + 1) | 0;
-    this.a = this.b ^ (this.b >>> 9);
-    this.b = (this.c + (this.c << 3)) | 0;
-    this.c = (((this.c << 21) | (this.c >>> 11)) + out) | 0;
+    const out = (this.#a + this.#b + this.#counter) | 0;
+    this.#counter = (this.#counter + 1) | 0;
+    this.#a = this.#b ^ (this.#b >>> 9);
+    this.#b = (this.#c + (this.#c << 3)) | 0;
+    this.#c = (((this.#c << 21) | (this.#c >>> 11)) + out) | 0;
     return out >>> 0;
   }
 

@@ -103,7 +103,12 @@ class BigVisionReader implements TensorReader {
   readonly metadata = {};
   readonly #origins = new Map<string, Origin>();
 
-  constructor(private readonly npz: NpzFile, config: ModelConfig, private readonly keys: Keys) {
+  readonly #npz: NpzFile;
+  readonly #keys: Keys;
+
+  constructor(npz: NpzFile, config: ModelConfig, keys: Keys) {
+    this.#npz = npz;
+    this.#keys = keys;
     const origins = parameterShapes(config).map(({ name, shape }) => ({ name, shape, from: origin(name) }));
     // Array by array, so that one which must be decompressed is decompressed once.
     const order = new Map<string, typeof origins>();
@@ -133,14 +138,14 @@ class BigVisionReader implements TensorReader {
   async readFloat32(name: string, out?: Float32Array): Promise<Float32Array> {
     const { shape, bytes } = this.#info(name), from = this.#origins.get(name)!;
     if (out && out.length * 4 !== bytes) {
-      throw new CheckpointError(`${this.npz.path}: tensor "${name}" has ${bytes / 4} values but the destination has ${out.length}; give one of the same size`);
+      throw new CheckpointError(`${this.#npz.path}: tensor "${name}" has ${bytes / 4} values but the destination has ${out.length}; give one of the same size`);
     }
     const parts = from.stack ?? [from.key], n = bytes / 4 / parts.length;
     const one = parts.length === 1 ? shape : [shape[0]! / parts.length, ...shape.slice(1)];
     const values = out ?? new Float32Array(bytes / 4);
     for (const [i, part] of parts.entries()) {
-      const { key, stacked } = this.keys.find(part, from.layer);
-      values.set(fromFlax(from.kind, await this.npz.values(key, stacked !== null ? from.layer! * n : 0, n), one), i * n);
+      const { key, stacked } = this.#keys.find(part, from.layer);
+      values.set(fromFlax(from.kind, await this.#npz.values(key, stacked !== null ? from.layer! * n : 0, n), one), i * n);
     }
     return values;
   }
@@ -158,24 +163,24 @@ class BigVisionReader implements TensorReader {
       yield await this.readFloat32(name);
       return;
     }
-    const { key, stacked } = this.keys.find(from.key, from.layer);
+    const { key, stacked } = this.#keys.find(from.key, from.layer);
     const begin = stacked !== null ? from.layer! * size : 0, piece = 2 ** 20;
-    for (let at = 0; at < size; at += piece) yield await this.npz.values(key, begin + at, Math.min(piece, size - at));
+    for (let at = 0; at < size; at += piece) yield await this.#npz.values(key, begin + at, Math.min(piece, size - at));
   }
 
   locate(name: string): FilePlace | undefined {
     const size = this.#info(name).bytes / 4, from = this.#origins.get(name)!;
     if (from.kind !== 'copy' || from.stack) return undefined;
-    const { key, stacked } = this.keys.find(from.key, from.layer);
-    return this.npz.locate(key, stacked !== null ? from.layer! * size : 0);
+    const { key, stacked } = this.#keys.find(from.key, from.layer);
+    return this.#npz.locate(key, stacked !== null ? from.layer! * size : 0);
   }
 
-  close(): Promise<void> { return this.npz.close(); }
+  close(): Promise<void> { return this.#npz.close(); }
   [Symbol.asyncDispose](): Promise<void> { return this.close(); }
 
   #info(name: string): TensorInfo {
     const info = this.tensors.get(name);
-    if (!info) throw new CheckpointError(`${this.npz.path}: holds no tensor "${name}"; is it a checkpoint of another model?`);
+    if (!info) throw new CheckpointError(`${this.#npz.path}: holds no tensor "${name}"; is it a checkpoint of another model?`);
     return info;
   }
 }
@@ -186,24 +191,27 @@ class Keys {
   readonly own: readonly string[];
   readonly #prefix: string;
 
-  constructor(private readonly npz: NpzFile) {
+  readonly #npz: NpzFile;
+
+  constructor(npz: NpzFile) {
+    this.#npz = npz;
     this.#prefix = npz.keys.some((k) => k.startsWith('params/')) ? 'params/' : '';
     this.own = npz.keys.filter((k) => this.#prefix ? k.startsWith(this.#prefix) : /^(?:(?:img|txt)\/.*|t|b)$/.test(k));
   }
 
-  has(key: string): boolean { return this.npz.has(this.#prefix + key); }
+  has(key: string): boolean { return this.#npz.has(this.#prefix + key); }
 
   /** The array that holds a tensor, and how many layers it stacks, if it does. */
   find(key: string, layer: number | null): { key: string; stacked: number | null } {
     const scanned = this.#prefix + key.replace('{}', '');
     if (layer === null) return { key: scanned, stacked: null };
     const single = this.#prefix + key.replace('{}', `_${layer}`);
-    if (this.npz.has(single)) return { key: single, stacked: null };
-    return { key: scanned, stacked: this.npz.array(scanned).shape[0] ?? 0 };
+    if (this.#npz.has(single)) return { key: single, stacked: null };
+    return { key: scanned, stacked: this.#npz.array(scanned).shape[0] ?? 0 };
   }
 
   shape(key: string): number[] {
-    return this.npz.array(this.#prefix + key).shape;
+    return this.#npz.array(this.#prefix + key).shape;
   }
 
   depth(block: string, array: string): number {

@@ -67,10 +67,16 @@ interface Tokens {
 }
 
 class TowerGraph {
-  constructor(readonly graph: OnnxGraph, private readonly config: ModelConfig, private readonly reader: TensorReader) {}
+  readonly #config: ModelConfig;
+  readonly #reader: TensorReader;
+
+  constructor(readonly graph: OnnxGraph, config: ModelConfig, reader: TensorReader) {
+    this.#config = config;
+    this.#reader = reader;
+  }
 
   vision(): void {
-    const { graph: g, config } = this, { width: D, depth, patch: P, imageSize: S } = config.vision;
+    const { graph: g } = this, config = this.#config, { width: D, depth, patch: P, imageSize: S } = config.vision;
     const name = 'vision_model.embeddings';
     let x: string, tokens: Tokens;
     if (config.naflex) {
@@ -99,7 +105,7 @@ class TowerGraph {
   }
 
   text(vocabulary: readonly number[] | null): void {
-    const { graph: g, config } = this, { width: D, depth, vocab, length, pool } = config.text;
+    const { graph: g } = this, config = this.#config, { width: D, depth, vocab, length, pool } = config.text;
     const name = 'text_model.embeddings';
     let ids = g.input('input_ids', 'int64', ['batch', 'length']);
     const tokens = this.#tokens(ids);
@@ -120,20 +126,20 @@ class TowerGraph {
   }
 
   #outputs(name: string, pooled: string): void {
-    const { graph: g, config: { embed } } = this;
+    const { graph: g } = this, { embed } = this.#config;
     const norm = g.op('Sqrt', [g.op('ReduceSum', [g.op('Mul', [pooled, pooled]), g.ints([1])], { keepdims: 1 })]);
     g.output(name, g.op('Div', [pooled, g.op('Add', [norm, g.floats([1e-8])])]), ['batch', embed]);
     g.output('pooler_output', pooled, ['batch', embed]);
   }
 
   #weight(name: string, dims: readonly number[]): string {
-    return this.graph.weight(name, dims, () => this.reader.readFloat32(name));
+    return this.graph.weight(name, dims, () => this.#reader.readFloat32(name));
   }
 
   /** Rows `from` to `to` (in units of all of them divided by `of`) of a stacked weight, or several weights as one. */
   #stacked(name: string, dims: readonly number[], parts: readonly string[], rows?: [from: number, to: number]): string {
     return this.graph.weight(name, dims, async () => {
-      const values = await Promise.all(parts.map((part) => this.reader.readFloat32(part)));
+      const values = await Promise.all(parts.map((part) => this.#reader.readFloat32(part)));
       if (rows) return values[0]!.subarray(rows[0], rows[1]);
       const all = new Float32Array(dims.reduce((a, b) => a * b, 1));
       values.reduce((at, v) => (all.set(v, at), at + v.length), 0);
@@ -155,7 +161,7 @@ class TowerGraph {
 
   #norm(name: string, x: string, D: number): string {
     return this.graph.op('LayerNormalization', [x, this.#weight(`${name}.weight`, [D]), this.#weight(`${name}.bias`, [D])],
-      { axis: -1, epsilon: { float: this.config.layerNormEps } });
+      { axis: -1, epsilon: { float: this.#config.layerNormEps } });
   }
 
   #mlp(name: string, x: string, { width: D, mlp: M, gelu }: Tower): string {
@@ -242,7 +248,7 @@ class TowerGraph {
    * the grid. Padding gets the position of the last row, which is masked everywhere.
    */
   #positions(shapes: string, length: string): string {
-    const { graph: g, config } = this, side = gridSide(config), D = config.vision.width;
+    const { graph: g } = this, config = this.#config, side = gridSide(config), D = config.vision.width;
     const extent = (axis: number): string => g.op('Cast', [g.op('Gather', [shapes, g.ints([axis])], { axis: 1 })], { to: 1 });   // (batch, 1)
     const rows = extent(0), columns = extent(1);
     const count = g.op('Squeeze', [length, g.ints([0])]);

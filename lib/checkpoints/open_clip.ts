@@ -74,7 +74,12 @@ class OpenClipReader implements TensorReader {
   /** The tensor that was cut last: q, k and v are asked for one after the other. */
   #last: { name: string; bytes: Uint8Array } | undefined;
 
-  constructor(private readonly path: string, private readonly file: TensorReader, config: ModelConfig) {
+  readonly #path: string;
+  readonly #file: TensorReader;
+
+  constructor(path: string, file: TensorReader, config: ModelConfig) {
+    this.#path = path;
+    this.#file = file;
     const order = new Map([...file.tensors.keys()].map((name, i) => [name, i])), used = new Set<string>();
     const found = parameterShapes(config).map(({ name, shape }) => {
       const from = parts(config, name, shape);
@@ -106,20 +111,20 @@ class OpenClipReader implements TensorReader {
   }
   #of(name: string): Part[] {
     const found = this.#parts.get(name);
-    if (!found) throw new CheckpointError(`${this.path}: holds no tensor "${name}"; is it a checkpoint of another model?`);
+    if (!found) throw new CheckpointError(`${this.#path}: holds no tensor "${name}"; is it a checkpoint of another model?`);
     return found;
   }
 
   async read(name: string, out?: Uint8Array): Promise<Uint8Array> {
     const whole = this.#whole(name);
-    if (whole !== undefined) return this.file.read(whole, out);
+    if (whole !== undefined) return this.#file.read(whole, out);
     const { bytes, dtype } = this.tensors.get(name)!, size = elementBytes(dtype);
     if (out && out.byteLength !== bytes)
-      throw new CheckpointError(`${this.path}: tensor "${name}" has ${bytes} bytes but the destination has ${out.byteLength}; give one of the same size`);
+      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${bytes} bytes but the destination has ${out.byteLength}; give one of the same size`);
     const values = out ?? new Uint8Array(bytes);
     let to = 0;
     for (const part of this.#of(name)) {
-      if (this.#last?.name !== part.name) this.#last = { name: part.name, bytes: await this.file.read(part.name) };
+      if (this.#last?.name !== part.name) this.#last = { name: part.name, bytes: await this.#file.read(part.name) };
       values.set(this.#last.bytes.subarray(part.at * size, (part.at + part.n) * size), to);
       to += part.n * size;
     }
@@ -128,10 +133,10 @@ class OpenClipReader implements TensorReader {
 
   async readFloat32(name: string, out?: Float32Array): Promise<Float32Array> {
     const whole = this.#whole(name);
-    if (whole !== undefined) return this.file.readFloat32(whole, out);
+    if (whole !== undefined) return this.#file.readFloat32(whole, out);
     const { bytes, dtype } = this.tensors.get(name)!, n = bytes / elementBytes(dtype), values = out ?? new Float32Array(n);
     if (values.length !== n)
-      throw new CheckpointError(`${this.path}: tensor "${name}" has ${n} values but the destination has ${values.length}; give one of the same size`);
+      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${n} values but the destination has ${values.length}; give one of the same size`);
     const raw = await this.read(name);
     if (dtype === 'F32') values.set(new Float32Array(raw.buffer, raw.byteOffset, n));
     else decodeFloats(dtype as FloatDtype, raw.buffer as ArrayBuffer, values);
@@ -141,17 +146,17 @@ class OpenClipReader implements TensorReader {
   async* chunks(name: string): AsyncGenerator<Float32Array> {
     const whole = this.#whole(name);
     if (whole === undefined) yield await this.readFloat32(name);
-    else yield* this.file.chunks(whole);
+    else yield* this.#file.chunks(whole);
   }
 
   locate(name: string): FilePlace | undefined {
-    const [part, ...more] = this.#of(name), place = more.length > 0 ? undefined : this.file.locate(part!.name);
+    const [part, ...more] = this.#of(name), place = more.length > 0 ? undefined : this.#file.locate(part!.name);
     return place && { ...place, offset: place.offset + part!.at * elementBytes(place.dtype) };
   }
 
   close(): Promise<void> {
     this.#last = undefined;
-    return this.file.close();
+    return this.#file.close();
   }
   [Symbol.asyncDispose](): Promise<void> { return this.close(); }
 }

@@ -85,8 +85,11 @@ export class DebiasStream {
   #step: number;
   #pass = 1;
 
+  readonly #options: DebiasOptions;
+
   /** Throws ConfigError for shares, rates or tolerances out of range. */
-  constructor(private readonly options: DebiasOptions) {
+  constructor(options: DebiasOptions) {
+    this.#options = options;
     const { keep, representation, association, step = STEP, groups } = options;
     if (!(keep > 0 && keep <= 1)) throw new ConfigError(`debias: keep must be in (0, 1] but is ${keep}`);
     if (!(representation >= 0 && association >= 0))
@@ -111,14 +114,14 @@ export class DebiasStream {
    * constraints are to hold over the samples from here on.
    */
   restart(): void {
-    this.#step = (this.options.step ?? STEP) / ++this.#pass;
+    this.#step = (this.#options.step ?? STEP) / ++this.#pass;
     this.#began = { upper: this.#upper.slice(), lower: this.#lower.slice() };
     this.#seen.fill(0);
   }
 
   /** The keep probability of the next sample; the multipliers learn from it. */
   next(labels: Labels): number {
-    const { keep } = this.options, step = this.#step;
+    const { keep } = this.#options, step = this.#step;
     let q = keep - this.#mu;
     this.#each(labels, (i, above, below) => { q -= this.#upper[i]! * above + this.#lower[i]! * below; });
     q = Math.min(1, Math.max(0, q));
@@ -133,7 +136,7 @@ export class DebiasStream {
 
   /** The constraints that concern a sample: their number, and how far (s − π) y is above and below what is allowed. */
   #each(labels: Labels, visit: (index: number, above: number, below: number) => void): void {
-    const { targets, representation, association } = this.options, m = this.#attributes.length, began = this.#began;
+    const { targets, representation, association } = this.#options, m = this.#attributes.length, began = this.#began;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
       const d = labels[k]! - attribute.share, first = k * (1 + targets.length), weight = this.#step * this.#seen[k]!;
@@ -176,7 +179,10 @@ export class BiasTally {
   /** Sum of all weights. */
   total = 0;
 
-  constructor(private readonly options: DebiasOptions) {
+  readonly #options: DebiasOptions;
+
+  constructor(options: DebiasOptions) {
+    this.#options = options;
     this.#attributes = flatten(options.groups);
     const m = this.#attributes.length, c = options.targets.length;
     [this.#concerned, this.#having] = [new Float64Array(m), new Float64Array(m)];
@@ -184,7 +190,7 @@ export class BiasTally {
   }
 
   add(labels: Labels, weight = 1): void {
-    const m = this.#attributes.length, c = this.options.targets.length;
+    const m = this.#attributes.length, c = this.#options.targets.length;
     this.total += weight;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
@@ -200,7 +206,7 @@ export class BiasTally {
 
   /** Representation of every attribute, then its association with every target. */
   biases(): { representation: Bias[]; association: Bias[] } {
-    const { targets, representation: limit, association: associationLimit } = this.options, c = targets.length;
+    const { targets, representation: limit, association: associationLimit } = this.#options, c = targets.length;
     const ratio = (part: number, whole: number, otherwise: number): number => whole > 0 ? part / whole : otherwise;
     const representation = this.#attributes.map(({ group, name, share }, k) => {
       const value = ratio(this.#having[k]!, this.#concerned[k]!, share), bias = Math.abs(value - share);

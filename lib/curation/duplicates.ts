@@ -62,18 +62,18 @@ export async function nearPairs(a: HalfRows, b: HalfRows | null, options: NearOp
 
 /** Sets of rows that are merged again and again; the representative of a set is its first row. */
 class Sets {
-  private readonly parent: Int32Array;
+  readonly #parent: Int32Array;
 
-  constructor(n: number) { this.parent = Int32Array.from({ length: n }, (_, i) => i); }
+  constructor(n: number) { this.#parent = Int32Array.from({ length: n }, (_, i) => i); }
 
   first(row: number): number {
-    while (this.parent[row] !== row) row = this.parent[row] = this.parent[this.parent[row]!]!;
+    while (this.#parent[row] !== row) row = this.#parent[row] = this.#parent[this.#parent[row]!]!;
     return row;
   }
 
   join(i: number, j: number): void {
     const [a, b] = [this.first(i), this.first(j)];
-    if (a !== b) this.parent[Math.max(a, b)] = Math.min(a, b);
+    if (a !== b) this.#parent[Math.max(a, b)] = Math.min(a, b);
   }
 }
 

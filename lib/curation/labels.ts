@@ -125,9 +125,16 @@ export class Labeller {
   readonly #patterns: (RegExp | undefined)[];
   #prompts: Promise<{ rule: number; texts: Awaited<ReturnType<Encoder['encodeTexts']>> }[]> | undefined;
 
+  readonly #model: Encoder | undefined;
+  readonly #skips: SkipCounter;
+  readonly #options: { batchSize?: number };
+
   /** Throws ConfigError for a pattern that is none, or prompts without a model. */
-  constructor(config: DebiasConfig, private readonly model: Encoder | undefined, private readonly skips: SkipCounter,
-    private readonly options: { batchSize?: number } = {}) {
+  constructor(config: DebiasConfig, model: Encoder | undefined, skips: SkipCounter,
+    options: { batchSize?: number } = {}) {
+    this.#model = model;
+    this.#skips = skips;
+    this.#options = options;
     this.#rules = [
       ...Object.values(config.attributes).flatMap(({ values }) => Object.values(values).map(({ label }) => label)),
       ...Object.values(config.targets),
@@ -161,7 +168,7 @@ export class Labeller {
   }
 
   async #ask(records: readonly LabelledRecord[], labels: (Labels | undefined)[]): Promise<void> {
-    const model = this.model!;
+    const model = this.#model!;
     this.#prompts ??= Promise.all(this.#rules.flatMap((r, i) =>
       'prompts' in r ? [model.encodeTexts(r.prompts).then((texts) => ({ rule: i, texts }))] : []));
     const images = records.map(({ image, file }) => {
@@ -170,10 +177,10 @@ export class Labeller {
       return image();
     });
     const rows = await model.encodeImages(images, {
-      ...this.options,
+      ...this.#options,
       onBadImage: (_, i) => {
         labels[i] = undefined;
-        this.skips.add('the image cannot be decoded', `${records[i]!.file}:${records[i]!.key}`);
+        this.#skips.add('the image cannot be decoded', `${records[i]!.file}:${records[i]!.key}`);
       },
     });
     for (const { rule: at, texts } of await this.#prompts) {

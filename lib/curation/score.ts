@@ -155,31 +155,34 @@ async function shrunk(image: RawImage, { imageSize: S, processor }: Encoder): Pr
 
 /** Scores units into a folder. Made by `scoreCollection`. */
 class Scorer {
-  private readonly reader = new FileReader();
-  private readonly learner: Encoder;
-  private readonly reference: Encoder | undefined;
-  private readonly pick: string;
-  private readonly block: number;
+  readonly #reader = new FileReader();
+  readonly #learner: Encoder;
+  readonly #reference: Encoder | undefined;
+  readonly #pick: string;
+  readonly #block: number;
 
-  constructor(private readonly options: ScoreOptions) {
-    ({ learner: this.learner, reference: this.reference, pick: this.pick = 'first', block: this.block = 256 } = options);
+  readonly #options: ScoreOptions;
+
+  constructor(options: ScoreOptions) {
+    this.#options = options;
+    ({ learner: this.#learner, reference: this.#reference, pick: this.#pick = 'first', block: this.#block = 256 } = options);
   }
 
-  close(): void { this.reader.close(); }
+  close(): void { this.#reader.close(); }
 
   settings(units: readonly ScoreUnit[]): ScoreSettings {
-    const { learner, reference, pick, block } = this;
+    const learner = this.#learner, reference = this.#reference, pick = this.#pick, block = this.#block;
     const about = ({ source, dim, scale, bias }: Encoder) => ({ source, dim, scale, bias });
     return {
       version: 1, learner: about(learner), reference: reference ? about(reference) : null,
-      processor: learner.processor.name, dtype: learner.dtype, alpha: this.options.alpha ?? DEFAULT_ALPHA, pick, block, units: units.map(({ name }) => name),
+      processor: learner.processor.name, dtype: learner.dtype, alpha: this.#options.alpha ?? DEFAULT_ALPHA, pick, block, units: units.map(({ name }) => name),
     };
   }
 
   /** All chunks of the units; the next unit is indexed while this one is worked on. */
   async *chunks(units: readonly ScoreUnit[]): AsyncGenerator<Chunk> {
     const open = (unit: ScoreUnit | undefined): Promise<UnitContent> | undefined => {
-      const opening = unit?.open(this.options.signal);
+      const opening = unit?.open(this.#options.signal);
       opening?.catch(() => undefined);
       return opening;
     };
@@ -197,14 +200,14 @@ class Scorer {
   /** Scored chunks, in order. */
   run(units: readonly ScoreUnit[]): AsyncGenerator<Scored> {
     return inBatches(this.chunks(units), {
-      size: 1, ahead: 2, signal: this.options.signal,
-      prepare: async (chunk) => ({ chunk, read: await this.readAll(chunk.samples) }),
+      size: 1, ahead: 2, signal: this.#options.signal,
+      prepare: async (chunk) => ({ chunk, read: await this.#readAll(chunk.samples) }),
       run: (batch) => Promise.all(batch.map(async ({ chunk, read }) => {
         const decoded = read.filter((r) => 'pair' in r), skipped = read.filter((r) => 'reason' in r);
         const pairs = decoded.map(({ pair }) => pair), texts = pairs.map(({ caption }) => caption.text);
         const [learner, reference] = await Promise.all([
-          this.encode(this.learner, decoded.map((d) => d.learner), texts),
-          this.reference && this.encode(this.reference, decoded.map((d) => d.reference!), texts),
+          this.#encode(this.#learner, decoded.map((d) => d.learner), texts),
+          this.#reference && this.#encode(this.#reference, decoded.map((d) => d.reference!), texts),
         ]);
         return { ...chunk, pairs, skipped, learner, reference };
       })),
@@ -212,26 +215,26 @@ class Scorer {
   }
 
   /** A few at a time, for what they hold until they are shrunk. */
-  private async readAll(samples: readonly Sample[]): Promise<(DecodedPair | Skipped)[]> {
+  async #readAll(samples: readonly Sample[]): Promise<(DecodedPair | Skipped)[]> {
     const out: (DecodedPair | Skipped)[] = [];
     let next = 0;
     const lane = async (): Promise<void> => {
-      for (let i = next++; i < samples.length; i = next++) out[i] = await this.read(samples[i]!);
+      for (let i = next++; i < samples.length; i = next++) out[i] = await this.#read(samples[i]!);
     };
     await Promise.all(Array.from({ length: LANES }, lane));
     return out;
   }
 
-  private async read(sample: Sample): Promise<DecodedPair | Skipped> {
-    const example = describeSample(sample), { alpha = DEFAULT_ALPHA, signal } = this.options;
+  async #read(sample: Sample): Promise<DecodedPair | Skipped> {
+    const example = describeSample(sample), { alpha = DEFAULT_ALPHA, signal } = this.#options;
     try {
-      const { captions } = readCaptions(this.reader, sample);
-      const caption = pickCaption(captions, this.pick, sample);
+      const { captions } = readCaptions(this.#reader, sample);
+      const caption = pickCaption(captions, this.#pick, sample);
       if (!caption) return { example, reason: 'the caption is in no language' };
-      const bytes = this.reader.read(sample.image);
+      const bytes = this.#reader.read(sample.image);
       const { width, height, learner, reference } = await useDecoded({ bytes, name: example }, { alpha, signal }, async (image) => {
         const [learner, reference] = await Promise.all([
-          shrunk(image, this.learner), this.reference && shrunk(image, this.reference),
+          shrunk(image, this.#learner), this.#reference && shrunk(image, this.#reference),
         ]);
         if (![learner, reference].some((made) => made?.data === image.data)) releaseDecoded(image);
         return { width: image.width, height: image.height, learner, reference };
@@ -245,8 +248,8 @@ class Scorer {
     }
   }
 
-  private async encode(model: Encoder, images: readonly RawImage[], texts: readonly string[]): Promise<PairRows> {
-    const { batchSize, signal } = this.options, aborting = signal ? { signal } : {};
+  async #encode(model: Encoder, images: readonly RawImage[], texts: readonly string[]): Promise<PairRows> {
+    const { batchSize, signal } = this.#options, aborting = signal ? { signal } : {};
     const [x, y] = await Promise.all([
       model.encodeImages(images as RawPixels[], { ...(batchSize ? { batchSize } : {}), ...aborting }),
       model.encodeTexts(texts, aborting),
@@ -263,7 +266,7 @@ class Scorer {
       parts.reduce((at, part) => (all.set(part, at), at + part.length), 0);
       return all;
     };
-    const images = joined((c) => c.learner.images), texts = joined((c) => c.learner.texts), E = this.learner.dim;
+    const images = joined((c) => c.learner.images), texts = joined((c) => c.learner.texts), E = this.#learner.dim;
     const cosine = pairs.map((_, i) => {
       let sum = 0;
       for (let d = i * E; d < (i + 1) * E; d++) sum += images[d]! * texts[d]!;
@@ -272,7 +275,7 @@ class Scorer {
     const bad = cosine.findIndex((c) => !Number.isFinite(c));
     if (bad >= 0)
       throw new DataError(`${describeSample(pairs[bad]!.sample)}: the model gives ${cosine[bad]}; its weights are damaged`);
-    const { reference, block } = this, loss = await pairLosses(this.learner, images, texts, n, block);
+    const reference = this.#reference, block = this.#block, loss = await pairLosses(this.#learner, images, texts, n, block);
     const other = reference &&
       await pairLosses(reference, joined((c) => c.reference!.images), joined((c) => c.reference!.texts), n, block);
     const lengths = pairs.map(({ caption }) => [...caption.text].length);
@@ -280,7 +283,7 @@ class Scorer {
       shard: pairs.map(() => unit.shard), key: pairs.map((p) => p.sample.key),
       caption: pairs.map((p) => p.caption.text), language: pairs.map((p) => p.caption.lang), caption_length: lengths,
       width: pairs.map((p) => p.width), height: pairs.map((p) => p.height),
-      cosine, probability: cosine.map((c) => 1 / (1 + Math.exp(-(this.learner.scale * c + this.learner.bias)))),
+      cosine, probability: cosine.map((c) => 1 / (1 + Math.exp(-(this.#learner.scale * c + this.#learner.bias)))),
       loss, learnability: Array.from(loss, (l, i) => other ? l - other[i]! : null), sha256: pairs.map((p) => p.sha256),
       duplicate: pairs.map(() => null), flags: pairs.map((p, i) => ownFlags(p.width, p.height, lengths[i]!).join()),
     } satisfies Record<keyof typeof SCORE_COLUMNS, unknown>, images, skipped);

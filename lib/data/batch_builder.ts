@@ -109,59 +109,66 @@ interface Described {
 
 /** Builds batches one after the other, in the order of the requests. */
 export class Builder {
-  private readonly reader = new FileReader();
-  private readonly cache: Lru<number, RawImage>;
-  private readonly captionCache: Lru<number, Described>;
-  private readonly drafts = new Map<number, Draft>();
-  private readonly perImage: number;
-  private tokenizer: Promise<GemmaTokenizer> | undefined;
-  private queue: Promise<void> = Promise.resolve();
+  readonly #reader = new FileReader();
+  readonly #cache: Lru<number, RawImage>;
+  readonly #captionCache: Lru<number, Described>;
+  readonly #drafts = new Map<number, Draft>();
+  readonly #perImage: number;
+  #tokenizer: Promise<GemmaTokenizer> | undefined;
+  #queue: Promise<void> = Promise.resolve();
+
+  readonly #config: BuilderConfig;
+  readonly #progress: Int32Array;
+  readonly #post: (reply: BuilderReply, transfer: ArrayBuffer[]) => void;
 
   /**
    * @param progress (Progress.length) cells that tell the loader what is being done
    * @param post where the replies go, with the buffers to move rather than copy
    */
   constructor(
-    private readonly config: BuilderConfig,
-    private readonly progress: Int32Array,
-    private readonly post: (reply: BuilderReply, transfer: ArrayBuffer[]) => void,
+    config: BuilderConfig,
+    progress: Int32Array,
+    post: (reply: BuilderReply, transfer: ArrayBuffer[]) => void,
   ) {
-    this.cache = new Lru(config.cacheBytes);
-    this.captionCache = new Lru(config.cacheBytes / 8);
-    this.perImage = config.captions.pick?.length ?? 1;
+    this.#config = config;
+    this.#progress = progress;
+    this.#post = post;
+    this.#cache = new Lru(config.cacheBytes);
+    this.#captionCache = new Lru(config.cacheBytes / 8);
+    this.#perImage = config.captions.pick?.length ?? 1;
   }
 
   /** Takes a request; the reply comes through `post`. */
   handle(request: BuilderRequest): void {
-    this.queue = this.queue.then(async () => {
+    this.#queue = this.#queue.then(async () => {
       try {
-        await this.work(request);
+        await this.#work(request);
       } catch (error) {
-        this.drafts.delete(request.index);
+        this.#drafts.delete(request.index);
         const code = error instanceof Siglip2Error ? error.code : 'ERR_DATA';
-        this.post(
+        this.#post(
           { type: 'error', index: request.index, code, message: (error as Error).message },
           [],
         );
       } finally {
-        this.mark(Stage.idle, -1);
+        this.#mark(Stage.idle, -1);
       }
     });
   }
 
   /** Closes files. */
   close(): void {
-    this.reader.close();
+    this.#reader.close();
   }
 
-  private mark(stage: number, sample: number): void {
-    Atomics.store(this.progress, Progress.stage, stage);
-    Atomics.store(this.progress, Progress.sample, sample);
-    Atomics.add(this.progress, Progress.ticks, 1);
+  #mark(stage: number, sample: number): void {
+    Atomics.store(this.#progress, Progress.stage, stage);
+    Atomics.store(this.#progress, Progress.sample, sample);
+    Atomics.add(this.#progress, Progress.ticks, 1);
   }
 
-  private async work(request: BuilderRequest): Promise<void> {
-    const { config, perImage } = this;
+  async #work(request: BuilderRequest): Promise<void> {
+    const perImage = this.#perImage, config = this.#config;
     let draft: Draft;
     let slots: number[];
     if (request.type === 'build') {
@@ -182,9 +189,9 @@ export class Builder {
         ...(config.sizes ? { resized: config.sizes.map((side) => new Uint8Array(size * side * side * 3)) } : {}),
       };
       slots = request.samples.map((_, i) => i);
-      this.drafts.set(request.index, draft);
+      this.#drafts.set(request.index, draft);
     } else {
-      draft = this.drafts.get(request.index) as Draft;
+      draft = this.#drafts.get(request.index) as Draft;
       slots = request.slots;
     }
     const failures: SampleFailure[] = [];
@@ -192,23 +199,23 @@ export class Builder {
       const sample = request.samples[i] as Sample;
       const slot = slots[i] as number;
       try {
-        await this.fill(draft, slot, sample);
+        await this.#fill(draft, slot, sample);
       } catch (error) {
         // A DataError concerns this sample alone; anything else (a failing disk, a bug) stops the
         // run.
         if (!(error instanceof DataError)) throw named(error, sample);
-        const stage = Atomics.load(this.progress, Progress.stage);
-        failures.push({ slot, reason: kReasons[stage] ?? 'unusable', message: error.message });
+        const stage = Atomics.load(this.#progress, Progress.stage);
+        failures.push({ slot, reason: REASONS[stage] ?? 'unusable', message: error.message });
       }
     }
     if (failures.length > 0) {
-      this.post({ type: 'failed', index: request.index, failures }, []);
+      this.#post({ type: 'failed', index: request.index, failures }, []);
       return;
     }
-    if (config.tokenizer !== undefined) await this.tokenize(draft);
-    if (config.decoder !== undefined) draft.sequences = await this.sequences(draft.contents, config.decoder);
+    if (config.tokenizer !== undefined) await this.#tokenize(draft);
+    if (config.decoder !== undefined) draft.sequences = await this.#sequences(draft.contents, config.decoder);
     if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
-    this.drafts.delete(request.index);
+    this.#drafts.delete(request.index);
     const { visit: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
     const transfer = [
       batch.images,
@@ -219,20 +226,20 @@ export class Builder {
       ...(batch.resized ?? []),
       ...(batch.views ? [batch.views.globalViews, batch.views.localViews, batch.views.masks] : []),
     ];
-    this.post(
+    this.#post(
       { type: 'batch', index: request.index, batch },
       transfer.map(({ buffer }) => buffer as ArrayBuffer),
     );
   }
 
   /** Puts one sample into its place. */
-  private async fill(draft: Draft, slot: number, sample: Sample): Promise<void> {
-    const { config, perImage } = this;
+  async #fill(draft: Draft, slot: number, sample: Sample): Promise<void> {
+    const perImage = this.#perImage, config = this.#config;
     const size = draft.keys.length;
     const pixels = config.size * config.size * 3;
 
-    this.mark(Stage.captions, sample.index);
-    const described = this.describe(sample);
+    this.#mark(Stage.captions, sample.index);
+    const described = this.#describe(sample);
     const choice = sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] };
     const chosen = chooseCaptions(
       sample.draw === undefined ? described.groups : groupCaptions(described.captions, choice),
@@ -250,8 +257,8 @@ export class Builder {
       [region('aref'), region('gcap'), { task: 'cap' as const, text: chosen[0]!.text }]
         .forEach((content, set) => { draft.contents[set]![slot] = content; });
     }
-    const image = await this.image(sample);
-    this.mark(Stage.transform, sample.index);
+    const image = await this.#image(sample);
+    this.#mark(Stage.transform, sample.index);
     if (config.naflex !== undefined) {
       draft.patches[slot] = naflexImage(image, config.naflex.patch, draft.tokens);
     } else {
@@ -287,13 +294,13 @@ export class Builder {
     }
   }
 
-  private describe(sample: Sample): Described {
-    const known = this.captionCache.get(sample.index);
+  #describe(sample: Sample): Described {
+    const known = this.#captionCache.get(sample.index);
     if (known !== undefined) return known;
-    const { captions, meta } = readCaptions(this.reader, sample);
-    const regions = this.config.decoder ? parseRegions(meta, describeSample(sample)) : [];
-    const described = { captions, groups: groupCaptions(captions, this.config.captions), regions };
-    this.captionCache.set(
+    const { captions, meta } = readCaptions(this.#reader, sample);
+    const regions = this.#config.decoder ? parseRegions(meta, describeSample(sample)) : [];
+    const described = { captions, groups: groupCaptions(captions, this.#config.captions), regions };
+    this.#captionCache.set(
       sample.index,
       described,
       captions.reduce((sum, { text }) => sum + 2 * text.length, 0) +
@@ -302,55 +309,55 @@ export class Builder {
     return described;
   }
 
-  private async sequences(
+  async #sequences(
     contents: (SequenceContent | null)[][],
     { length, boxes }: DecoderTargets,
   ): Promise<(DecoderSequence | null)[][]> {
     const size = contents[0]!.length;
-    const all = await decoderSequences(await this.loadedTokenizer(), contents.flat(), length, boxes ? { boxes } : {});
+    const all = await decoderSequences(await this.#loadedTokenizer(), contents.flat(), length, boxes ? { boxes } : {});
     return contents.map((_, set) => all.slice(set * size, (set + 1) * size));
   }
 
-  private async image(sample: Sample): Promise<RawImage> {
-    const { config } = this;
-    const known = this.cache.get(sample.index);
+  async #image(sample: Sample): Promise<RawImage> {
+    const config = this.#config;
+    const known = this.#cache.get(sample.index);
     if (known !== undefined) return known;
-    this.mark(Stage.read, sample.index);
-    const bytes = this.reader.read(sample.image);
-    this.mark(Stage.decode, sample.index);
+    this.#mark(Stage.read, sample.index);
+    const bytes = this.#reader.read(sample.image);
+    this.#mark(Stage.decode, sample.index);
     const image = await decodeImage(bytes, describeSample(sample), {
       alpha: wantsAlpha(config.transforms) ? 'keep' : config.alpha,
       // As the encoder does, and the pipeline that the released models were trained with.
       ...(config.maxPixels === undefined ? {} : { maxPixels: config.maxPixels }),
     });
     if (image.channels === 4) premultiply(image.data);
-    this.cache.set(sample.index, image, image.data.length);
+    this.#cache.set(sample.index, image, image.data.length);
     return image;
   }
 
-  private async tokenize(draft: Draft): Promise<void> {
-    const tokenizer = await this.loadedTokenizer();
-    this.mark(Stage.tokenize, -1);
+  async #tokenize(draft: Draft): Promise<void> {
+    const tokenizer = await this.#loadedTokenizer();
+    this.#mark(Stage.tokenize, -1);
     draft.ids = await tokenizer.encodeBatch(draft.texts);
     draft.cut = await tokenizer.countCut(draft.texts);
   }
 
-  private loadedTokenizer(): Promise<GemmaTokenizer> {
-    if (this.tokenizer === undefined) {
-      this.mark(Stage.start, -1);
-      const { vocab, ...options } = this.config.tokenizer as NonNullable<
+  #loadedTokenizer(): Promise<GemmaTokenizer> {
+    if (this.#tokenizer === undefined) {
+      this.#mark(Stage.start, -1);
+      const { vocab, ...options } = this.#config.tokenizer as NonNullable<
         BuilderConfig['tokenizer']
       >;
-      this.tokenizer = loadTokenizer(
+      this.#tokenizer = loadTokenizer(
         vocab === undefined ? options : { ...options, vocab: VocabMap.fromJSON(vocab) },
       );
     }
-    return this.tokenizer;
+    return this.#tokenizer;
   }
 }
 
 /** What a failure at a stage is called in the count of skips. */
-const kReasons: Record<number, string> = {
+const REASONS: Record<number, string> = {
   [Stage.read]: 'the image cannot be read',
   [Stage.decode]: 'the image cannot be decoded',
   [Stage.captions]: 'the captions cannot be read or used',

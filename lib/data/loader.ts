@@ -41,36 +41,41 @@ export class DataLoader implements AsyncIterable<Batch> {
   readonly skips: SkipCounter;
   /** Captions of the batches so far, and those that were cut to the tokenizer's length. */
   readonly texts = { all: 0, cut: 0 };
-  private readonly sampler: Sampler;
-  private readonly config: BuilderConfig;
-  private readonly sites: Site[] = [];
-  private readonly pending = new Map<number, Pending>();
-  private readonly prefetch: number;
-  private readonly account: DrawAccount | undefined;
-  private consumed: SamplerState;
-  private expected = 0;
-  private started = false;
-  private failure: Error | undefined;
-  private wake: (() => void) | undefined;
-  private turn: Promise<unknown> = Promise.resolve();
-  private closing: Promise<void> | undefined;
-  private readonly onAbort = (): void => this.fail(this.options.signal?.reason as Error);
+  readonly #sampler: Sampler;
+  readonly #config: BuilderConfig;
+  readonly #sites: Site[] = [];
+  readonly #pending = new Map<number, Pending>();
+  readonly #prefetch: number;
+  readonly #account: DrawAccount | undefined;
+  #consumed: SamplerState;
+  #expected = 0;
+  #started = false;
+  #failure: Error | undefined;
+  #wake: (() => void) | undefined;
+  #turn: Promise<unknown> = Promise.resolve();
+  #closing: Promise<void> | undefined;
+  readonly #onAbort = (): void => this.#fail(this.#options.signal?.reason as Error);
+
+  readonly #source: SampleSource;
+  readonly #options: LoaderOptions;
 
   /**
    * Throws ConfigError when the options do not fit each other or the collection. Starts no thread
    * yet.
    */
   constructor(
-    private readonly source: SampleSource,
-    private readonly options: LoaderOptions,
+    source: SampleSource,
+    options: LoaderOptions,
   ) {
+    this.#source = source;
+    this.#options = options;
     checkLoaderOptions(options);
     const classes = source.samples.some((sample) => sample.class !== undefined)
       ? Int32Array.from(source.samples, (sample) => sample.class ?? -1)
       : undefined;
     const { mixture } = source;
     mixture?.checkCaptions(options.captions ?? {});
-    this.account = mixture?.account();
+    this.#account = mixture?.account();
     const plain = {
       batchSize: options.batchSize,
       seed: options.seed,
@@ -78,24 +83,24 @@ export class DataLoader implements AsyncIterable<Batch> {
       ...(options.uniqueBy === undefined ? {} : { uniqueBy: options.uniqueBy }),
       ...(classes === undefined ? {} : { classes }),
     };
-    this.sampler = new Sampler(
+    this.#sampler = new Sampler(
       mixture?.length ?? source.length,
       mixture?.samplerOptions(plain) ?? plain,
     );
-    this.consumed = this.sampler.state;
+    this.#consumed = this.#sampler.state;
     this.skips = source.skips.clone(options.maxSkips);
-    this.prefetch = options.prefetch ?? 2 * Math.max(1, this.workerCount());
-    this.config = builderConfig(options, classes !== undefined);
+    this.#prefetch = options.prefetch ?? 2 * Math.max(1, this.#workerCount());
+    this.#config = builderConfig(options, classes !== undefined);
   }
 
   /** Batches in the current epoch. */
   get batchesPerEpoch(): number {
-    return this.sampler.batchesPerEpoch;
+    return this.#sampler.batchesPerEpoch;
   }
 
   /** For a checkpoint: continues after the last batch that `next` returned. */
   get state(): LoaderState {
-    return { ...this.consumed, ...(this.account ? { mixture: this.account.state } : {}) };
+    return { ...this.#consumed, ...(this.#account ? { mixture: this.#account.state } : {}) };
   }
 
   /**
@@ -103,10 +108,10 @@ export class DataLoader implements AsyncIterable<Batch> {
    * data or settings.
    */
   restore(state: LoaderState): void {
-    if (this.started) throw new ConfigError('restore: call it before the first batch is asked for');
-    this.account?.restore(state.mixture);
-    this.sampler.restore(state);
-    this.consumed = this.sampler.state;
+    if (this.#started) throw new ConfigError('restore: call it before the first batch is asked for');
+    this.#account?.restore(state.mixture);
+    this.#sampler.restore(state);
+    this.#consumed = this.#sampler.state;
   }
 
   /**
@@ -116,8 +121,8 @@ export class DataLoader implements AsyncIterable<Batch> {
    *   error the loader is closed.
    */
   next(): Promise<Batch> {
-    const result = this.turn.then(() => this.take());
-    this.turn = result.catch(() => undefined);
+    const result = this.#turn.then(() => this.#take());
+    this.#turn = result.catch(() => undefined);
     return result;
   }
 
@@ -132,13 +137,13 @@ export class DataLoader implements AsyncIterable<Batch> {
 
   /** Ends the workers. Harmless when called again. */
   close(): Promise<void> {
-    this.failure ??= new DataError('the data loader is closed');
-    this.options.signal?.removeEventListener('abort', this.onAbort);
-    this.wake?.();
-    this.closing ??= Promise.all(this.sites.map((site) => site.close())).then(() =>
-      this.pending.clear(),
+    this.#failure ??= new DataError('the data loader is closed');
+    this.#options.signal?.removeEventListener('abort', this.#onAbort);
+    this.#wake?.();
+    this.#closing ??= Promise.all(this.#sites.map((site) => site.close())).then(() =>
+      this.#pending.clear(),
     );
-    return this.closing;
+    return this.#closing;
   }
 
   /** For `await using`. */
@@ -147,69 +152,69 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   /** What a number in a plan stands for: a sample, or an entry of a mixture. */
-  private sampleAt(index: number): Sample {
-    return this.source.mixture?.sample(index) ?? this.source.at(index);
+  #sampleAt(index: number): Sample {
+    return this.#source.mixture?.sample(index) ?? this.#source.at(index);
   }
 
-  private workerCount(): number {
-    return this.options.workers ?? Math.max(1, availableCores() - 1);
+  #workerCount(): number {
+    return this.#options.workers ?? Math.max(1, availableCores() - 1);
   }
 
-  private start(): void {
-    this.started = true;
-    this.expected = this.consumed.batches;
-    const { signal } = this.options;
-    signal?.addEventListener('abort', this.onAbort, { once: true });
-    if (signal?.aborted) return this.onAbort();
-    const count = this.workerCount();
+  #start(): void {
+    this.#started = true;
+    this.#expected = this.#consumed.batches;
+    const { signal } = this.#options;
+    signal?.addEventListener('abort', this.#onAbort, { once: true });
+    if (signal?.aborted) return this.#onAbort();
+    const count = this.#workerCount();
     for (let i = 0; i < count; i++)
-      this.sites.push(
+      this.#sites.push(
         threadSite(
-          this.config,
-          (reply) => this.receive(reply),
+          this.#config,
+          (reply) => this.#receive(reply),
           (site, what, cause) =>
-            this.fail(
-              new DataError(`a data worker ${what} while ${this.activity(site)}`, { cause }),
+            this.#fail(
+              new DataError(`a data worker ${what} while ${this.#activity(site)}`, { cause }),
             ),
         ),
       );
-    if (count === 0) this.sites.push(localSite(this.config, (reply) => this.receive(reply)));
+    if (count === 0) this.#sites.push(localSite(this.#config, (reply) => this.#receive(reply)));
   }
 
   /** What a site is doing, with the sample's file. */
-  private activity(site: Site): string {
+  #activity(site: Site): string {
     const stage = stageNames[Atomics.load(site.progress, Progress.stage)] ?? 'working';
-    const sample = this.source.samples[Atomics.load(site.progress, Progress.sample)];
+    const sample = this.#source.samples[Atomics.load(site.progress, Progress.sample)];
     return sample === undefined ? stage : `${stage} of ${describeSample(sample)}`;
   }
 
-  private fail(error: Error): void {
-    if (this.failure !== undefined) return;
-    this.failure = error;
+  #fail(error: Error): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
     void this.close();
   }
 
-  private async take(): Promise<Batch> {
-    if (!this.started && this.failure === undefined) this.start();
+  async #take(): Promise<Batch> {
+    if (!this.#started && this.#failure === undefined) this.#start();
     const begin = performance.now();
-    this.pump();
-    const index = this.expected;
-    if (this.pending.get(index)?.built === undefined) await this.wait(index);
-    const entry = this.pending.get(index);
-    if (this.failure !== undefined || entry?.built === undefined) {
-      throw this.failure ?? new DataError('the data loader has no batch');
+    this.#pump();
+    const index = this.#expected;
+    if (this.#pending.get(index)?.built === undefined) await this.#wait(index);
+    const entry = this.#pending.get(index);
+    if (this.#failure !== undefined || entry?.built === undefined) {
+      throw this.#failure ?? new DataError('the data loader has no batch');
     }
-    this.pending.delete(index);
-    this.expected++;
-    this.consumed = entry.after;
-    this.pump();
+    this.#pending.delete(index);
+    this.#expected++;
+    this.#consumed = entry.after;
+    this.#pump();
     const { built, plan } = entry;
-    this.account?.add(entry.current);
+    this.#account?.add(entry.current);
     this.texts.all += built.texts.length;
     this.texts.cut += built.cut ?? 0;
     return {
       ...built,
-      ...(this.account ? { drawn: this.account.drawn } : {}),
+      ...(this.#account ? { drawn: this.#account.drawn } : {}),
       size: plan.samples.length,
       index,
       epoch: plan.epoch,
@@ -218,22 +223,22 @@ export class DataLoader implements AsyncIterable<Batch> {
   }
 
   /** Until batch `index` is built or loading has failed. */
-  private async wait(index: number): Promise<void> {
-    const { timeoutMs = 30_000 } = this.options;
-    for (const site of this.sites) site.hold(true);
+  async #wait(index: number): Promise<void> {
+    const { timeoutMs = 30_000 } = this.#options;
+    for (const site of this.#sites) site.hold(true);
     let ticks = -1;
     let since = performance.now();
     try {
-      while (this.failure === undefined && this.pending.get(index)?.built === undefined) {
-        const site = this.pending.get(index)?.site as Site;
+      while (this.#failure === undefined && this.#pending.get(index)?.built === undefined) {
+        const site = this.#pending.get(index)?.site as Site;
         const now = Atomics.load(site.progress, Progress.ticks);
         if (now !== ticks) {
           ticks = now;
           since = performance.now();
         } else if (performance.now() - since >= timeoutMs) {
-          this.fail(
+          this.#fail(
             new DataError(
-              `no data for ${timeoutMs / 1000} s: a worker is still ${this.activity(site)}; ` +
+              `no data for ${timeoutMs / 1000} s: a worker is still ${this.#activity(site)}; ` +
                 'is the disk reachable? (raise data.timeoutMs if it is only slow)',
             ),
           );
@@ -241,66 +246,66 @@ export class DataLoader implements AsyncIterable<Batch> {
         }
         let timer: NodeJS.Timeout | undefined;
         await new Promise<void>((resolve) => {
-          this.wake = resolve;
+          this.#wake = resolve;
           timer = setTimeout(resolve, Math.min(1000, timeoutMs / 4));
         });
         clearTimeout(timer);
-        this.wake = undefined;
+        this.#wake = undefined;
       }
     } finally {
-      for (const site of this.sites) site.hold(false);
+      for (const site of this.#sites) site.hold(false);
     }
   }
 
   /** Keeps the workers supplied. */
-  private pump(): void {
-    while (this.failure === undefined && this.pending.size < this.prefetch + 1) {
-      const plan = this.sampler.next();
-      const site = this.sites.reduce((best, other) => (other.load < best.load ? other : best));
+  #pump(): void {
+    while (this.#failure === undefined && this.#pending.size < this.#prefetch + 1) {
+      const plan = this.#sampler.next();
+      const site = this.#sites.reduce((best, other) => (other.load < best.load ? other : best));
       const entry: Pending = {
         plan,
-        after: this.sampler.state,
+        after: this.#sampler.state,
         site,
         current: plan.samples.slice(),
         tried: new Set(),
       };
-      this.pending.set(plan.index, entry);
+      this.#pending.set(plan.index, entry);
       site.load++;
       site.send({
         type: 'build',
         index: plan.index,
-        visit: this.source.mixture ? plan.index : plan.epoch,
-        samples: Array.from(plan.samples, (i) => this.sampleAt(i)),
+        visit: this.#source.mixture ? plan.index : plan.epoch,
+        samples: Array.from(plan.samples, (i) => this.#sampleAt(i)),
       });
     }
   }
 
-  private receive(reply: BuilderReply): void {
-    if (this.failure !== undefined) return;
-    const entry = this.pending.get(reply.index);
+  #receive(reply: BuilderReply): void {
+    if (this.#failure !== undefined) return;
+    const entry = this.#pending.get(reply.index);
     if (entry === undefined) return;
     try {
       if (reply.type === 'error') throw remoteError(reply.code as ErrorCode, reply.message);
-      if (reply.type === 'failed') return this.replace(entry, reply);
+      if (reply.type === 'failed') return this.#replace(entry, reply);
     } catch (error) {
-      return this.fail(error as Error);
+      return this.#fail(error as Error);
     }
     entry.built = reply.batch;
     entry.site.load--;
-    if (reply.index === this.expected) this.wake?.();
+    if (reply.index === this.#expected) this.#wake?.();
   }
 
   /** Counts unusable samples and sends others in their place. */
-  private replace(entry: Pending, reply: Extract<BuilderReply, { type: 'failed' }>): void {
+  #replace(entry: Pending, reply: Extract<BuilderReply, { type: 'failed' }>): void {
     const { plan, current, tried } = entry;
     const samples: Sample[] = [];
     const slots: number[] = [];
     for (const { slot, reason, message } of reply.failures) {
       const unusable = current[slot] as number;
-      this.skips.add(reason, describeSample(this.sampleAt(unusable)));
-      this.skips.check(this.source.length + this.source.skips.total, this.source.name);
+      this.skips.add(reason, describeSample(this.#sampleAt(unusable)));
+      this.skips.check(this.#source.length + this.#source.skips.total, this.#source.name);
       tried.add(unusable);
-      const other = this.sampler.replacement(plan.epoch, unusable, current, tried);
+      const other = this.#sampler.replacement(plan.epoch, unusable, current, tried);
       if (other === undefined) {
         throw new DataError(
           `batch ${plan.index}: no usable sample is left to stand in: ${message}`,
@@ -308,7 +313,7 @@ export class DataLoader implements AsyncIterable<Batch> {
       }
       current[slot] = other;
       slots.push(slot);
-      samples.push(this.sampleAt(other));
+      samples.push(this.#sampleAt(other));
     }
     entry.site.send({ type: 'replace', index: plan.index, slots, samples });
   }

@@ -127,7 +127,7 @@ export function* groupFiles(folder: string, names: readonly string[], members: M
   const image = plain(members.image), caption = plain(members.caption);
   const endings = caption === undefined ? ['json', 'txt'] : [caption, ...(caption.endsWith('json') ? [] : ['json'])];
   const captionOf = (stem: string): boolean => endings.some((ending) => present.has(`${stem}.${ending}`));
-  const imageOf = (stem: string): boolean => kReadable.some((extension) => present.has(`${stem}.${extension}`));
+  const imageOf = (stem: string): boolean => READABLE.some((extension) => present.has(`${stem}.${extension}`));
   for (const name of names) {
     const suffix = suffixOf(name.replaceAll(path.sep, '/')), unread = unreadableImage(name);
     if (image === undefined ? !readableImage(name) && unread === undefined : suffix !== image) continue;
@@ -149,7 +149,7 @@ export function* groupFiles(folder: string, names: readonly string[], members: M
   }
 }
 
-const kReadable = ['jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'avif', 'gif', 'tif', 'tiff'];
+const READABLE = ['jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'avif', 'gif', 'tif', 'tiff'];
 
 function lowerExtension(name: string): string {
   const extension = path.extname(name);

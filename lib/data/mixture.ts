@@ -32,6 +32,8 @@ export class Mixture {
   readonly #samples: Int32Array;
   readonly #cells: Int32Array;
 
+  readonly #whole: Samples;
+
   /**
    * @param names of the sources
    * @param whole all samples, source by source
@@ -39,8 +41,9 @@ export class Mixture {
    * @throws ConfigError when quotas and weights cannot hold
    */
   constructor(
-    readonly names: readonly string[], private readonly whole: Samples, sizes: readonly number[], spec: MixtureSpec,
+    readonly names: readonly string[], whole: Samples, sizes: readonly number[], spec: MixtureSpec,
   ) {
+    this.#whole = whole;
     const given = spec.sources.map(({ weight }) => weight);
     const members: number[][] = [];
     let first = 0;
@@ -72,7 +75,7 @@ export class Mixture {
 
   /** The sample of an entry, with the language that its caption is to be in. */
   sample(entry: number): Sample {
-    return { ...this.whole.at(this.#samples[entry]!), draw: this.cells[this.#cells[entry]!]!.language };
+    return { ...this.#whole.at(this.#samples[entry]!), draw: this.cells[this.#cells[entry]!]!.language };
   }
 
   /**
@@ -97,7 +100,7 @@ export class Mixture {
     });
     const counts = Int32Array.from(this.cells, ({ count }) => count);
     // An epoch is as many draws as there are samples, or several times that where it would be a few batches only.
-    const length = this.whole.length * Math.ceil(8 * batchSize / this.whole.length);
+    const length = this.#whole.length * Math.ceil(8 * batchSize / this.#whole.length);
     const order = new MixtureOrder(counts, this.shares, length, seed);
     return {
       batchSize, seed, uniqueBy: 'class', classes: ids, groups: this.#cells, order: (epoch) => order.epoch(epoch),
@@ -133,18 +136,23 @@ export class Mixture {
 export class DrawAccount {
   readonly #drawn: Float64Array;
 
+  readonly #mixture: Mixture;
+  readonly #cellOf: Int32Array;
+
   /** @param cellOf cell of each entry */
-  constructor(private readonly mixture: Mixture, private readonly cellOf: Int32Array) {
+  constructor(mixture: Mixture, cellOf: Int32Array) {
+    this.#mixture = mixture;
+    this.#cellOf = cellOf;
     this.#drawn = new Float64Array(mixture.cells.length);
   }
 
   /** Counts the entries of a batch. */
   add(entries: Int32Array): void {
-    for (const entry of entries) this.#drawn[this.cellOf[entry]!]!++;
+    for (const entry of entries) this.#drawn[this.#cellOf[entry]!]!++;
   }
 
   get drawn(): Drawn {
-    const { cells, names } = this.mixture;
+    const { cells, names } = this.#mixture;
     return {
       sources: Object.fromEntries(totals(cells, this.#drawn, ({ source }) => names[source]!)),
       languages: Object.fromEntries([...totals(cells, this.#drawn, ({ language }) => language)].filter(([, n]) => n > 0)),
@@ -152,14 +160,14 @@ export class DrawAccount {
   }
 
   get state(): MixtureState {
-    const { shares } = this.mixture;
+    const { shares } = this.#mixture;
     return Object.fromEntries(this.#keys().map((key, c) => [key, { share: shares[c]!, drawn: this.#drawn[c]! }]));
   }
 
   /** Goes on counting from a state. Throws DataError when it is of another mixture. */
   restore(state: MixtureState | undefined): void {
     const keys = this.#keys();
-    const other = keys.find((key, c) => state?.[key]?.share !== this.mixture.shares[c]);
+    const other = keys.find((key, c) => state?.[key]?.share !== this.#mixture.shares[c]);
     if (state === undefined || other !== undefined || Object.keys(state).length !== keys.length)
       throw new DataError('the data state was saved with another mixture' +
         `${other === undefined ? '' : `: ${other} had a share of ${state?.[other]?.share ?? 'nothing'}`}; ` +
@@ -168,6 +176,6 @@ export class DrawAccount {
   }
 
   #keys(): string[] {
-    return this.mixture.cells.map(({ source, language }) => `${this.mixture.names[source]}/${language}`);
+    return this.#mixture.cells.map(({ source, language }) => `${this.#mixture.names[source]}/${language}`);
   }
 }

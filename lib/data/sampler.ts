@@ -52,10 +52,12 @@ export interface SamplerOptions {
  */
 export class Sampler {
   /** Samples of the epoch's batches in order; replaced when the epoch changes. */
-  private plan: Int32Array | undefined;
-  private planEpoch = -1;
-  private order: Int32Array | undefined;
-  private position: SamplerState;
+  #plan: Int32Array | undefined;
+  #planEpoch = -1;
+  #order: Int32Array | undefined;
+  #position: SamplerState;
+
+  readonly #options: SamplerOptions;
 
   /**
    * @param samples number of samples in the collection
@@ -64,8 +66,9 @@ export class Sampler {
    */
   constructor(
     samples: number,
-    private readonly options: SamplerOptions,
+    options: SamplerOptions,
   ) {
+    this.#options = options;
     const { batchSize, seed, uniqueBy, classes } = options;
     if (!(Number.isInteger(batchSize) && batchSize >= 1)) {
       throw new ConfigError(`batchSize: expected an integer of at least 1 but got ${batchSize}`);
@@ -92,7 +95,7 @@ export class Sampler {
         );
       }
     }
-    this.position = { seed, samples, batchSize, epoch: 0, batch: 0, batches: 0 };
+    this.#position = { seed, samples, batchSize, epoch: 0, batch: 0, batches: 0 };
   }
 
   /**
@@ -100,12 +103,12 @@ export class Sampler {
    * epoch).
    */
   get batchesPerEpoch(): number {
-    return this.epochPlan(this.position.epoch).length / this.options.batchSize;
+    return this.#epochPlan(this.#position.epoch).length / this.#options.batchSize;
   }
 
   /** Where the sampler stands. */
   get state(): SamplerState {
-    return { ...this.position };
+    return { ...this.#position };
   }
 
   /**
@@ -114,10 +117,10 @@ export class Sampler {
    */
   restore(state: SamplerState): void {
     for (const key of ['seed', 'samples', 'batchSize'] as const) {
-      if (state[key] !== this.position[key]) {
+      if (state[key] !== this.#position[key]) {
         throw new DataError(
           `the data state was saved with ${key} = ${state[key]} but this run has ` +
-            `${this.position[key]}; resume with the same data and settings, or start a new run`,
+            `${this.#position[key]}; resume with the same data and settings, or start a new run`,
         );
       }
     }
@@ -128,8 +131,8 @@ export class Sampler {
         );
       }
     }
-    this.position = {
-      ...this.position,
+    this.#position = {
+      ...this.#position,
       epoch: state.epoch,
       batch: state.batch,
       batches: state.batches,
@@ -138,17 +141,17 @@ export class Sampler {
 
   /** The next batch. */
   next(): BatchPlan {
-    const { batchSize } = this.options;
-    let plan = this.epochPlan(this.position.epoch);
-    if (this.position.batch * batchSize >= plan.length) {
-      this.position = { ...this.position, epoch: this.position.epoch + 1, batch: 0 };
-      plan = this.epochPlan(this.position.epoch);
+    const { batchSize } = this.#options;
+    let plan = this.#epochPlan(this.#position.epoch);
+    if (this.#position.batch * batchSize >= plan.length) {
+      this.#position = { ...this.#position, epoch: this.#position.epoch + 1, batch: 0 };
+      plan = this.#epochPlan(this.#position.epoch);
       if (plan.length === 0)
         throw new DataError(`an epoch has no ${batchSize} samples that can be in one batch; make the batch smaller`);
     }
-    const { epoch, batch, batches } = this.position;
+    const { epoch, batch, batches } = this.#position;
     const samples = plan.slice(batch * batchSize, (batch + 1) * batchSize);
-    this.position = { ...this.position, batch: batch + 1, batches: batches + 1 };
+    this.#position = { ...this.#position, batch: batch + 1, batches: batches + 1 };
     return { index: batches, epoch, samples };
   }
 
@@ -168,8 +171,8 @@ export class Sampler {
     inBatch: Int32Array,
     tried: ReadonlySet<number>,
   ): number | undefined {
-    const order = this.epochOrder(epoch);
-    const { uniqueBy, classes, groups } = this.options;
+    const order = this.#epochOrder(epoch);
+    const { uniqueBy, classes, groups } = this.#options;
     const held = new Set(inBatch);
     const heldClasses = new Set<number>();
     if (uniqueBy !== undefined && classes !== undefined) {
@@ -188,25 +191,25 @@ export class Sampler {
     return other;
   }
 
-  private epochOrder(epoch: number): Int32Array {
-    if (epoch === this.planEpoch && this.order !== undefined) return this.order;
-    const { samples, seed } = this.position;
-    if (this.options.order !== undefined) return this.options.order(epoch);
-    if (this.options.shuffle ?? true)
+  #epochOrder(epoch: number): Int32Array {
+    if (epoch === this.#planEpoch && this.#order !== undefined) return this.#order;
+    const { samples, seed } = this.#position;
+    if (this.#options.order !== undefined) return this.#options.order(epoch);
+    if (this.#options.shuffle ?? true)
       return permutation(samples, new Random(seed, Stream.order, epoch));
     return Int32Array.from({ length: samples }, (_, i) => i);
   }
 
-  private epochPlan(epoch: number): Int32Array {
-    if (this.plan === undefined || this.planEpoch !== epoch) {
-      this.order = this.epochOrder(epoch);
-      this.planEpoch = epoch;
-      this.plan =
-        this.options.uniqueBy === undefined
-          ? this.order.subarray(0, this.order.length - (this.order.length % this.options.batchSize))
-          : uniqueBatches(this.order, this.options.classes as Int32Array, this.options.batchSize);
+  #epochPlan(epoch: number): Int32Array {
+    if (this.#plan === undefined || this.#planEpoch !== epoch) {
+      this.#order = this.#epochOrder(epoch);
+      this.#planEpoch = epoch;
+      this.#plan =
+        this.#options.uniqueBy === undefined
+          ? this.#order.subarray(0, this.#order.length - (this.#order.length % this.#options.batchSize))
+          : uniqueBatches(this.#order, this.#options.classes as Int32Array, this.#options.batchSize);
     }
-    return this.plan;
+    return this.#plan;
   }
 }
 

@@ -48,7 +48,7 @@ export interface SourceOptions {
 }
 
 /** Bytes of JavaScript's heap that an indexed sample takes, and how often it is asked whether they will do. */
-const kSampleBytes = 450, kHeapEvery = 1 << 16;
+const SAMPLE_BYTES = 450, HEAP_EVERY = 1 << 16;
 
 /**
  * Indexes a collection.
@@ -89,37 +89,41 @@ function sceneShards(folder: string, split: EmojiSplit): string[] {
 
 class Indexer {
   readonly reader = new FileReader();
-  private source!: SampleSource;
-  private detector: LanguageDetector | undefined;
-  private readonly lists = new Map<string, readonly string[]>();
-  private language = 'en';
-  private keys: KeyList | undefined;
-  private members: MemberNames | undefined;
-  private seen = 0;
+  #source!: SampleSource;
+  #detector: LanguageDetector | undefined;
+  readonly #lists = new Map<string, readonly string[]>();
+  #language = 'en';
+  #keys: KeyList | undefined;
+  #members: MemberNames | undefined;
+  #seen = 0;
   /** Files of the collection, and those that are indexed. */
-  private files = 1;
-  private done = 0;
-  private warned = false;
+  #files = 1;
+  #done = 0;
+  #warned = false;
 
-  constructor(private readonly options: SourceOptions) {}
+  readonly #options: SourceOptions;
+
+  constructor(options: SourceOptions) {
+    this.#options = options;
+  }
 
   async open(spec: SingleSourceSpec): Promise<SampleSource> {
-    if ('language' in spec && spec.language === DETECT) this.detector = await languageDetector();
+    if ('language' in spec && spec.language === DETECT) this.#detector = await languageDetector();
     switch (spec.type) {
       case 'webdataset': {
         const tars = (Array.isArray(spec.tars) ? spec.tars : [spec.tars]).flatMap(expandPaths);
-        await this.start(tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`, spec);
-        await this.each(tars, (tar) => this.tar(tar));
+        await this.#start(tars.length === 1 ? (tars[0] as string) : `${tars.length} tars`, spec);
+        await this.#each(tars, (tar) => this.#tar(tar));
         break;
       }
       case 'folder':
-        await this.start(spec.path, spec);
-        await this.folder(spec.path);
+        await this.#start(spec.path, spec);
+        await this.#folder(spec.path);
         break;
       case 'manifest': {
         const files = await manifestFiles(spec.path);
-        await this.start(files.length === 1 ? files[0] as string : `${files.length} manifests`, spec);
-        await this.each(files, (file) => this.manifest(file));
+        await this.#start(files.length === 1 ? files[0] as string : `${files.length} manifests`, spec);
+        await this.#each(files, (file) => this.#manifest(file));
         break;
       }
       case 'emoji': {
@@ -138,16 +142,16 @@ class Indexer {
               manifest.studios.map((studio) => studio.name).join(', '),
           );
         }
-        await this.start(spec.path);
-        this.source.classes = readClasses(spec.path);
+        await this.#start(spec.path);
+        this.#source.classes = readClasses(spec.path);
         for (const studio of studios) {
-          for (const shard of studio.shards) await this.tar(path.join(spec.path, shard.file));
+          for (const shard of studio.shards) await this.#tar(path.join(spec.path, shard.file));
         }
         break;
       }
       case 'scenes': {
-        await this.start(spec.path);
-        for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.tar(path.join(spec.path, file));
+        await this.#start(spec.path);
+        for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.#tar(path.join(spec.path, file));
         break;
       }
       default:
@@ -156,11 +160,11 @@ class Indexer {
             JSON.stringify((spec as { type?: unknown }).type),
         );
     }
-    const { source } = this;
-    if (this.options.tolerant) return source;
+    const source = this.#source;
+    if (this.#options.tolerant) return source;
     if (source.length > 0) source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
-      const there = this.keys && source.skips.total === 0 ? `none of the ${this.keys.size} keys in ${this.keys.path} is there`
+      const there = this.#keys && source.skips.total === 0 ? `none of the ${this.#keys.size} keys in ${this.#keys.path} is there`
         : await contentsOf(spec);
       const why = [source.skips.total > 0 ? source.skips.summary() : '', there].filter((part) => part !== '');
       throw new DataError(`${source.name}: no image with a caption was found${why.map((part, i) => `${i === 0 ? ': ' : '; '}${part}`).join('')}`);
@@ -168,38 +172,38 @@ class Indexer {
     return source;
   }
 
-  private async start(name: string, { language, keys, members }: SourceChoice = {}): Promise<void> {
-    this.source = new SampleSource(name, this.options.maxSkips, this.options.note);
-    this.language = language ?? 'en';
-    this.members = members;
-    this.keys = this.options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
+  async #start(name: string, { language, keys, members }: SourceChoice = {}): Promise<void> {
+    this.#source = new SampleSource(name, this.#options.maxSkips, this.#options.note);
+    this.#language = language ?? 'en';
+    this.#members = members;
+    this.#keys = this.#options.keys ?? (keys === undefined ? undefined : await KeyList.read(keys));
   }
 
   /** Indexing is synchronous reads of small members; now and then the event loop gets its turn. */
-  private async breathe(): Promise<void> {
-    if (++this.seen % 128 === 0) {
+  async #breathe(): Promise<void> {
+    if (++this.#seen % 128 === 0) {
       await yieldToEvents();
-      this.options.signal?.throwIfAborted();
+      this.#options.signal?.throwIfAborted();
     }
   }
 
-  private async each(files: readonly string[], index: (file: string) => Promise<void>): Promise<void> {
-    this.files = files.length;
+  async #each(files: readonly string[], index: (file: string) => Promise<void>): Promise<void> {
+    this.#files = files.length;
     for (const file of files) {
       await index(file);
-      this.done++;
+      this.#done++;
     }
   }
 
-  private async tar(file: string): Promise<void> {
-    this.options.signal?.throwIfAborted();
-    const { skips } = this.source;
+  async #tar(file: string): Promise<void> {
+    this.#options.signal?.throwIfAborted();
+    const { skips } = this.#source;
     let damage: { error: DataError; lost: readonly string[] | undefined } | undefined;
     const entries = await indexTar(file, {
-      onDamage: (error, lost) => { damage = { error, lost }; }, ...(this.options.note ? { note: this.options.note } : {}),
+      onDamage: (error, lost) => { damage = { error, lost }; }, ...(this.#options.note ? { note: this.#options.note } : {}),
     });
-    const group = (some: typeof entries, told: boolean): Map<string, Draft> => groupMembers(file, some, this.members,
-      (reason, name) => { if (told) skips.add(reason, `${file}:${name}`); }, (key) => !this.keys || this.keys.has(file, key));
+    const group = (some: typeof entries, told: boolean): Map<string, Draft> => groupMembers(file, some, this.#members,
+      (reason, name) => { if (told) skips.add(reason, `${file}:${name}`); }, (key) => !this.#keys || this.#keys.has(file, key));
     const drafts = group(entries, true);
     if (damage) {
       const { error, lost } = damage;
@@ -207,15 +211,15 @@ class Indexer {
       skips.add('the tar is damaged', error.message, gone ? { samples: Math.max(1, gone.length) } : { uncounted: true });
     }
     for (const draft of drafts.values()) {
-      await this.breathe();
-      this.finish(draft, file);
+      await this.#breathe();
+      this.#finish(draft, file);
     }
   }
 
   /** Makes a sample of what was collected, or counts why not. */
-  private finish(draft: Draft, file: string): void {
+  #finish(draft: Draft, file: string): void {
     const { key, image, json, txt } = draft;
-    const { source, reader, language } = this;
+    const { reader } = this, source = this.#source, language = this.#language;
     const example = image !== undefined && image.size < 0 ? image.path : `${file}:${key}`;
     if (image === undefined) return void source.skips.add(draft.unread === undefined ? 'no image' : unreadReason(draft.unread), example);
     if (image.fault !== undefined) return void source.skips.add(`the image is ${image.fault}`, example);
@@ -225,7 +229,7 @@ class Indexer {
     let parsed: ParsedCaptions | undefined, location: CaptionLocation | undefined, meta: Record<string, unknown> = {};
     let fault: string | undefined;
     for (const [member, format] of [0, 1].flatMap((rank) => candidates.filter(([one]) => one?.rank === rank))) {
-      const beside = member!.rank > 0 && this.members?.caption !== undefined;
+      const beside = member!.rank > 0 && this.#members?.caption !== undefined;
       if (member!.fault !== undefined) fault ??= `the captions are ${member!.fault}`;
       else if (parsed === undefined || beside) {
         const at: CaptionLocation = { ...placeOf(member!), format };
@@ -240,20 +244,20 @@ class Indexer {
       }
     }
     if (location === undefined || parsed === undefined) return void source.skips.add(fault ?? 'no caption', example);
-    const sample = this.push(key, placeOf(image), location, parsed, meta);
+    const sample = this.#push(key, placeOf(image), location, parsed, meta);
     if (sample !== undefined && draft.mask !== undefined && draft.mask.fault === undefined) sample.mask = placeOf(draft.mask);
   }
 
-  private push(
+  #push(
     key: string,
     image: Location,
     captions: CaptionLocation,
     parsed: ParsedCaptions,
     meta: Record<string, unknown>,
   ): Sample | undefined {
-    const { source } = this;
-    if (source.length % kHeapEvery === kHeapEvery - 1) this.checkHeap();
-    const language = this.detector ? this.identify(parsed) : this.language;
+    const source = this.#source;
+    if (source.length % HEAP_EVERY === HEAP_EVERY - 1) this.#checkHeap();
+    const language = this.#detector ? this.#identify(parsed) : this.#language;
     if (language === undefined) {
       source.skips.add('captions in no language', describeSample({ key, image }));
       return undefined;
@@ -271,59 +275,59 @@ class Indexer {
       source.languages.set(said, (source.languages.get(said) ?? 0) + 1);
     }
     const list = [...languages], name = list.join();
-    if (!this.lists.has(name)) this.lists.set(name, list);
-    source.sampleLanguages.push(this.lists.get(name)!);
+    if (!this.#lists.has(name)) this.#lists.set(name, list);
+    source.sampleLanguages.push(this.#lists.get(name)!);
     return sample;
   }
 
   /** The language of the captions that do not say theirs; undefined when no caption is in any. */
-  private identify({ captions }: ParsedCaptions): string | undefined {
+  #identify({ captions }: ParsedCaptions): string | undefined {
     const silent = captions.filter(({ lang }) => lang === DETECT);
-    const found = this.detector!(silent.map(({ text }) => text).join('\n'));
+    const found = this.#detector!(silent.map(({ text }) => text).join('\n'));
     return found ?? (silent.length < captions.length ? UNDETERMINED : undefined);
   }
 
   /** Says once, and early, when the collection will not fit. */
-  private checkHeap(): void {
-    const share = this.done === 0 ? undefined : this.done / this.files;
-    const warning = checkHeap(this.source.name, this.source.length, kSampleBytes, share);
-    if (warning !== undefined && !this.warned) this.options.note?.(warning);
-    this.warned ||= warning !== undefined;
+  #checkHeap(): void {
+    const share = this.#done === 0 ? undefined : this.#done / this.#files;
+    const warning = checkHeap(this.#source.name, this.#source.length, SAMPLE_BYTES, share);
+    if (warning !== undefined && !this.#warned) this.#options.note?.(warning);
+    this.#warned ||= warning !== undefined;
   }
 
-  private async folder(folder: string): Promise<void> {
-    const { names, unnamed } = await walk(folder), { skips } = this.source;
+  async #folder(folder: string): Promise<void> {
+    const { names, unnamed } = await walk(folder), { skips } = this.#source;
     for (const name of unnamed) skips.add('the name is not UTF-8', path.join(folder, name));
-    for (const draft of groupFiles(folder, names, this.members)) {
-      if (this.keys && !this.keys.has(folder, draft.key)) continue;
-      await this.breathe();
+    for (const draft of groupFiles(folder, names, this.#members)) {
+      if (this.#keys && !this.#keys.has(folder, draft.key)) continue;
+      await this.#breathe();
       const file = path.join(folder, draft.key);
       const fault = draft.unread === undefined ? imageFault(file) : unreadReason(draft.unread);
-      if (fault === undefined) this.finish(draft, file);
+      if (fault === undefined) this.#finish(draft, file);
       else skips.add(fault, file);
     }
   }
 
-  private async manifest(file: string): Promise<void> {
-    const onSkip = (reason: string, example: string): void => void this.source.skips.add(reason, example);
-    for await (const row of manifestRows(file, { language: this.language, members: this.members, onSkip })) {
-      await this.breathe();
-      this.row(file, row);
+  async #manifest(file: string): Promise<void> {
+    const onSkip = (reason: string, example: string): void => void this.#source.skips.add(reason, example);
+    for await (const row of manifestRows(file, { language: this.#language, members: this.#members, onSkip })) {
+      await this.#breathe();
+      this.#row(file, row);
     }
   }
 
   /** Makes a sample of a manifest's row, or counts why not. */
-  private row(file: string, { example, image, key, captions, parsed }: ManifestRow): void {
-    const { skips } = this.source;
+  #row(file: string, { example, image, key, captions, parsed }: ManifestRow): void {
+    const { skips } = this.#source;
     if (image === undefined || key === undefined) return void skips.add('no image', example);
-    if (this.keys && !this.keys.has(file, key)) return;
+    if (this.#keys && !this.#keys.has(file, key)) return;
     if (typeof image === 'string' && /^https?:/i.test(image)) return void skips.add('the image is an address, which is not fetched', example);
     const location = typeof image === 'string' ? { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 } : image;
     const fault = typeof image === 'string' ? imageFault(location.path) : image.size === 0 || image.within?.length === 0 ? 'empty image' : undefined;
     if (fault === NO_PATH || typeof image !== 'string' && fault !== undefined) skips.add(fault, example);
     else if (fault !== undefined) skips.add(fault, location.path);
     else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${key})`);
-    else this.push(key, location, captions, parsed, parsed.meta);
+    else this.#push(key, location, captions, parsed, parsed.meta);
   }
 }
 

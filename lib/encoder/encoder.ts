@@ -84,12 +84,15 @@ export class Encoder {
   /** Token ids of a text, padding included. */
   readonly textLength: number;
 
+  readonly #options: LoadOptions;
+
   /**
    * @param source where it came from
    * @param scale t, not its logarithm
    */
   constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number,
-    private readonly options: LoadOptions = {}) {
+    options: LoadOptions = {}) {
+    this.#options = options;
     this.#loaded = loaded;
     const { embed, vision, text, naflex } = loaded.model.config;
     [this.dim, this.imageSize, this.textLength] = [embed, naflex ? null : vision.imageSize, text.length];
@@ -315,12 +318,12 @@ export class Encoder {
   }
 
   #decoded<T>(input: ImageInput, signal: AbortSignal | undefined, use: (image: RawImage) => Promise<T>): Promise<T> {
-    const { alpha, maxPixels } = this.options;
+    const { alpha, maxPixels } = this.#options;
     return useDecoded(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) }, use);
   }
 
   #tokenizerReady(): Promise<GemmaTokenizer> {
-    const { lowercase } = this.options, loaded = this.#open;
+    const { lowercase } = this.#options, loaded = this.#open;
     // A failed load may be tried again, after an install say.
     this.#tokenizer ??= tokenizerOf(lowercase ? { ...loaded, lowercase } : loaded).catch((e: unknown) => {
       this.#tokenizer = undefined;

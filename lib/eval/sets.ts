@@ -84,16 +84,16 @@ export interface EvalSetOptions {
   signal?: AbortSignal;
 }
 
-const kSets: readonly EvalSetName[] = [
+const SETS: readonly EvalSetName[] = [
   'seen-placed',
   'val-placed',
   'unseen-studio-placed',
   'unseen-studio-plain',
 ];
-const kThumbnail = 16;
-const kValues = kThumbnail * kThumbnail * 3;
-const kBlocks = 4 * 4 * 3;
-const kParallel = 4;
+const THUMBNAIL = 16;
+const VALUES = THUMBNAIL * THUMBNAIL * 3;
+const BLOCKS = 4 * 4 * 3;
+const PARALLEL = 4;
 
 /**
  * Builds the evaluation sets of a built dataset.
@@ -101,9 +101,9 @@ const kParallel = 4;
  * @throws ConfigError for an unknown set; DataError when the dataset is missing or damaged, or has no class that fits
  */
 export async function buildEvalSets(folder: string, options: EvalSetOptions): Promise<EvalSuite> {
-  const { size, seed, sets = kSets, perClass = 2, scale = [0.4, 1], minStudios = 3 } = options;
-  const unknown = sets.find((name) => !kSets.includes(name));
-  if (unknown !== undefined) throw new ConfigError(`no set is called "${unknown}"; the sets are ${kSets.join(', ')}`);
+  const { size, seed, sets = SETS, perClass = 2, scale = [0.4, 1], minStudios = 3 } = options;
+  const unknown = sets.find((name) => !SETS.includes(name));
+  if (unknown !== undefined) throw new ConfigError(`no set is called "${unknown}"; the sets are ${SETS.join(', ')}`);
   const manifest = readManifest(folder);
   const drawnBy = new Map<number, number>();
   const test = new Set<number>();
@@ -144,13 +144,13 @@ export async function buildEvalSets(folder: string, options: EvalSetOptions): Pr
         candidates,
         plain ? 1 : perClass,
         seed,
-        kSets.indexOf(name),
+        SETS.indexOf(name),
       );
       const images = await artist.draw(
         samples,
         plain ? [{ name: 'resize' }] : placed,
         size,
-        (sample, i) => new Random(seed, Stream.evaluation, kSets.indexOf(name), sample.index, i),
+        (sample, i) => new Random(seed, Stream.evaluation, SETS.indexOf(name), sample.index, i),
       );
       const classes = Int32Array.from(samples, (sample) => sample.class as number);
       out.push({
@@ -210,10 +210,14 @@ function chooseSamples(
 
 /** Draws samples with transforms; artwork that comes more than once is decoded once. */
 class Artist {
-  private readonly reader = new FileReader();
-  private readonly decoded = new Map<string, RawImage>();
+  readonly #reader = new FileReader();
+  readonly #decoded = new Map<string, RawImage>();
 
-  constructor(private readonly signal: AbortSignal | undefined) {}
+  readonly #signal: AbortSignal | undefined;
+
+  constructor(signal: AbortSignal | undefined) {
+    this.#signal = signal;
+  }
 
   /** @returns (samples.length, size, size, 3) */
   async draw(
@@ -224,13 +228,13 @@ class Artist {
   ): Promise<Uint8Array> {
     const pixels = size * size * 3;
     const out = new Uint8Array(samples.length * pixels);
-    for (let start = 0; start < samples.length; start += kParallel) {
-      this.signal?.throwIfAborted();
+    for (let start = 0; start < samples.length; start += PARALLEL) {
+      this.#signal?.throwIfAborted();
       await Promise.all(
-        samples.slice(start, start + kParallel).map(async (sample, k) => {
+        samples.slice(start, start + PARALLEL).map(async (sample, k) => {
           const i = start + k;
           applyTransforms(
-            await this.image(sample),
+            await this.#image(sample),
             transforms,
             size,
             random(sample, i),
@@ -244,16 +248,16 @@ class Artist {
   }
 
   close(): void {
-    this.reader.close();
+    this.#reader.close();
   }
 
-  private async image(sample: Sample): Promise<RawImage> {
+  async #image(sample: Sample): Promise<RawImage> {
     const name = describeSample(sample);
-    const known = this.decoded.get(name);
+    const known = this.#decoded.get(name);
     if (known !== undefined) return known;
-    const image = await decodeImage(this.reader.read(sample.image), name, { alpha: 'keep' });
+    const image = await decodeImage(this.#reader.read(sample.image), name, { alpha: 'keep' });
     if (image.channels === 4) premultiply(image.data);
-    this.decoded.set(name, image);
+    this.#decoded.set(name, image);
     return image;
   }
 }
@@ -265,15 +269,15 @@ class Artist {
  */
 export function thumbnails(images: Uint8Array, size: number, classes: Int32Array): Thumbnails {
   const n = classes.length;
-  const pixels = new Float32Array(n * kValues);
-  const blocks = new Float32Array(n * kBlocks);
+  const pixels = new Float32Array(n * VALUES);
+  const blocks = new Float32Array(n * BLOCKS);
   for (let i = 0; i < n; i++) {
     const image = images.subarray(i * size * size * 3, (i + 1) * size * size * 3);
-    const small = resizeImage(image, size, size, 3, kThumbnail, kThumbnail);
-    pixels.set(small, i * kValues);
-    for (let k = 0; k < kValues; k++) {
+    const small = resizeImage(image, size, size, 3, THUMBNAIL, THUMBNAIL);
+    pixels.set(small, i * VALUES);
+    for (let k = 0; k < VALUES; k++) {
       const [y, x, c] = [Math.floor(k / 48), Math.floor(k / 3) % 16, k % 3];
-      const block = i * kBlocks + ((y >> 2) * 4 + (x >> 2)) * 3 + c;
+      const block = i * BLOCKS + ((y >> 2) * 4 + (x >> 2)) * 3 + c;
       blocks[block] = (blocks[block] as number) + (small[k] as number);
     }
   }
@@ -324,7 +328,7 @@ export function pixelNeighbour(set: EvalSet, gallery: Thumbnails): number {
     for (let r = 0; r < rows.length; r++) {
       const row = rows[r] as number;
       const bound =
-        distance(queries.blocks, i * kBlocks, gallery.blocks, row * kBlocks, kBlocks, Infinity) /
+        distance(queries.blocks, i * BLOCKS, gallery.blocks, row * BLOCKS, BLOCKS, Infinity) /
         16;
       bounds[r] = bound;
       if (bound < (bounds[closest] as number)) closest = r;
@@ -332,10 +336,10 @@ export function pixelNeighbour(set: EvalSet, gallery: Thumbnails): number {
     const exact = (r: number, limit: number): number =>
       distance(
         queries.pixels,
-        i * kValues,
+        i * VALUES,
         gallery.pixels,
-        (rows[r] as number) * kValues,
-        kValues,
+        (rows[r] as number) * VALUES,
+        VALUES,
         limit,
       );
     let best = rows.length > 0 ? exact(closest, Infinity) : Infinity;

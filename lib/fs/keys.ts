@@ -38,7 +38,7 @@ function parseField(text: string): string {
   }
 }
 
-const kFirstChunk = 1 << 16, kChunk = 1 << 26;
+const FIRST_CHUNK = 1 << 16, CHUNK = 1 << 26;
 
 /**
  * A set of byte strings of any number: V8's own ends at 2²⁴ and takes several times the memory. The strings stand one behind
@@ -64,18 +64,18 @@ class ByteStrings {
   #store(bytes: Buffer): number {
     const need = bytes.length + 4, last = this.#chunks.at(-1);
     if (!last || this.#used + need > last.length) {
-      this.#chunks.push(Buffer.allocUnsafeSlow(Math.max(need, Math.min(kChunk, last ? 2 * last.length : kFirstChunk))));
+      this.#chunks.push(Buffer.allocUnsafeSlow(Math.max(need, Math.min(CHUNK, last ? 2 * last.length : FIRST_CHUNK))));
       this.#used = 0;
     }
     const chunk = this.#chunks.at(-1)!, at = this.#used;
     chunk.writeUInt32LE(bytes.length, at);
     bytes.copy(chunk, at + 4);
     this.#used += need;
-    return (this.#chunks.length - 1) * kChunk + at;
+    return (this.#chunks.length - 1) * CHUNK + at;
   }
 
   #at(position: number): Buffer {
-    const chunk = this.#chunks[Math.floor(position / kChunk)]!, at = position % kChunk;
+    const chunk = this.#chunks[Math.floor(position / CHUNK)]!, at = position % CHUNK;
     return chunk.subarray(at + 4, at + 4 + chunk.readUInt32LE(at));
   }
 

@@ -5,7 +5,7 @@ import { ConfigError, DataError } from '../errors.js';
 import { openInput } from './files.js';
 import { fileError } from './files.js';
 
-const kMaxLine = 16 << 20;
+const MAX_LINE = 16 << 20;
 
 /** A byte order mark, which some editors put before UTF-8. */
 const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
@@ -31,9 +31,9 @@ export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offse
         offset += end + 1;
         data = data.subarray(end + 1);
       }
-      if (data.length > kMaxLine) {
+      if (data.length > MAX_LINE) {
         throw new DataError(
-          `${file}: the line at byte ${offset} is longer than ${kMaxLine} bytes; is it JSON lines?`,
+          `${file}: the line at byte ${offset} is longer than ${MAX_LINE} bytes; is it JSON lines?`,
         );
       }
       rest = Buffer.from(data);
@@ -48,7 +48,7 @@ function trimEnd(line: Buffer): Buffer {
   return line.at(-1) === 0x0d ? line.subarray(0, -1) : line;
 }
 
-const kMaxExpansion = 1_000_000;
+const MAX_EXPANSION = 1_000_000;
 
 /**
  * The files that a pattern names: `{000..012}` counts (keeping leading zeros), `{a,b}` lists, `*` and `?` match within one
@@ -107,9 +107,9 @@ function expandBraces(pattern: string): string[] {
   if (range !== null) {
     const [first, last] = [range[1] as string, range[2] as string];
     const count = Number(last) - Number(first) + 1;
-    if (!(count >= 1 && count <= kMaxExpansion)) {
+    if (!(count >= 1 && count <= MAX_EXPANSION)) {
       throw new ConfigError(
-        `${pattern}: the range {${match[1]}} must count upwards, to at most ${kMaxExpansion} files`,
+        `${pattern}: the range {${match[1]}} must count upwards, to at most ${MAX_EXPANSION} files`,
       );
     }
     items = Array.from({ length: count }, (_, i) =>

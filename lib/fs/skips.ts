@@ -21,7 +21,7 @@ export interface Skipped {
   uncounted?: boolean;
 }
 
-const kExamples = 5;
+const EXAMPLES = 5;
 
 /** A share as in "2%"; undefined for a number. Throws ConfigError for anything else, naming the option. */
 function shareOf(tolerance: Tolerance, option: string): number | undefined {
@@ -83,7 +83,7 @@ export class SkipCounter {
     if (record === undefined) this.byReason.set(reason, (record = { count: 0, examples: [] }));
     record.count += samples;
     this.#total += samples;
-    if (record.examples.length < kExamples) record.examples.push(example);
+    if (record.examples.length < EXAMPLES) record.examples.push(example);
     if (uncounted) this.#uncounted ??= example;
     return record;
   }

@@ -4,7 +4,7 @@
  * its keys alone.
  */
 import { ConfigError } from '../errors.js';
-import { background, kBackgrounds, type Background } from './background.js';
+import { background, BACKGROUNDS, type Background } from './background.js';
 import { div255, type RawImage, type ResizeImage } from './image.js';
 import type { Random } from '../random.js';
 
@@ -40,9 +40,9 @@ export type ImageTransform =
    */
   | { name: 'colour'; brightness?: number; contrast?: number; saturation?: number };
 
-const kShaping = new Set(['resize', 'random-resized-crop', 'place']);
+const SHAPING = new Set(['resize', 'random-resized-crop', 'place']);
 
-const kKeys: Record<ImageTransform['name'], readonly string[]> = {
+const KEYS: Record<ImageTransform['name'], readonly string[]> = {
   resize: [],
   'random-resized-crop': ['scale', 'ratio'],
   place: ['scale', 'rotate', 'backgrounds', 'white'],
@@ -75,11 +75,11 @@ export function checkTransforms(transforms: readonly ImageTransform[]): void {
   };
   let shaping = 0;
   transforms.forEach((transform, i) => {
-    const keys = kKeys[transform.name];
+    const keys = KEYS[transform.name];
     if (keys === undefined) {
       fail(
         i,
-        `name must be one of ${Object.keys(kKeys).join(', ')} ` +
+        `name must be one of ${Object.keys(KEYS).join(', ')} ` +
           `but is ${JSON.stringify(transform.name)}`,
       );
     }
@@ -88,7 +88,7 @@ export function checkTransforms(transforms: readonly ImageTransform[]): void {
         fail(i, `${transform.name} has no setting "${key}"; it has ${keys.join(', ') || 'none'}`);
       }
     }
-    if (kShaping.has(transform.name)) shaping++;
+    if (SHAPING.has(transform.name)) shaping++;
     else if (transform.name === 'colour' && shaping === 0)
       fail(i, 'colour must come after the transform that makes the square');
     switch (transform.name) {
@@ -104,11 +104,11 @@ export function checkTransforms(transforms: readonly ImageTransform[]): void {
           transform.backgrounds !== undefined &&
           (!Array.isArray(transform.backgrounds) ||
             transform.backgrounds.length === 0 ||
-            transform.backgrounds.some((b) => !kBackgrounds.includes(b)))
+            transform.backgrounds.some((b) => !BACKGROUNDS.includes(b)))
         ) {
           fail(
             i,
-            `backgrounds must be a list from ${kBackgrounds.join(', ')} ` +
+            `backgrounds must be a list from ${BACKGROUNDS.join(', ')} ` +
               `but is ${JSON.stringify(transform.backgrounds)}`,
           );
         }
@@ -299,7 +299,7 @@ function place(
   resize: ResizeImage,
   out: Uint8Array,
 ): RawImage {
-  const { scale = [0.5, 1], rotate = 0, backgrounds = kBackgrounds, white = 0 } = transform;
+  const { scale = [0.5, 1], rotate = 0, backgrounds = BACKGROUNDS, white = 0 } = transform;
   const side = size * random.between(scale[0], scale[1]);
   const longer = Math.max(image.height, image.width);
   const height = Math.max(1, Math.min(size, Math.round((side * image.height) / longer)));

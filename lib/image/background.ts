@@ -5,7 +5,7 @@ import type { Random } from '../random.js';
 export type Background = 'plain' | 'gradient' | 'noise' | 'checker';
 
 /** All backgrounds. */
-export const kBackgrounds: readonly Background[] = ['plain', 'gradient', 'noise', 'checker'];
+export const BACKGROUNDS: readonly Background[] = ['plain', 'gradient', 'noise', 'checker'];
 
 type Colour = [number, number, number];
 

@@ -34,7 +34,13 @@ export class NpzFile {
   /** The last member that had to be decompressed or reordered: scanned arrays are asked for layer by layer. */
   #decoded: { key: string; values: Float32Array } | null = null;
 
-  private constructor(readonly path: string, private readonly handle: FileHandle, private readonly places: ReadonlyMap<string, ArrayPlace | CheckpointError>) {}
+  readonly #handle: FileHandle;
+  readonly #places: ReadonlyMap<string, ArrayPlace | CheckpointError>;
+
+  private constructor(readonly path: string, handle: FileHandle, places: ReadonlyMap<string, ArrayPlace | CheckpointError>) {
+    this.#handle = handle;
+    this.#places = places;
+  }
 
   /** @throws CheckpointError naming file and member; IoError when the disk says no */
   static async open(path: string): Promise<NpzFile> {
@@ -60,12 +66,12 @@ export class NpzFile {
   }
 
   /** Names of all arrays, of whatever type. */
-  get keys(): string[] { return [...this.places.keys()]; }
-  has(key: string): boolean { return this.places.has(key); }
+  get keys(): string[] { return [...this.#places.keys()]; }
+  has(key: string): boolean { return this.#places.has(key); }
 
   /** @throws CheckpointError when there is none, or it holds no floats: counters, flags and objects are left alone until asked for */
   array(key: string): ArrayPlace {
-    const array = this.places.get(key);
+    const array = this.#places.get(key);
     if (array instanceof CheckpointError) throw array;
     if (!array) throw new CheckpointError(`${this.path}: holds no array "${key}"; is it a checkpoint of another model?`);
     return array;
@@ -76,7 +82,7 @@ export class NpzFile {
     const { member, dtype, begin, fortran } = this.array(key);
     if (!member.stored || fortran) return (await this.#decode(key)).subarray(from, from + n);
     const raw = new ArrayBuffer(n * BYTES[dtype]);
-    if (!await readExactly(this.handle, new Uint8Array(raw), member.offset + begin + from * BYTES[dtype])) {
+    if (!await readExactly(this.#handle, new Uint8Array(raw), member.offset + begin + from * BYTES[dtype])) {
       throw new CheckpointError(`${this.path}: array "${key}": the file ended early; it was cut while open`);
     }
     return dtype === 'F32' ? new Float32Array(raw) : decodeFloats(dtype, raw, new Float32Array(n));
@@ -86,19 +92,19 @@ export class NpzFile {
   locate(key: string, from: number): FilePlace | undefined {
     const { member, dtype, begin, fortran } = this.array(key);
     if (!member.stored || fortran || dtype === 'F64') return undefined;
-    return { fd: this.handle.fd, offset: member.offset + begin + from * BYTES[dtype], dtype };
+    return { fd: this.#handle.fd, offset: member.offset + begin + from * BYTES[dtype], dtype };
   }
 
   async close(): Promise<void> {
     this.#decoded = null;
-    await this.handle.close();
+    await this.#handle.close();
   }
 
   async #decode(key: string): Promise<Float32Array> {
     if (this.#decoded?.key === key) return this.#decoded.values;
     this.#decoded = null;
     const { member, dtype, begin, fortran, shape } = this.array(key);
-    const bytes = await readMember(this.path, this.handle, member);
+    const bytes = await readMember(this.path, this.#handle, member);
     const n = (member.size - begin) / BYTES[dtype], at = bytes.byteOffset + begin;
     // The header is padded so that the values are aligned; an array written otherwise is copied.
     const raw = bytes.buffer as ArrayBuffer;

@@ -41,12 +41,16 @@ export function readExactly(fd: number, offset: number, size: number, file: stri
 
 /** Keeps a bounded number of files open for positional reads. */
 export class FileReader {
-  private readonly open = new Map<string, number>();
+  readonly #open = new Map<string, number>();
   /** The page that was unpacked last. */
-  private page: { path: string; offset: number; bytes: Uint8Array } | undefined;
+  #page: { path: string; offset: number; bytes: Uint8Array } | undefined;
+
+  readonly #limit: number;
 
   /** @param limit files kept open at a time */
-  constructor(private readonly limit = 64) {}
+  constructor(limit = 64) {
+    this.#limit = limit;
+  }
 
   /** The bytes of a location. Throws DataError or IoError naming the file. */
   read(location: Location): Buffer {
@@ -54,43 +58,43 @@ export class FileReader {
       return readWhole(location.path);
     }
     const { path, offset, size, within } = location;
-    if (!within) return readExactly(this.descriptor(path), offset, size, path);
-    if (this.page?.path !== path || this.page.offset !== offset) {
-      const packed = readExactly(this.descriptor(path), offset, size, path);
+    if (!within) return readExactly(this.#descriptor(path), offset, size, path);
+    if (this.#page?.path !== path || this.#page.offset !== offset) {
+      const packed = readExactly(this.#descriptor(path), offset, size, path);
       try {
-        this.page = { path, offset, bytes: unpackPage(packed, within) };
+        this.#page = { path, offset, bytes: unpackPage(packed, within) };
       } catch (cause) {
         throw new DataError(`${path}: the page at byte ${offset} is damaged or has changed: ${(cause as Error).message}`, { cause });
       }
     }
-    return Buffer.from(this.page.bytes.subarray(within.start, within.start + within.length));
+    return Buffer.from(this.#page.bytes.subarray(within.start, within.start + within.length));
   }
 
   /** Closes all files. */
   close(): void {
-    for (const fd of this.open.values()) fs.closeSync(fd);
-    this.open.clear();
+    for (const fd of this.#open.values()) fs.closeSync(fd);
+    this.#open.clear();
   }
 
-  private descriptor(file: string): number {
-    let fd = this.open.get(file);
+  #descriptor(file: string): number {
+    let fd = this.#open.get(file);
     if (fd !== undefined) {
       // Re-inserting keeps the map in order of use, so the first entry is the one to close.
-      this.open.delete(file);
-      this.open.set(file, fd);
+      this.#open.delete(file);
+      this.#open.set(file, fd);
       return fd;
     }
-    if (this.open.size >= this.limit) {
-      const [oldest, old] = this.open.entries().next().value as [string, number];
+    if (this.#open.size >= this.#limit) {
+      const [oldest, old] = this.#open.entries().next().value as [string, number];
       fs.closeSync(old);
-      this.open.delete(oldest);
+      this.#open.delete(oldest);
     }
     try {
       fd = openInputSync(file);
     } catch (cause) {
       throw fileError(cause, 'read', file);
     }
-    this.open.set(file, fd);
+    this.#open.set(file, fd);
     return fd;
   }
 }

@@ -124,11 +124,17 @@ export async function openSafetensors(
 
 /** One open safetensors file. */
 class SafetensorsFile implements TensorReader {
+  readonly #path: string;
+  readonly #handle: FileHandle;
+
   private constructor(
-    private readonly path: string, private readonly handle: FileHandle,
+    path: string, handle: FileHandle,
     readonly tensors: ReadonlyMap<string, Located>,
     readonly metadata: Readonly<Record<string, string>>,
-  ) {}
+  ) {
+    this.#path = path;
+    this.#handle = handle;
+  }
 
   static async open(path: string, { strict = true }: ReadOptions): Promise<SafetensorsFile> {
     const handle = await openToRead(path);
@@ -142,79 +148,79 @@ class SafetensorsFile implements TensorReader {
   }
 
   async read(name: string, out?: Uint8Array): Promise<Uint8Array> {
-    const info = find(this.tensors, name, this.path);
+    const info = find(this.tensors, name, this.#path);
     const bytes = out ?? new Uint8Array(info.bytes);
     if (bytes.byteLength !== info.bytes) {
-      throw new CheckpointError(`${this.path}: tensor "${name}" has ${info.bytes} bytes but the ` +
+      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${info.bytes} bytes but the ` +
         `destination has ${bytes.byteLength}; give one of the same size`);
     }
-    await this.fill(info, 0, bytes);
+    await this.#fill(info, 0, bytes);
     return bytes;
   }
 
   async readFloat32(name: string, out?: Float32Array): Promise<Float32Array> {
-    const info = find(this.tensors, name, this.path);
+    const info = find(this.tensors, name, this.#path);
     const size = ELEMENT_BYTES[info.dtype];
     const length = info.bytes / size;
     const values = out ?? new Float32Array(length);
     if (values.length !== length) {
-      throw new CheckpointError(`${this.path}: tensor "${name}" has ${length} values but the ` +
+      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${length} values but the ` +
         `destination has ${values.length}; give one of the same size`);
     }
-    const dtype = this.floatDtype(info);
+    const dtype = this.#floatDtype(info);
     if (dtype === 'F32') {
-      await this.fill(info, 0, bytesOf(values));
+      await this.#fill(info, 0, bytesOf(values));
       return values;
     }
     const scratch = new ArrayBuffer(Math.min(length, CONVERT_ELEMENTS) * size);
     for (let at = 0; at < length; at += CONVERT_ELEMENTS) {
       const part = values.subarray(at, at + CONVERT_ELEMENTS);
-      await this.fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
+      await this.#fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
       decodeFloats(dtype, scratch, part);
     }
     return values;
   }
 
   async* chunks(name: string): AsyncGenerator<Float32Array> {
-    const info = find(this.tensors, name, this.path);
-    const [dtype, size] = [this.floatDtype(info), ELEMENT_BYTES[info.dtype]];
+    const info = find(this.tensors, name, this.#path);
+    const [dtype, size] = [this.#floatDtype(info), ELEMENT_BYTES[info.dtype]];
     const length = info.bytes / size;
     const scratch = new ArrayBuffer(Math.min(length, CONVERT_ELEMENTS) * size);
     const values = new Float32Array(Math.min(length, CONVERT_ELEMENTS));
     for (let at = 0; at < length; at += CONVERT_ELEMENTS) {
       const part = values.subarray(0, length - at);
-      await this.fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
+      await this.#fill(info, at * size, new Uint8Array(scratch, 0, part.length * size));
       yield decodeFloats(dtype, scratch, part);
     }
   }
 
   locate(name: string): FilePlace | undefined {
-    const { dtype, begin } = find(this.tensors, name, this.path);
+    const { dtype, begin } = find(this.tensors, name, this.#path);
     return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
-      ? { fd: this.handle.fd, offset: begin, dtype } : undefined;
+      ? { fd: this.#handle.fd, offset: begin, dtype } : undefined;
   }
 
-  private floatDtype({ name, dtype }: Located): FloatDtype {
+  #floatDtype({ name, dtype }: Located): FloatDtype {
     if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16' || dtype === 'F64') return dtype;
-    throw new CheckpointError(`${this.path}: tensor "${name}" has dtype ${dtype} but ` +
+    throw new CheckpointError(`${this.#path}: tensor "${name}" has dtype ${dtype} but ` +
       'floating-point values are needed (F32, F16, BF16 or F64)');
   }
 
   async close(): Promise<void> {
-    await this.handle.close();
+    await this.#handle.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 
-  private async fill({ name, begin }: Located, offset: number, bytes: Uint8Array): Promise<void> {
+  async #fill({ name, begin }: Located, offset: number, bytes: Uint8Array): Promise<void> {
     try {
-      if (await readExactly(this.handle, bytes, begin + offset)) return;
+      if (await readExactly(this.#handle, bytes, begin + offset)) return;
     } catch (error) {
-      throw ioError('read', this.path, error);
+      throw ioError('read', this.#path, error);
     }
-    throw new CheckpointError(`${this.path}: tensor "${name}": the file ended early; it was cut ` +
+    throw new CheckpointError(`${this.#path}: tensor "${name}": the file ended early; it was cut ` +
       'while open');
   }
 }
@@ -243,41 +249,48 @@ function find<T extends TensorInfo>(
 class Shards implements TensorReader {
   readonly metadata: Readonly<Record<string, string>>;
 
+  readonly #path: string;
+  readonly #files: ReadonlyMap<string, TensorReader>;
+  readonly #owner: ReadonlyMap<string, TensorReader>;
+
   constructor(
-    private readonly path: string, readonly tensors: ReadonlyMap<string, TensorInfo>,
-    private readonly files: ReadonlyMap<string, TensorReader>,
-    private readonly owner: ReadonlyMap<string, TensorReader>,
+    path: string, readonly tensors: ReadonlyMap<string, TensorInfo>,
+    files: ReadonlyMap<string, TensorReader>,
+    owner: ReadonlyMap<string, TensorReader>,
   ) {
+    this.#path = path;
+    this.#files = files;
+    this.#owner = owner;
     this.metadata = [...files.values()][0]?.metadata ?? {};
   }
 
   async read(name: string, out?: Uint8Array): Promise<Uint8Array> {
-    return this.file(name).read(name, out);
+    return this.#file(name).read(name, out);
   }
 
   async readFloat32(name: string, out?: Float32Array): Promise<Float32Array> {
-    return this.file(name).readFloat32(name, out);
+    return this.#file(name).readFloat32(name, out);
   }
 
   chunks(name: string): AsyncGenerator<Float32Array> {
-    return this.file(name).chunks(name);
+    return this.#file(name).chunks(name);
   }
 
   locate(name: string): FilePlace | undefined {
-    return this.file(name).locate(name);
+    return this.#file(name).locate(name);
   }
 
   async close(): Promise<void> {
-    for (const file of this.files.values()) await file.close();
+    for (const file of this.#files.values()) await file.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 
-  private file(name: string): TensorReader {
-    find(this.tensors, name, this.path);
-    return this.owner.get(name)!;
+  #file(name: string): TensorReader {
+    find(this.tensors, name, this.#path);
+    return this.#owner.get(name)!;
   }
 }
 

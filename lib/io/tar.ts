@@ -12,7 +12,7 @@ import { DataError } from '../errors.js';
 import { openInput } from '../fs/files.js';
 import { fileError } from '../fs/files.js';
 import { isKind, kindOf } from '../fs/kinds.js';
-import { isHeader, kBlock, parseHeader, parsePax, TarFault, text } from './tar_header.js';
+import { isHeader, BLOCK, parseHeader, parsePax, TarFault, text } from './tar_header.js';
 
 /** One regular file inside a tar archive. */
 export interface TarEntry {
@@ -42,10 +42,10 @@ export interface TarOptions {
 class NoTar extends DataError {}
 
 /** Bytes read at a time: small members come several to a read, and large ones cost one read for their header. */
-const kWindow = 65536;
+const WINDOW = 65536;
 /** A long name or pax record is read into memory, so a damaged size must not be able to ask for gigabytes. */
-const kMaxExtension = 1 << 20;
-const ZEROS = Buffer.alloc(kBlock);
+const MAX_EXTENSION = 1 << 20;
+const ZEROS = Buffer.alloc(BLOCK);
 
 /**
  * Lists the files of a local tar archive with their byte ranges: regular ones, and links to them, which have the content of
@@ -83,21 +83,29 @@ interface Link {
 }
 
 class Archive {
-  readonly #buffer = Buffer.allocUnsafe(kWindow);
+  readonly #buffer = Buffer.allocUnsafe(WINDOW);
   #start = 0;
   #filled = 0;
   readonly #links = new Map<TarEntry, Link>();
 
-  constructor(private readonly handle: fs.promises.FileHandle, private readonly file: string, private readonly total: number) {}
+  readonly #handle: fs.promises.FileHandle;
+  readonly #file: string;
+  readonly #total: number;
+
+  constructor(handle: fs.promises.FileHandle, file: string, total: number) {
+    this.#handle = handle;
+    this.#file = file;
+    this.#total = total;
+  }
 
   /** Throws when the file begins as other kinds of files do. */
   async checkKind(): Promise<void> {
-    const head = Buffer.from(await this.#bytes(0, kBlock)), kind = isHeader(head) ? undefined : kindOf(head, this.file);
+    const head = Buffer.from(await this.#bytes(0, BLOCK)), kind = isHeader(head) ? undefined : kindOf(head, this.#file);
     if (kind && kind.id !== 'tar')
-      throw new NoTar(`${this.file}: ${kind.id === 'compressed' ? '' : 'is no tar archive: it '}${isKind(kind)}`);
+      throw new NoTar(`${this.#file}: ${kind.id === 'compressed' ? '' : 'is no tar archive: it '}${isKind(kind)}`);
     // Neither the mark of a tar nor a number where old tars have their checksum.
-    if (!kind && head.length === kBlock && !head.equals(ZEROS) && !isHeader(head) && !/^[0-7 \0]+$/.test(head.toString('latin1', 148, 156)))
-      throw new NoTar(`${this.file}: is no tar archive; check the file`);
+    if (!kind && head.length === BLOCK && !head.equals(ZEROS) && !isHeader(head) && !/^[0-7 \0]+$/.test(head.toString('latin1', 148, 156)))
+      throw new NoTar(`${this.#file}: is no tar archive; check the file`);
   }
 
   async list({ onDamage, note }: TarOptions): Promise<TarEntry[]> {
@@ -111,40 +119,40 @@ class Archive {
         if (!(error instanceof TarFault) || !onDamage) throw error;
         fault ??= error;
         into = lost;
-        from = await this.#findHeader(error.at + kBlock);
+        from = await this.#findHeader(error.at + BLOCK);
         known = from !== undefined || !error.cut;
       }
     }
     if (fault) onDamage!(fault, known ? lost.map(({ name }) => name) : undefined);
     this.#follow(entries);
     const last = new Map(entries.map((entry) => [entry.name, entry])), again = entries.length - last.size;
-    if (again > 0) note?.(`${this.file}: ${again} of ${entries.length} members come again later by the same name; the last one counts`);
+    if (again > 0) note?.(`${this.#file}: ${again} of ${entries.length} members come again later by the same name; the last one counts`);
     return [...last.values()];
   }
 
   /** `size` bytes at `at`, from the window when they are in it; fewer at the end of the file. */
   async #bytes(at: number, size: number): Promise<Buffer> {
-    if (size > kWindow) {
+    if (size > WINDOW) {
       const whole = Buffer.allocUnsafe(size);
-      const { bytesRead } = await this.handle.read(whole, 0, size, at);
+      const { bytesRead } = await this.#handle.read(whole, 0, size, at);
       return whole.subarray(0, bytesRead);
     }
     if (at < this.#start || at + size > this.#start + this.#filled) {
       this.#start = at;
-      this.#filled = (await this.handle.read(this.#buffer, 0, kWindow, at)).bytesRead;
+      this.#filled = (await this.#handle.read(this.#buffer, 0, WINDOW, at)).bytesRead;
     }
     return this.#buffer.subarray(at - this.#start, Math.min(at - this.#start + size, this.#filled));
   }
 
   async #findHeader(from: number): Promise<number | undefined> {
-    for (let at = from; at + kBlock <= this.total; at += kBlock) if (isHeader(await this.#bytes(at, kBlock))) return at;
+    for (let at = from; at + BLOCK <= this.#total; at += BLOCK) if (isHeader(await this.#bytes(at, BLOCK))) return at;
     return undefined;
   }
 
   /** Behind an end marker: the first block that is not empty; undefined when the file ends without one. */
   async #afterZeros(from: number): Promise<number | undefined> {
-    for (let at = from; at < this.total; at += kBlock) {
-      const block = await this.#bytes(at, kBlock);
+    for (let at = from; at < this.#total; at += BLOCK) {
+      const block = await this.#bytes(at, BLOCK);
       if (!ZEROS.subarray(0, block.length).equals(block)) return at;
     }
     return undefined;
@@ -152,29 +160,29 @@ class Archive {
 
   /** Adds the entries from a header on. Throws TarFault. */
   async #walk(from: number, entries: TarEntry[]): Promise<void> {
-    const { file, total } = this;
+    const file = this.#file, total = this.#total;
     let position = from, pax: Map<string, string> | undefined;
     let longName: string | undefined, longLink: string | undefined, marker: number | undefined;
     for (;;) {
-      const block = await this.#bytes(position, kBlock), pending = pax !== undefined || longName !== undefined;
+      const block = await this.#bytes(position, BLOCK), pending = pax !== undefined || longName !== undefined;
       if (block.length === 0 && position > 0 && !pending) return;
-      if (block.length === kBlock && ZEROS.equals(block)) {
+      if (block.length === BLOCK && ZEROS.equals(block)) {
         // Archives that were joined have one behind the other's end marker.
-        const next = await this.#afterZeros(position + kBlock);
+        const next = await this.#afterZeros(position + BLOCK);
         if (next === undefined) return;
         [marker, position] = [position, next];
         continue;
       }
-      if (marker !== undefined && !(block.length === kBlock && isHeader(block))) {
+      if (marker !== undefined && !(block.length === BLOCK && isHeader(block))) {
         throw new TarFault(`${file}: behind the end marker at byte ${marker} follow ${total - position} bytes, ` +
           `from byte ${position} on, that are no tar archive`, position);
       }
-      if (block.length < kBlock) {
+      if (block.length < BLOCK) {
         throw new TarFault(`${file}: truncated at byte ${total}: expected a tar header or the end marker at byte ${position}`,
           position, true);
       }
       const header = parseHeader(block, file, position), { type } = header;
-      let { size } = header, content = position + kBlock;
+      let { size } = header, content = position + BLOCK;
       marker = undefined;
       const isExtension = /[xXgLK]/.test(type), isLink = type === '1' || type === '2';
       // The types 1-6 (links, devices, folders) have no content whatever their size field says.
@@ -186,17 +194,17 @@ class Archive {
       }
       if (type === 'S') {
         // The rest of a sparse file's map, block by block, is not in the size.
-        for (let more = header.extended; more && content + kBlock <= total; content += kBlock)
-          more = (await this.#bytes(content, kBlock))[504] !== 0;
+        for (let more = header.extended; more && content + BLOCK <= total; content += BLOCK)
+          more = (await this.#bytes(content, BLOCK))[504] !== 0;
       }
       if (!Number.isSafeInteger(size) || content + size > total) {
         throw new TarFault(`${file}: truncated at byte ${total}: the entry at byte ${position} needs ${size} bytes ` +
           `from byte ${content}`, position, true);
       }
       if (isExtension) {
-        if (size > kMaxExtension) {
+        if (size > MAX_EXTENSION) {
           throw new TarFault(`${file}: the extended tar header at byte ${position} has ${size} bytes, more than ` +
-            `${kMaxExtension}; the archive is damaged`, position);
+            `${MAX_EXTENSION}; the archive is damaged`, position);
         }
         const data = await this.#bytes(content, size);
         if (data.length < size) throw new TarFault(`${file}: truncated at byte ${content + data.length}`, position, true);
@@ -217,7 +225,7 @@ class Archive {
         pax = undefined;
         longName = longLink = undefined;
       }
-      position = content + Math.ceil(size / kBlock) * kBlock;
+      position = content + Math.ceil(size / BLOCK) * BLOCK;
     }
   }
 

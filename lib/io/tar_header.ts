@@ -3,7 +3,7 @@ import { isUtf8 } from 'node:buffer';
 import { DataError } from '../errors.js';
 
 /** Bytes of a header, and what contents are padded to. */
-export const kBlock = 512;
+export const BLOCK = 512;
 
 /** What is wrong with an archive, and where. */
 export class TarFault extends DataError {
@@ -50,7 +50,7 @@ export function isHeader(block: Buffer): boolean {
   const stored = number(block, 148, 8);
   if (!(stored > 0)) return false;
   let unsigned = 0, signed = 0;
-  for (let i = 0; i < kBlock; i++) {
+  for (let i = 0; i < BLOCK; i++) {
     const byte = i >= 148 && i < 156 ? 0x20 : (block[i] as number);
     unsigned += byte;
     signed += byte < 128 ? byte : byte - 256;
@@ -83,7 +83,7 @@ export function parsePax(data: Buffer, file: string, at: number): Map<string, st
     const digits = space < 0 ? '' : data.toString('latin1', position, space);
     const length = /^[1-9][0-9]{0,8}$/.test(digits) ? Number(digits) : 0, end = position + length;
     if (length < digits.length + 3 || end > data.length || data[end - 1] !== 0x0a || equals < space + 2 || equals >= end)
-      throw new TarFault(`${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`, at - kBlock);
+      throw new TarFault(`${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`, at - BLOCK);
     records.set(decode(data.subarray(space + 1, equals)), decode(data.subarray(equals + 1, end - 1)));
     position = end;
   }

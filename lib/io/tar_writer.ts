@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { settleDraft, temporary, trackDraft } from '../fs/files.js';
 import { fileError } from '../fs/files.js';
-import { kBlock } from './tar_header.js';
+import { BLOCK } from './tar_header.js';
 
 /**
  * Flushes a folder's entry table, so that a rename survives a power cut; ignored where folders
@@ -24,7 +24,7 @@ function syncFolder(folder: string): void {
 
 /** A header block; name and size must already fit their fields. */
 function makeHeader(name: Buffer, prefix: Buffer, size: number, type: string): Buffer {
-  const block = Buffer.alloc(kBlock);
+  const block = Buffer.alloc(BLOCK);
   name.copy(block, 0);
   block.write('0000644\0', 100, 'latin1');
   block.write('0000000\0', 108, 'latin1');
@@ -73,18 +73,21 @@ function splitName(name: string): [Buffer, Buffer] | undefined {
  * owners).
  */
 export class TarWriter {
-  private readonly temporary: string;
-  private fd: number | undefined;
-  private pending: Buffer[] = [];
-  private pendingBytes = 0;
-  private written = 0;
+  readonly #temporary: string;
+  #fd: number | undefined;
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
+  #written = 0;
+
+  readonly #file: string;
 
   /** @param file path of the archive to make; IoError when its folder cannot be written */
-  constructor(private readonly file: string) {
-    this.temporary = temporary(file);
+  constructor(file: string) {
+    this.#file = file;
+    this.#temporary = temporary(file);
     try {
-      this.fd = fs.openSync(this.temporary, 'w');
-      trackDraft(this.temporary);
+      this.#fd = fs.openSync(this.#temporary, 'w');
+      trackDraft(this.#temporary);
     } catch (cause) {
       throw fileError(cause, 'write', file);
     }
@@ -98,16 +101,16 @@ export class TarWriter {
     let parts = splitName(name);
     if (parts === undefined) {
       const record = paxRecord('path', name);
-      this.append(makeHeader(Buffer.from('PaxHeader'), Buffer.alloc(0), record.length, 'x'));
-      this.append(record);
-      this.pad(record.length);
+      this.#append(makeHeader(Buffer.from('PaxHeader'), Buffer.alloc(0), record.length, 'x'));
+      this.#append(record);
+      this.#pad(record.length);
       // Readers without pax support still see something like the name.
       const plain = name.replace(/[^\x20-\x7e]/g, '_').slice(-100);
       parts = [Buffer.from(plain), Buffer.alloc(0)];
     }
-    this.append(makeHeader(parts[0], parts[1], data.length, '0'));
-    this.append(data);
-    this.pad(data.length);
+    this.#append(makeHeader(parts[0], parts[1], data.length, '0'));
+    this.#append(data);
+    this.#pad(data.length);
   }
 
   /**
@@ -115,61 +118,61 @@ export class TarWriter {
    * bytes
    */
   finish(): number {
-    this.append(Buffer.alloc(2 * kBlock));
-    this.flush();
+    this.#append(Buffer.alloc(2 * BLOCK));
+    this.#flush();
     try {
-      fs.fsyncSync(this.fd as number);
-      fs.closeSync(this.fd as number);
-      this.fd = undefined;
-      fs.renameSync(this.temporary, this.file);
-      settleDraft(this.temporary);
-      syncFolder(path.dirname(this.file));
+      fs.fsyncSync(this.#fd as number);
+      fs.closeSync(this.#fd as number);
+      this.#fd = undefined;
+      fs.renameSync(this.#temporary, this.#file);
+      settleDraft(this.#temporary);
+      syncFolder(path.dirname(this.#file));
     } catch (cause) {
       this.abort();
-      throw fileError(cause, 'write', this.file);
+      throw fileError(cause, 'write', this.#file);
     }
-    return this.written;
+    return this.#written;
   }
 
   /** Gives up: removes the temporary file. Harmless after `finish`. */
   abort(): void {
-    if (this.fd !== undefined) {
+    if (this.#fd !== undefined) {
       try {
-        fs.closeSync(this.fd);
+        fs.closeSync(this.#fd);
       } catch {
         // The descriptor may be in an error state on a full disk; the file is removed below all the
         // same.
       }
-      this.fd = undefined;
+      this.#fd = undefined;
     }
-    fs.rmSync(this.temporary, { force: true });
-    settleDraft(this.temporary);
+    fs.rmSync(this.#temporary, { force: true });
+    settleDraft(this.#temporary);
   }
 
-  private pad(size: number): void {
-    const rest = size % kBlock;
-    if (rest > 0) this.append(Buffer.alloc(kBlock - rest));
+  #pad(size: number): void {
+    const rest = size % BLOCK;
+    if (rest > 0) this.#append(Buffer.alloc(BLOCK - rest));
   }
 
-  private append(data: Uint8Array): void {
-    this.pending.push(Buffer.from(data)); // a copy: the caller may reuse its buffer
-    this.pendingBytes += data.length;
-    if (this.pendingBytes >= 1 << 20) this.flush();
+  #append(data: Uint8Array): void {
+    this.#pending.push(Buffer.from(data)); // a copy: the caller may reuse its buffer
+    this.#pendingBytes += data.length;
+    if (this.#pendingBytes >= 1 << 20) this.#flush();
   }
 
-  private flush(): void {
-    if (this.fd === undefined) {
-      throw fileError(new Error('the archive is already finished'), 'write', this.file);
+  #flush(): void {
+    if (this.#fd === undefined) {
+      throw fileError(new Error('the archive is already finished'), 'write', this.#file);
     }
-    const data = Buffer.concat(this.pending);
-    this.pending = [];
-    this.pendingBytes = 0;
+    const data = Buffer.concat(this.#pending);
+    this.#pending = [];
+    this.#pendingBytes = 0;
     try {
-      fs.writeFileSync(this.fd, data);
+      fs.writeFileSync(this.#fd, data);
     } catch (cause) {
       this.abort();
-      throw fileError(cause, 'write', this.file);
+      throw fileError(cause, 'write', this.#file);
     }
-    this.written += data.length;
+    this.#written += data.length;
   }
 }

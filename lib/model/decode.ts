@@ -4,7 +4,7 @@
  * For evaluation; nothing is recorded on the tape.
  */
 import { check } from '../check.js';
-import { kEos } from '../text/tokenizer.js';
+import { EOS } from '../text/tokenizer.js';
 import { crossAttention } from '../ops/attention.js';
 import { copyRows } from '../ops/copy_rows.js';
 import { linear } from '../ops/linear.js';
@@ -158,7 +158,7 @@ export async function decode(model: Siglip2Model, image: Tensor, forced: readonl
         if (must !== undefined) return group.map((b) => ({ ...b, ids: [...b.ids, must] }));
         const candidates = group.flatMap((b): Beam[] => b.done ? [b]
           : likeliest(values.subarray(b.row * V, (b.row + 1) * V), beams).map(({ id, logProbability }) =>
-            ({ row: b.row, ids: [...b.ids, id], logProbability: b.logProbability + logProbability, done: id === kEos })));
+            ({ row: b.row, ids: [...b.ids, id], logProbability: b.logProbability + logProbability, done: id === EOS })));
         return candidates.sort((x, y) => rank(y) - rank(x)).slice(0, beams);
       });
       if (live.every((group) => group.every((b) => b.done))) break;

@@ -5,7 +5,7 @@
  */
 import { DataError } from '../errors.js';
 import { defaultBoxFormat, formatBox, type Box, type BoxFormat } from './regions.js';
-import { kEos, type GemmaTokenizer } from './tokenizer.js';
+import { EOS, type GemmaTokenizer } from './tokenizer.js';
 
 export type DecoderTask = 'cap' | 'aref' | 'gcap';
 
@@ -70,7 +70,7 @@ export async function decoderSequences(tokenizer: GemmaTokenizer, contents: read
     // A decoder so short that no box fits was never taught to write one.
     const room = length - fixed - (fixed + answer < length ? answer : 0);
     if (d.long >= 0 && parts[d.long]) parts[d.long] = parts[d.long]!.subarray(0, room);
-    const ids = [...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [kEos])];
+    const ids = [...name, ...parts.flatMap((p) => [...p]), ...(query ? [] : [EOS])];
     return { ids: Int32Array.from(ids), prefix: name.length };
   });
 }

@@ -17,10 +17,10 @@ import { Lru } from '../fs/lru.js';
 import type { VocabMap } from './vocab.js';
 
 /** Ids of Gemma's special tokens. */
-export const kPad = 0;
-export const kEos = 1;
-export const kBos = 2;
-export const kUnk = 3;
+export const PAD = 0;
+export const EOS = 1;
+export const BOS = 2;
+export const UNK = 3;
 
 /**
  * How captions are lower-cased: "ascii" is what `tf.strings.lower` does in the original pipeline,
@@ -135,7 +135,7 @@ export class GemmaTokenizer {
 
   /** Ids of many captions, padded. @returns (captions.length, length) row by row */
   async encodeBatch(captions: readonly string[]): Promise<Int32Array> {
-    const out = new Int32Array(captions.length * this.length).fill(this.#shape.generation === 1 ? kEos : kPad);
+    const out = new Int32Array(captions.length * this.length).fill(this.#shape.generation === 1 ? EOS : PAD);
     (await this.idsOf(captions)).forEach((ids, i) => out.set(ids, i * this.length));
     return out;
   }
@@ -143,7 +143,7 @@ export class GemmaTokenizer {
   /** The text of ids (of the trimmed vocabulary if there is one) up to the end mark; special tokens are left out. */
   async decode(ids: ArrayLike<number>): Promise<string> {
     const full: number[] = [], { vocab } = this.#shape;
-    for (let i = 0; i < ids.length && ids[i] !== kEos; i++) {
+    for (let i = 0; i < ids.length && ids[i] !== EOS; i++) {
       const id = ids[i] as number;
       full.push(vocab === undefined ? id : vocab.toFull(id));
     }
@@ -176,7 +176,7 @@ export class GemmaTokenizer {
     const n = Math.min(full.length, this.length - 1);
     const out = new Int32Array(n + 1);
     for (let i = 0; i < n; i++) out[i] = full[i] as number;
-    out[n] = kEos;
+    out[n] = EOS;
     const ids = vocab === undefined ? out : vocab.map(out), most = ids.reduce((a, b) => Math.max(a, b), 0);
     if (most >= rows) {
       throw new DataError(`the tokenizer gives id ${most} but the model's token table has ${rows} rows; ` +
@@ -229,7 +229,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   }
   if (json.startsWith('version ')) throw new DataError(`${file}: is a git-LFS pointer and not the tokenizer; fetch it with \`git lfs pull\``);
   const failures: string[] = [];
-  for (const name of backend === undefined ? kBackends : [backend]) {
+  for (const name of backend === undefined ? BACKENDS : [backend]) {
     const library = await importLibrary(name).catch((error: unknown) => {
       failures.push(`${name}: ${(error as Error).message}`);
       return undefined;
@@ -250,7 +250,7 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   );
 }
 
-const kBackends: readonly TokenizerBackend[] = ['tokenizers', '@huggingface/tokenizers'];
+const BACKENDS: readonly TokenizerBackend[] = ['tokenizers', '@huggingface/tokenizers'];
 
 /**
  * A function from the text of a tokenizer.json to its codec. Rejects when the package cannot be

@@ -8,18 +8,21 @@ import { DataError } from '../errors.js';
 /** Rows of the Gemma token table. */
 export const GEMMA_VOCAB = 256000;
 
-const kSpecial = 4;
-const kUnknown = 3;
+const SPECIAL = 4;
+const UNKNOWN = 3;
 
 /** Full ids to dense ids and back. */
 export class VocabMap {
-  private readonly dense: Int32Array;
+  readonly #dense: Int32Array;
+
+  readonly #ids: Int32Array;
 
   /** @param ids kept full ids, ascending, without repeats, 0..3 first; use `fromIds` */
-  private constructor(private readonly ids: Int32Array) {
-    this.dense = new Int32Array((ids[ids.length - 1] as number) + 1).fill(kUnknown);
+  private constructor(ids: Int32Array) {
+    this.#ids = ids;
+    this.#dense = new Int32Array((ids[ids.length - 1] as number) + 1).fill(UNKNOWN);
     ids.forEach((id, i) => {
-      this.dense[id] = i;
+      this.#dense[id] = i;
     });
   }
 
@@ -30,7 +33,7 @@ export class VocabMap {
    */
   static fromIds(ids: Iterable<number>): VocabMap {
     const kept = new Set<number>();
-    for (let id = 0; id < kSpecial; id++) kept.add(id);
+    for (let id = 0; id < SPECIAL; id++) kept.add(id);
     for (const id of ids) {
       // The bound keeps a damaged file from asking for a table of gigabytes; real vocabularies have
       // under a million.
@@ -44,17 +47,17 @@ export class VocabMap {
 
   /** Number of dense ids: the rows of the model's token table. */
   get size(): number {
-    return this.ids.length;
+    return this.#ids.length;
   }
 
   /** The dense id of a full id; that of unk where it was not kept. */
   toDense(id: number): number {
-    return this.dense[id] ?? kUnknown;
+    return this.#dense[id] ?? UNKNOWN;
   }
 
   /** The full id of a dense id (0 .. size-1). Throws DataError out of range. */
   toFull(dense: number): number {
-    const id = this.ids[dense];
+    const id = this.#ids[dense];
     if (id === undefined) throw new DataError(`vocabulary: no id ${dense} among ${this.size}`);
     return id;
   }
@@ -70,12 +73,12 @@ export class VocabMap {
    * full one.
    */
   inverse(): Int32Array {
-    return this.ids.slice();
+    return this.#ids.slice();
   }
 
   /** For JSON.stringify. */
   toJSON(): { ids: number[] } {
-    return { ids: [...this.ids] };
+    return { ids: [...this.#ids] };
   }
 
   /**
@@ -87,7 +90,7 @@ export class VocabMap {
     if (!Array.isArray(ids))
       throw new DataError('vocabulary: expected an object {"ids": [0, 1, 2, 3, ...]}');
     const map = VocabMap.fromIds(ids as number[]);
-    if (map.size !== ids.length || ids.some((id, i) => id !== map.ids[i])) {
+    if (map.size !== ids.length || ids.some((id, i) => id !== map.#ids[i])) {
       throw new DataError(
         'vocabulary: the ids must be ascending, without repeats, and begin with 0, 1, 2, 3',
       );

@@ -3,7 +3,7 @@
  * 22-bit fixed-point weights and rounded to bytes (the algorithm of Pillow's Resample.c, written
  * anew).
  */
-const kBits = 22;
+const BITS = 22;
 
 function pass(
   src: Uint8Array,
@@ -27,14 +27,14 @@ function pass(
     for (let j = first; j < end; j++)
       weights.push(Math.max(0, 1 - Math.abs((j - centre + 0.5) / stretch)));
     const sum = weights.reduce((a, b) => a + b, 0);
-    const fixed = weights.map((w) => Math.trunc(0.5 + (w / sum) * (1 << kBits)));
+    const fixed = weights.map((w) => Math.trunc(0.5 + (w / sum) * (1 << BITS)));
     for (let line = 0; line < lines; line++) {
       for (let c = 0; c < channels; c++) {
-        let total = 1 << (kBits - 1);
+        let total = 1 << (BITS - 1);
         fixed.forEach((w, j) => {
           total += w * (src[line * lineStride + (first + j) * stride + c] as number);
         });
-        out[line * outLineStride + i * outStride + c] = Math.min(255, Math.max(0, total >> kBits));
+        out[line * outLineStride + i * outStride + c] = Math.min(255, Math.max(0, total >> BITS));
       }
     }
   }

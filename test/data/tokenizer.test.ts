@@ -3,7 +3,7 @@ import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import { packageFolder } from '../../lib/fs/packages.js';
 import {
-  collectIds, defaultTokenizerPath, GemmaTokenizer, kEos, loadTokenizer, lowerCase, type LowerMode,
+  collectIds, defaultTokenizerPath, GemmaTokenizer, EOS, loadTokenizer, lowerCase, type LowerMode,
 } from '../../lib/text/tokenizer.js';
 import { VocabMap } from '../../lib/text/vocab.js';
 import { errorOf, withFolder } from './support.js';
@@ -100,10 +100,10 @@ test('both libraries give the same ids on hundreds of captions in 30 scripts', a
     ]);
   });
   const [empty, , , cat] = await rust.idsOf(list.slice(0, 4));
-  expect([...(empty as Int32Array)]).toEqual([kEos]);
+  expect([...(empty as Int32Array)]).toEqual([EOS]);
   expect([...(cat as Int32Array)]).toEqual([235250, 3118, 4401, 1]);
   const [long] = await rust.idsOf(['word '.repeat(100)]);
-  expect([long?.length, long?.at(-1), long?.includes(2)]).toEqual([64, kEos, false]);
+  expect([long?.length, long?.at(-1), long?.includes(2)]).toEqual([64, EOS, false]);
 
   // The same caption comes from the cache, and a batch with repeats is as one by one.
   expect(await rust.encodeBatch(['a cat', 'a cat'])).toEqual(
@@ -142,7 +142,7 @@ test('ids are those of the two libraries by the published recipe, without our ow
   file.added_tokens.push(...symbols.map(([content, id]) => ({ id, content, ...rest })));
   const json = JSON.stringify(file);
   const pad = (ids: ArrayLike<number>): number[] => {
-    const kept = [...Array.from(ids).slice(0, 63), kEos];
+    const kept = [...Array.from(ids).slice(0, 63), EOS];
     return [...kept, ...new Array<number>(64 - kept.length).fill(0)];
   };
   const whole = (caption: string): string => caption.replace(/\p{Surrogate}/gu, '\ufffd');

@@ -7,7 +7,7 @@ import sharp from 'sharp';
 import { decoderSequences } from '../../lib/text/sequences.js';
 import { openSource } from '../../lib/data/source.js';
 import { TarWriter } from '../../lib/io/tar_writer.js';
-import { kUnk, loadTokenizer } from '../../lib/text/tokenizer.js';
+import { UNK, loadTokenizer } from '../../lib/text/tokenizer.js';
 import { openSafetensors, writeSafetensors, type TensorEntry } from '../../lib/io/safetensors.js';
 import { liveCount } from '../../lib/tensor.js';
 import { listCheckpoints } from '../../lib/train/checkpoint.js';
@@ -122,6 +122,6 @@ test('a trimmed vocabulary has the tokens of captions with line breaks and gaps 
   const source = await openSource({ type: 'webdataset', tars: file });
   const vocab = await trimmedVocabulary(source, { decoder: true }), tokenizer = await loadTokenizer({ vocab });
   const sequences = await decoderSequences(tokenizer, [{ task: 'cap', text }, { task: 'aref', text, box: [0, 0, 1, 1] }], 64);
-  for (const s of sequences) expect([...s!.ids]).not.toContain(kUnk);
-  expect([...await tokenizer.encodeBatch([text])]).not.toContain(kUnk);
+  for (const s of sequences) expect([...s!.ids]).not.toContain(UNK);
+  expect([...await tokenizer.encodeBatch([text])]).not.toContain(UNK);
 });

@@ -89,12 +89,20 @@ export interface PeerTiming {
 
 /** Training steps of one model in PyTorch, on demand. Close it when done. */
 export class TorchStep {
+  readonly #child: ChildProcessWithoutNullStreams;
+  readonly #lines: AsyncIterator<string>;
+  readonly #errors: () => string;
+
   private constructor(
-    private readonly child: ChildProcessWithoutNullStreams,
-    private readonly lines: AsyncIterator<string>,
-    private readonly errors: () => string,
+    child: ChildProcessWithoutNullStreams,
+    lines: AsyncIterator<string>,
+    errors: () => string,
     readonly info: PeerInfo,
-  ) {}
+  ) {
+    this.#child = child;
+    this.#lines = lines;
+    this.#errors = errors;
+  }
 
   /** Starts the peer and waits until it has done one step. Throws when there is no PyTorch. */
   static async start(config: ModelConfig, batch: number, threads: number): Promise<TorchStep> {
@@ -126,21 +134,21 @@ export class TorchStep {
 
   /** Does `steps` training steps. */
   async run(steps: number): Promise<PeerTiming> {
-    this.child.stdin.write(`run ${steps}\n`);
-    return nextAnswer(this.lines, this.errors);
+    this.#child.stdin.write(`run ${steps}\n`);
+    return nextAnswer(this.#lines, this.#errors);
   }
 
   /** Measures the peer's matrix product again, GFLOP/s. */
   async matmul(): Promise<number> {
-    this.child.stdin.write('matmul\n');
-    return (await nextAnswer<{ matmulGflops: number }>(this.lines, this.errors)).matmulGflops;
+    this.#child.stdin.write('matmul\n');
+    return (await nextAnswer<{ matmulGflops: number }>(this.#lines, this.#errors)).matmulGflops;
   }
 
   /** Ends the process and waits for it. */
   async close(): Promise<void> {
-    const ended = new Promise((resolve) => this.child.once('close', resolve));
-    if (this.child.exitCode !== null || this.child.signalCode !== null) return;
-    this.child.stdin.end();
+    const ended = new Promise((resolve) => this.#child.once('close', resolve));
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+    this.#child.stdin.end();
     await ended;
   }
 }

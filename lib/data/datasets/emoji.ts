@@ -21,7 +21,7 @@ import { fileError, readJson } from '../../fs/files.js';
 import { packageFolder } from '../../fs/packages.js';
 import { TarWriter } from '../../io/tar_writer.js';
 import { mapIcons, packageVersion, render, studioLicence, svgOf, type IconSet, type PackageLicence } from './emoji_artwork.js';
-import { cldrName, kKeywords, readClassTexts, type EmojiClass } from './emoji_captions.js';
+import { cldrName, KEYWORDS, readClassTexts, type EmojiClass } from './emoji_captions.js';
 import { legacyNames, studioNames } from './emoji_names.js';
 
 /** Part of the dataset a studio belongs to. */
@@ -151,9 +151,9 @@ export interface EmojiProgress {
   total: number;
 }
 
-const kFormat = 2;
+const FORMAT = 2;
 /** Drawing runs on libvips' threads; more than the cores of a small machine gains nothing. */
-const kParallel = 4;
+const PARALLEL = 4;
 
 /**
  * Builds the dataset in `folder`: `<studio>-<nn>.tar` (WebDataset shards of PNG and JSON),
@@ -187,12 +187,12 @@ export async function buildEmojiDataset(
   const fingerprint = createHash('sha256')
     .update(
       JSON.stringify({
-        format: kFormat,
+        format: FORMAT,
         studios,
         languages,
         size,
         samplesPerShard,
-        keywords: kKeywords,
+        keywords: KEYWORDS,
         names: [legacyNames, studioNames],
         derived: options.derived ?? false,
         skinTones: options.skinTones ?? false,
@@ -241,7 +241,7 @@ export async function buildEmojiDataset(
 
   const total = sets.reduce((sum, { icons }) => sum + icons.size, 0);
   const manifest: EmojiManifest = {
-    format: kFormat,
+    format: FORMAT,
     fingerprint,
     size,
     classes: classes.length,
@@ -280,9 +280,9 @@ export async function buildEmojiDataset(
       let samples = 0;
       try {
         const slice = wanted.slice(start, start + samplesPerShard);
-        for (let i = 0; i < slice.length; i += kParallel) {
+        for (let i = 0; i < slice.length; i += PARALLEL) {
           options.signal?.throwIfAborted();
-          const group = slice.slice(i, i + kParallel);
+          const group = slice.slice(i, i + PARALLEL);
           const images = await Promise.all(
             group.map(async ({ codePoints }) => {
               const svg = svgOf(set, icons.get(codePoints) as string, 2 * size);
@@ -344,9 +344,9 @@ export function readManifest(folder: string): EmojiManifest {
     );
   }
   const manifest = readJson(file) as EmojiManifest;
-  if (manifest.format !== kFormat || !Array.isArray(manifest.studios)) {
+  if (manifest.format !== FORMAT || !Array.isArray(manifest.studios)) {
     throw new DataError(
-      `${file}: expected an emoji dataset of format ${kFormat} but it is of ` +
+      `${file}: expected an emoji dataset of format ${FORMAT} but it is of ` +
         `${manifest.format}; build it again`,
     );
   }

@@ -5,17 +5,17 @@ import { readJson } from '../../fs/files.js';
 import { packageFolder } from '../../fs/packages.js';
 
 /** CLDR's names for languages that are called otherwise elsewhere. */
-const kCldrNames: Record<string, string> = { quz: 'qu' };
+const CLDR_NAMES: Record<string, string> = { quz: 'qu' };
 
 /** CLDR's name for a language. */
 export function cldrName(language: string): string {
-  return kCldrNames[language] ?? language;
+  return CLDR_NAMES[language] ?? language;
 }
 
 /**
  * More keywords than this make a phrase of a few languages longer than the tokenizer's 64 tokens.
  */
-export const kKeywords = 8;
+export const KEYWORDS = 8;
 
 interface Annotation {
   default?: string[];
@@ -57,7 +57,7 @@ function annotations(language: string, derived: boolean): Map<string, Annotation
 function phrases(annotation: Annotation | undefined): string[] {
   const name = annotation?.tts?.[0]?.trim();
   if (name === undefined || name === '') return [];
-  const words = (annotation?.default ?? []).filter((word) => word !== name).slice(0, kKeywords);
+  const words = (annotation?.default ?? []).filter((word) => word !== name).slice(0, KEYWORDS);
   return words.length > 0 ? [name, words.join(', ')] : [name];
 }
 

@@ -1,6 +1,6 @@
 /** One scene: artwork on a background, with the exact mask and box of everything in it. */
 import { resizeImage } from '../../native.js';
-import { background, kBackgrounds } from '../../image/background.js';
+import { background, BACKGROUNDS } from '../../image/background.js';
 import { div255, type RawImage } from '../../image/image.js';
 import { shuffle, type Random } from '../../random.js';
 import type { Box } from '../../text/regions.js';
@@ -40,9 +40,9 @@ const SOLID = 128;
 /** Sky and ground, or one background: each of two random colours, cropped to the scene. */
 function scenery(width: number, height: number, random: Random): Uint8Array {
   const side = Math.max(width, height), row = side * 3;
-  const above = background(random.pick(kBackgrounds), side, random);
+  const above = background(random.pick(BACKGROUNDS), side, random);
   const horizon = random.uniform() < 0.5 ? Math.round(height * random.between(0.4, 0.8)) : height;
-  const below = horizon < height ? background(random.pick(kBackgrounds), side, random) : above;
+  const below = horizon < height ? background(random.pick(BACKGROUNDS), side, random) : above;
   const pixels = new Uint8Array(width * height * 3);
   for (let y = 0; y < height; y++)
     pixels.set((y < horizon ? above : below).subarray(y * row, y * row + width * 3), y * width * 3);

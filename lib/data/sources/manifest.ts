@@ -18,12 +18,12 @@ import { walk } from '../../fs/walk.js';
 /** Names of files that are manifests. */
 export const MANIFEST = /\.(jsonl|ndjson|csv|tsv|parquet)$/i;
 
-const kImages = ['image', 'file_name', 'filepath'];
-const kCaptions = ['captions', 'caption', 'text'];
+const IMAGES = ['image', 'file_name', 'filepath'];
+const CAPTIONS = ['captions', 'caption', 'text'];
 /** The captions of tables whose images are in `filepath`. */
-const kTitle = 'title';
-const kOthers = ['lang', 'language', 'class'];
-const kMaxRecord = 16 << 20;
+const TITLE = 'title';
+const OTHERS = ['lang', 'language', 'class'];
+const MAX_RECORD = 16 << 20;
 
 /** One row that can be read. */
 export interface ManifestRow {
@@ -79,15 +79,15 @@ export async function* manifestRows(file: string, options: ManifestOptions): Asy
 /** What a manifest needs, for the sentence that says that it has something else. */
 export function wanted({ image, caption }: MemberNames = {}): string {
   const list = (names: readonly string[]): string => names.map((name) => `"${name}"`).join(' or ');
-  return `${image === undefined ? list(kImages) : `"${image}"`} with the path of an image and ` +
-    `${caption === undefined ? list(kCaptions) : `"${caption}"`} with its captions (members of the source names others)`;
+  return `${image === undefined ? list(IMAGES) : `"${image}"`} with the path of an image and ` +
+    `${caption === undefined ? list(CAPTIONS) : `"${caption}"`} with its captions (members of the source names others)`;
 }
 
 /** Which of the columns has the images and which ones the captions; undefined when there are none. */
 function columnsOf(columns: readonly string[], members: MemberNames = {}): { image: string; captions: string[] } | undefined {
-  const image = members.image ?? kImages.find((name) => columns.includes(name));
-  let captions = (members.caption === undefined ? kCaptions : [members.caption]).filter((name) => columns.includes(name));
-  if (captions.length === 0 && image === 'filepath' && columns.includes(kTitle)) captions = [kTitle];
+  const image = members.image ?? IMAGES.find((name) => columns.includes(name));
+  let captions = (members.caption === undefined ? CAPTIONS : [members.caption]).filter((name) => columns.includes(name));
+  if (captions.length === 0 && image === 'filepath' && columns.includes(TITLE)) captions = [TITLE];
   return image === undefined || !columns.includes(image) || captions.length === 0 ? undefined : { image, captions };
 }
 
@@ -103,8 +103,8 @@ function chooseColumns(file: string, columns: readonly string[], members: Member
 /** A row with the captions under the names that are read everywhere. */
 function normal(row: Record<string, unknown>, captions: readonly string[]): Record<string, unknown> {
   const out: Record<string, unknown> = {};
-  for (const name of captions) if (row[name] != null) out[kCaptions.includes(name) ? name : 'captions'] = row[name];
-  for (const name of kOthers) if (row[name] != null) out[name] = row[name];
+  for (const name of captions) if (row[name] != null) out[CAPTIONS.includes(name) ? name : 'captions'] = row[name];
+  for (const name of OTHERS) if (row[name] != null) out[name] = row[name];
   return out;
 }
 
@@ -125,13 +125,13 @@ async function* jsonRows(file: string, { language, members = {}, onSkip }: Manif
     number++;
     if (data.every((byte) => byte === 0x20 || byte === 0x09)) continue;
     const example = `${file} line ${number}`, location: CaptionLocation = { path: file, offset, size: data.length, format: 'json' };
-    if (members.caption !== undefined && !kCaptions.includes(members.caption)) location.as = members.caption;
+    if (members.caption !== undefined && !CAPTIONS.includes(members.caption)) location.as = members.caption;
     try {
       let parsed = captionsFromJson(data, language, location.as);
-      const { meta } = parsed, name = members.image ?? kImages.find((key) => meta[key] != null);
-      if (name === 'filepath' && parsed.captions.length === 0 && location.as === undefined && typeof meta[kTitle] === 'string') {
-        location.as = kTitle;
-        parsed = captionsFromJson(data, language, kTitle);
+      const { meta } = parsed, name = members.image ?? IMAGES.find((key) => meta[key] != null);
+      if (name === 'filepath' && parsed.captions.length === 0 && location.as === undefined && typeof meta[TITLE] === 'string') {
+        location.as = TITLE;
+        parsed = captionsFromJson(data, language, TITLE);
       }
       const image = imagePath(name === undefined ? undefined : meta[name]);
       yield { example, image, key: image, captions: location, parsed };
@@ -170,7 +170,7 @@ async function* tableRows(file: string, { language, members }: ManifestOptions):
   const chunks = textOf(file), first = (await chunks.next()).value as string | undefined ?? '';
   const parser = parse({
     bom: true, delimiter: delimiterOf(file, /^[^\r\n]*/.exec(first)![0]), columns: true, skip_empty_lines: true, relax_quotes: true,
-    relax_column_count: true, max_record_size: kMaxRecord,
+    relax_column_count: true, max_record_size: MAX_RECORD,
   });
   const fed = (async () => {
     const write = async (text: string): Promise<void> => {
@@ -186,7 +186,7 @@ async function* tableRows(file: string, { language, members }: ManifestOptions):
       number++;
       columns ??= chooseColumns(file, Object.keys(record), members);
       const text = (name: string): unknown => (record[name]?.trim() ? record[name] : undefined);
-      const row = normal(Object.fromEntries([...columns.captions, ...kOthers].map((name) => [name, text(name)])), columns.captions);
+      const row = normal(Object.fromEntries([...columns.captions, ...OTHERS].map((name) => [name, text(name)])), columns.captions);
       if (typeof row['captions'] === 'string' && /^\s*[[{]/.test(row['captions'])) row['captions'] = jsonOr(row['captions']);
       if (/^\d+$/.test(String(row['class']))) row['class'] = Number(row['class']);
       const inline = JSON.stringify(row), image = imagePath(text(columns.image));
@@ -231,7 +231,7 @@ function plain(value: unknown): unknown {
 
 async function* parquetRows(file: string, { language, members, onSkip }: ManifestOptions): AsyncGenerator<ManifestRow> {
   const table = await openTable(file), { image, captions } = chooseColumns(file, table.columns, members);
-  const names = [image, ...captions, ...kOthers.filter((name) => table.columns.includes(name))];
+  const names = [image, ...captions, ...OTHERS.filter((name) => table.columns.includes(name))];
   let number = 0;
   for await (const group of table.groups(names, true)) {
     let checked = false;
