@@ -16,11 +16,20 @@ import { circumstances, save } from './measure.js';
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
-    args, options: { steps: { type: 'string', default: '2000' }, warmup: { type: 'string', default: '300' }, json: { type: 'string' } },
+    args,
+    options: {
+      steps: { type: 'string', default: '2000' },
+      warmup: { type: 'string', default: '300' },
+      json: { type: 'string' },
+    },
   });
-  const warmup = Number(values.warmup), steps = Number(values.steps) + warmup;
+  const warmup = Number(values.warmup),
+    steps = Number(values.steps) + warmup;
   const out = mkdtempSync(join(tmpdir(), 'siglip2-soak-'));
-  const config = checkTrainConfig({ ...applySets(presets['quickstart'], [`total=${steps}`, 'checkpointEvery=0']) as object, out });
+  const config = checkTrainConfig({
+    ...(applySets(presets['quickstart'], [`total=${steps}`, 'checkpointEvery=0']) as object),
+    out,
+  });
   if (config.data.source.type === 'emoji') {
     await buildEmojiDataset(config.data.source.path, {
       ...(config.data.maxClasses === undefined ? {} : { maxClasses: config.data.maxClasses }),
@@ -30,7 +39,8 @@ export async function main(args: string[]): Promise<void> {
   const before = liveCount();
   const trainer = await Trainer.open(config);
   const delay = monitorEventLoopDelay({ resolution: 1 });
-  const resident: number[] = [], live: number[] = [];
+  const resident: number[] = [],
+    live: number[] = [];
   for await (const { step } of trainer.run()) {
     if (step === warmup) delay.enable();
     if (step >= warmup && (step - warmup) % 100 === 0) {
@@ -41,11 +51,27 @@ export async function main(args: string[]): Promise<void> {
   delay.disable();
   await trainer.close();
   rmSync(out, { recursive: true, force: true });
-  const first = resident[0]!, last = resident.at(-1)!, p99 = delay.percentile(99) / 1e6;
+  const first = resident[0]!,
+    last = resident.at(-1)!,
+    p99 = delay.percentile(99) / 1e6;
   const mib = (n: number): string => `${(n / 2 ** 20).toFixed(1)} MiB`;
   console.log(`${config.model.variant}, ${values.steps} steps after ${warmup} of warm-up`);
-  console.log(`  resident memory   ${mib(first)} → ${mib(last)}   ${(100 * (last / first - 1)).toFixed(2)} % (most ${mib(Math.max(...resident))})`);
-  console.log(`  live tensors      ${mib(live[0]!)} → ${mib(live.at(-1)!)}   ${liveCount() - before} left after close`);
-  console.log(`  event-loop delay  p99 ${p99.toFixed(1)} ms, most ${(delay.max / 1e6).toFixed(1)} ms`);
-  save(values.json, { ...circumstances('cpu'), what: 'soak', steps, resident, live, leftAfterClose: liveCount() - before, delayP99Ms: p99 });
+  console.log(
+    `  resident memory   ${mib(first)} → ${mib(last)}   ${(100 * (last / first - 1)).toFixed(2)} % (most ${mib(Math.max(...resident))})`,
+  );
+  console.log(
+    `  live tensors      ${mib(live[0]!)} → ${mib(live.at(-1)!)}   ${liveCount() - before} left after close`,
+  );
+  console.log(
+    `  event-loop delay  p99 ${p99.toFixed(1)} ms, most ${(delay.max / 1e6).toFixed(1)} ms`,
+  );
+  save(values.json, {
+    ...circumstances('cpu'),
+    what: 'soak',
+    steps,
+    resident,
+    live,
+    leftAfterClose: liveCount() - before,
+    delayP99Ms: p99,
+  });
 }

@@ -22,19 +22,26 @@ const WORKER = `
 export async function terminateWorkers(model: string, cycles: number, workers = 4): Promise<void> {
   const encoder = new URL('../lib/encoder/encoder.js', import.meta.url).href;
   for (let i = 0; i < cycles; i++)
-    await Promise.all(Array.from({ length: workers }, async (_, w) => {
-      const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(WORKER)}`), { workerData: { model, encoder } });
-      await new Promise((resolve, reject) => {
-        worker.once('message', resolve);
-        worker.once('error', reject);
-      });
-      await new Promise((resolve) => setTimeout(resolve, 5 * w));
-      await worker.terminate();
-    }));
+    await Promise.all(
+      Array.from({ length: workers }, async (_, w) => {
+        const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(WORKER)}`), {
+          workerData: { model, encoder },
+        });
+        await new Promise((resolve, reject) => {
+          worker.once('message', resolve);
+          worker.once('error', reject);
+        });
+        await new Promise((resolve) => setTimeout(resolve, 5 * w));
+        await worker.terminate();
+      }),
+    );
 }
 
 /** Resident set in MiB after warm-up and at the end of `calls` calls. */
-export async function watchMemory(folder: string, calls: number): Promise<{ warm: number; end: number }> {
+export async function watchMemory(
+  folder: string,
+  calls: number,
+): Promise<{ warm: number; end: number }> {
   using model = await load(folder);
   const data = Uint8Array.from({ length: 64 * 48 * 3 }, (_, i) => i & 255);
   const rss = (): number => {
@@ -43,22 +50,35 @@ export async function watchMemory(folder: string, calls: number): Promise<{ warm
   };
   let warm = NaN;
   for (let i = 0; i < calls; i++) {
-    await (i % 2 ? model.encodeTexts(`a cat and ${i % 1000} dogs`) : model.encodeImages({ data, width: 64, height: 48, channels: 3 }));
+    await (i % 2
+      ? model.encodeTexts(`a cat and ${i % 1000} dogs`)
+      : model.encodeImages({ data, width: 64, height: 48, channels: 3 }));
     if (i === Math.floor(calls / 5)) warm = rss();
   }
   return { warm, end: rss() };
 }
 
 export async function main(args: string[]): Promise<void> {
-  const { values } = parseArgs({ args, options: { calls: { type: 'string', default: '20000' }, cycles: { type: 'string', default: '20' } } });
+  const { values } = parseArgs({
+    args,
+    options: {
+      calls: { type: 'string', default: '20000' },
+      cycles: { type: 'string', default: '20' },
+    },
+  });
   const folder = await smallCheckpoint();
   const { warm, end } = await watchMemory(folder, Number(values.calls));
-  console.log(`${values.calls} encode calls: resident set ${warm.toFixed(1)} MiB after a fifth of them, ${end.toFixed(1)} MiB at the end (${(100 * (end / warm - 1)).toFixed(2)} %)`);
+  console.log(
+    `${values.calls} encode calls: resident set ${warm.toFixed(1)} MiB after a fifth of them, ${end.toFixed(1)} MiB at the end (${(100 * (end / warm - 1)).toFixed(2)} %)`,
+  );
   const begin = performance.now();
   await terminateWorkers(folder, Number(values.cycles));
-  console.log(`4 Workers started and terminated with work in flight, ${values.cycles} times: ${((performance.now() - begin) / 1000).toFixed(1)} s, no crash`);
+  console.log(
+    `4 Workers started and terminated with work in flight, ${values.cycles} times: ${((performance.now() - begin) / 1000).toFixed(1)} s, no crash`,
+  );
   if (end > warm * 1.02) process.exit(1);
 }
 
 // Also a program of its own, so that a crash of the process is seen from outside.
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(process.argv.slice(2)).then(() => process.exit(0));
+if (process.argv[1] === fileURLToPath(import.meta.url))
+  await main(process.argv.slice(2)).then(() => process.exit(0));

@@ -15,9 +15,12 @@ function read(file: string): string {
 /** Cores of one group's quota: version 2's `cpu.max`, else version 1's pair; Infinity without one. */
 function quotaOf(folder: string): number {
   const [quota, period] = read(join(folder, 'cpu.max')).trim().split(/\s+/);
-  const cores = quota !== undefined && quota !== '' ? Number(quota) / Number(period)
-    : Number(read(join(folder, 'cpu.cfs_quota_us')) || NaN) / Number(read(join(folder, 'cpu.cfs_period_us')) || NaN);
-  return cores > 0 ? cores : Infinity;  // "max", -1 and what is not there
+  const cores =
+    quota !== undefined && quota !== ''
+      ? Number(quota) / Number(period)
+      : Number(read(join(folder, 'cpu.cfs_quota_us')) || NaN) /
+        Number(read(join(folder, 'cpu.cfs_period_us')) || NaN);
+  return cores > 0 ? cores : Infinity; // "max", -1 and what is not there
 }
 
 /**
@@ -28,7 +31,8 @@ export function cpuQuota(root = '/'): number {
   let least = Infinity;
   for (const line of read(join(root, 'proc/self/cgroup')).split('\n')) {
     const [, controllers, path] = /^\d+:([^:]*):(.*)$/.exec(line) ?? [];
-    if (path === undefined || !(controllers === '' || controllers!.split(',').includes('cpu'))) continue;
+    if (path === undefined || !(controllers === '' || controllers!.split(',').includes('cpu')))
+      continue;
     const mounts = controllers === '' ? ['', 'unified'] : [controllers!, 'cpu', 'cpu,cpuacct'];
     // Inside a container the path may be the host's, which is not there: then the mount itself is the group.
     const steps = path.split('/').filter((name) => name !== '' && name !== '..');
@@ -49,6 +53,8 @@ export function wantedThreads(): number | undefined {
   const wish = process.env['SIGLIP2_THREADS'];
   if (wish === undefined || wish === '') return undefined;
   if (!/^\d+$/.test(wish) || Number(wish) < 1 || Number(wish) > 1024)
-    throw new ConfigError(`SIGLIP2_THREADS must be a whole number of threads from 1 to 1024 but is "${wish}"`);
+    throw new ConfigError(
+      `SIGLIP2_THREADS must be a whole number of threads from 1 to 1024 but is "${wish}"`,
+    );
   return Number(wish);
 }

@@ -1,60 +1,130 @@
 /** siglip2: train SigLIP 2 encoders from Node. */
-export { Encoder, load, type DenseFeatures, type EncodeOptions, type LoadOptions, type ZeroShotOptions } from './encoder/encoder.js';
-export type { DescribeOptions, Location } from './encoder/describe.js';
-export { Embeddings, type OutputType } from './encoder/output.js';
-export type { LabelScore, Similarity } from './encoder/scores.js';
-export type { ImageInput, RawPixels } from './image/input.js';
-export type { ProcessorName } from './image/processor.js';
-export { Siglip2Error, type ErrorCode } from './errors.js';
-export { modelConfig, type ModelConfig } from './model/config.js';
-export { parameterCounts, parameterShapes } from './model/shapes.js';
-export { Siglip2Model, type ModelOptions } from './model/siglip2.js';
-export { loadModel, type LoadedModel } from './checkpoints/load.js';
-export { saveModel, type ModelFilesOptions } from './checkpoints/load.js';
-export { convertCheckpoint, type ConvertOptions } from './checkpoints/convert.js';
-export { adaptModel, adaptTensors, piResize, resizePositions, type AdaptOptions, type Filter, type HostTensor } from './model/adapt.js';
-export { naflexGrid, naflexImage, packNaflex, type NaflexBatch, type NaflexImage } from './image/naflex.js';
-export { decodeImage } from './image/image.js';
-export { checkTrainConfig, loadTrainConfig, type TrainConfig, type TrainConfigInput } from './train/config.js';
-export { Trainer, type StepMetrics, type TrainerOptions } from './train/trainer.js';
-export { presets } from './train/presets.js';
-export { openSource } from './data/source.js';
-export type { SourceSpec } from './data/spec.js';
+
+export { type ConvertOptions, convertCheckpoint } from './checkpoints/convert.js';
+export {
+  type LoadedModel,
+  loadModel,
+  type ModelFilesOptions,
+  saveModel,
+} from './checkpoints/load.js';
+export { tokenizerOf } from './checkpoints/tokenizer.js';
+export { chooseRows, type FilterOptions, writeKeys, writeTars } from './curation/filter.js';
+export { type MergeOptions, mergeScores } from './curation/merge.js';
+export { type ScoreOptions, scoreCollection } from './curation/score.js';
+export { scoreUnits } from './curation/score_units.js';
+export type { Batch } from './data/batch.js';
 export { buildEmojiDataset } from './data/datasets/emoji.js';
 export { buildScenes } from './data/datasets/scenes.js';
-export { scoreCollection, type ScoreOptions } from './curation/score.js';
-export { scoreUnits } from './curation/score_units.js';
-export { mergeScores, type MergeOptions } from './curation/merge.js';
-export { chooseRows, writeKeys, writeTars, type FilterOptions } from './curation/filter.js';
-export { loadTokenizer } from './text/tokenizer.js';
-export { embedImages, embedNaflex, embedTexts } from './inference/embed.js';
-export { boxesOfPhrases, captionImages, phrasesOfBoxes } from './inference/localize.js';
-export { tokenizerOf } from './checkpoints/tokenizer.js';
-export { liveCount, memory, scope, setMemoryLimit, tensor, Tensor } from './tensor.js';
-
 // For a training loop of one's own: docs/custom-loop.md.
 export { DataLoader, type LoaderState } from './data/loader.js';
-export type { Batch } from './data/batch.js';
 export type { LoaderOptions } from './data/loader_options.js';
-export { viewsConfig, type ViewBatch, type ViewsConfig } from './image/views.js';
-export type { ParamStore, Segment } from './model/params.js';
-export type { ParameterShape } from './model/params.js';
-export { SSL_HEAD, sslShapes, type SslHeadConfig } from './model/ssl_head.js';
+export { openSource } from './data/source.js';
+export type { SourceSpec } from './data/spec.js';
+export type { DescribeOptions, Location } from './encoder/describe.js';
+export {
+  type DenseFeatures,
+  type EncodeOptions,
+  Encoder,
+  type LoadOptions,
+  load,
+  type ZeroShotOptions,
+} from './encoder/encoder.js';
+export { Embeddings, type OutputType } from './encoder/output.js';
+export type { LabelScore, Similarity } from './encoder/scores.js';
+export { type ErrorCode, Siglip2Error } from './errors.js';
+export { decodeImage } from './image/image.js';
+export type { ImageInput, RawPixels } from './image/input.js';
+export {
+  type NaflexBatch,
+  type NaflexImage,
+  naflexGrid,
+  naflexImage,
+  packNaflex,
+} from './image/naflex.js';
+export type { ProcessorName } from './image/processor.js';
+export { type ViewBatch, type ViewsConfig, viewsConfig } from './image/views.js';
+export { embedImages, embedNaflex, embedTexts } from './inference/embed.js';
+export { boxesOfPhrases, captionImages, phrasesOfBoxes } from './inference/localize.js';
+export {
+  type CaptionBatch,
+  type CaptionBatchOptions,
+  captionBatch,
+  captionLoss,
+} from './losses/caption.js';
+export {
+  distillationLoss,
+  type Target,
+  TEMPERATURES,
+  type Temperatures,
+} from './losses/distill.js';
+export { maskedLoss, maskedRows } from './losses/masked.js';
+export { contrastiveLoss } from './losses/sigmoid.js';
+export {
+  type AdaptOptions,
+  adaptModel,
+  adaptTensors,
+  type Filter,
+  type HostTensor,
+  piResize,
+  resizePositions,
+} from './model/adapt.js';
+export { type ModelConfig, modelConfig } from './model/config.js';
+export type { ParameterShape, ParamStore, Segment } from './model/params.js';
+export { parameterCounts, parameterShapes } from './model/shapes.js';
+export { type ModelOptions, Siglip2Model } from './model/siglip2.js';
+export { SSL_HEAD, type SslHeadConfig, sslShapes } from './model/ssl_head.js';
 export { Teacher, type TeacherOutput } from './model/teacher.js';
-export { backward, checkpoint, clearTape, concatRows, noGrad, requireGrad, reshape, type Param, type Root } from './tape.js';
-export { empty, synchronize, zeros, type DeviceName, type DType, type TensorData } from './tensor.js';
 export { add, cast, scale } from './ops/elementwise.js';
 export { l2Normalize } from './ops/l2_normalize.js';
 export { linear } from './ops/linear.js';
 export { sigmoidLoss } from './ops/sigmoid_loss.js';
-export { softmaxCrossEntropy, type CrossEntropyOptions } from './ops/softmax_cross_entropy.js';
-export { captionBatch, captionLoss, type CaptionBatch, type CaptionBatchOptions } from './losses/caption.js';
-export { distillationLoss, TEMPERATURES, type Target, type Temperatures } from './losses/distill.js';
-export { maskedLoss, maskedRows } from './losses/masked.js';
-export { contrastiveLoss } from './losses/sigmoid.js';
+export { type CrossEntropyOptions, softmaxCrossEntropy } from './ops/softmax_cross_entropy.js';
 export { gradCache, type PartEncoder, type Roots } from './optim/grad_cache.js';
-export { AdamW, ADAMW_DEFAULTS, type AdamWOptions } from './optim/optimizer.js';
-export { checkSchedule, scheduleMultiplier, type Schedule, type ScheduleKind } from './optim/schedule.js';
-export { trimmedVocabulary, type VocabularyOptions } from './train/vocabulary.js';
+export { ADAMW_DEFAULTS, AdamW, type AdamWOptions } from './optim/optimizer.js';
+export {
+  checkSchedule,
+  type Schedule,
+  type ScheduleKind,
+  scheduleMultiplier,
+} from './optim/schedule.js';
+export {
+  backward,
+  checkpoint,
+  clearTape,
+  concatRows,
+  noGrad,
+  type Param,
+  type Root,
+  requireGrad,
+  reshape,
+} from './tape.js';
+export {
+  type DeviceName,
+  type DType,
+  empty,
+  liveCount,
+  memory,
+  scope,
+  setMemoryLimit,
+  synchronize,
+  Tensor,
+  type TensorData,
+  tensor,
+  zeros,
+} from './tensor.js';
+export { loadTokenizer } from './text/tokenizer.js';
 export type { VocabMap } from './text/vocab.js';
-export { SelfDistillation, type SelfDistillationOptions, type SslLosses } from './train/self_distillation.js';
+export {
+  checkTrainConfig,
+  loadTrainConfig,
+  type TrainConfig,
+  type TrainConfigInput,
+} from './train/config.js';
+export { presets } from './train/presets.js';
+export {
+  SelfDistillation,
+  type SelfDistillationOptions,
+  type SslLosses,
+} from './train/self_distillation.js';
+export { type StepMetrics, Trainer, type TrainerOptions } from './train/trainer.js';
+export { trimmedVocabulary, type VocabularyOptions } from './train/vocabulary.js';

@@ -7,7 +7,16 @@ import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { availableCores, wantedThreads } from './cores.js';
-import { CheckpointError, ConfigError, DataError, DeviceError, IoError, ShapeError, Siglip2Error, type ErrorCode } from './errors.js';
+import {
+  CheckpointError,
+  ConfigError,
+  DataError,
+  DeviceError,
+  type ErrorCode,
+  IoError,
+  ShapeError,
+  Siglip2Error,
+} from './errors.js';
 
 /** A tensor's number on the native side: slot and generation; 0 stands for an absent tensor. */
 export type Handle = number;
@@ -42,7 +51,10 @@ export interface BuildInfo {
 
 interface Addon {
   /** Returns the number of this copy of the package's JavaScript; ids of completions are copy · 2³² and on. */
-  start(makeError: (code: ErrorCode, message: string) => Error, complete: (id: number, error: string) => void): number;
+  start(
+    makeError: (code: ErrorCode, message: string) => Error,
+    complete: (id: number, error: string) => void,
+  ): number;
   allocate(device: number, bytes: number, dtype: number): Handle;
   view(handle: Handle, byteOffset: number, bytes: number, dtype: number): Handle;
   free(handle: Handle): void;
@@ -57,8 +69,17 @@ interface Addon {
   liveCount(): number;
   shutdown(): void;
   release(array: Uint8Array): void;
-  resizeImage(source: Uint8Array, height: number, width: number, channels: number, target: Uint8Array | Float32Array,
-    outHeight: number, outWidth: number, method: number, done?: (error?: string) => void): void;
+  resizeImage(
+    source: Uint8Array,
+    height: number,
+    width: number,
+    channels: number,
+    target: Uint8Array | Float32Array,
+    outHeight: number,
+    outWidth: number,
+    method: number,
+    done?: (error?: string) => void,
+  ): void;
   setBatchInvariant(device: number, on: boolean): void;
   beginRecording(device: number): boolean;
   endRecording(device: number, keep: boolean): number;
@@ -76,56 +97,86 @@ const SHUTDOWN = Symbol.for('siglip2.shutdown');
 
 let addon: Addon | undefined;
 let nextId = NaN;
-const pending = new Map<number, { resolve: () => void; reject: (e: Error) => void; keep: unknown; at: Error }>();
+const pending = new Map<
+  number,
+  { resolve: () => void; reject: (e: Error) => void; keep: unknown; at: Error }
+>();
 
 /** The package's folder: the nearest one above this file with a package.json of this name. */
 export function packageRoot(): string {
   for (let dir = dirname(fileURLToPath(import.meta.url)); ; dir = dirname(dir)) {
     const file = join(dir, 'package.json');
     if (existsSync(file) && JSON.parse(readFileSync(file, 'utf8')).name === 'siglip2') return dir;
-    if (dir === dirname(dir)) throw new DeviceError('the package.json of siglip2 was not found above its own code; reinstall it');
+    if (dir === dirname(dir))
+      throw new DeviceError(
+        'the package.json of siglip2 was not found above its own code; reinstall it',
+      );
   }
 }
 
 /** The package's version. */
 export function packageVersion(): string {
-  return (JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version;
+  return (
+    JSON.parse(readFileSync(join(packageRoot(), 'package.json'), 'utf8')) as { version: string }
+  ).version;
 }
 
 function load(): Addon {
   const root = packageRoot();
-  process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? availableCores());  // the addon reads it once
+  process.env['SIGLIP2_THREADS'] = String(wantedThreads() ?? availableCores()); // the addon reads it once
   const require = createRequire(import.meta.url);
   const errors: string[] = [];
   const wanted = process.env['SIGLIP2_BINARY'];
   const attempts: [string, () => Addon][] = wanted
     ? [[wanted, () => require(resolve(root, wanted)) as Addon]]
-    : [['build/Release/siglip2.node', () => (require('bindings') as (o: object) => Addon)({ bindings: 'siglip2', module_root: root })]];
+    : [
+        [
+          'build/Release/siglip2.node',
+          () =>
+            (require('bindings') as (o: object) => Addon)({
+              bindings: 'siglip2',
+              module_root: root,
+            }),
+        ],
+      ];
   for (const [name, attempt] of attempts) {
     try {
       return attempt();
     } catch (e) {
       // `bindings` lists a dozen places where builds of other tools would be.
       const [first] = (e as Error).message.split('\n');
-      errors.push(`  ${name}: ${/^Could not locate the bindings file/.test(first!) ? 'there is no such file, nor one where other builds put it' : first}`);
+      errors.push(
+        `  ${name}: ${/^Could not locate the bindings file/.test(first!) ? 'there is no such file, nor one where other builds put it' : first}`,
+      );
     }
   }
   throw new DeviceError(
     `the native addon of siglip2 could not be loaded on ${process.platform}-${process.arch}, Node ${process.versions.node}:\n` +
-    `${errors.join('\n')}\n` +
-    'Remedies: 1. build it with `npm run setup` in the package folder; 2. libdnnl missing: `apt-get install libdnnl-dev`; ' +
-    '3. without CMake: `npx node-gyp rebuild`.', 'ERR_NATIVE');
+      `${errors.join('\n')}\n` +
+      'Remedies: 1. build it with `npm run setup` in the package folder; 2. libdnnl missing: `apt-get install libdnnl-dev`; ' +
+      '3. without CMake: `npx node-gyp rebuild`.',
+    'ERR_NATIVE',
+  );
 }
 
 function makeError(code: ErrorCode, message: string): Error {
   switch (code) {
-    case 'ERR_SHAPE': return new ShapeError(message);
-    case 'ERR_CONFIG': return new ConfigError(message);
-    case 'ERR_DATA': return new DataError(message);
-    case 'ERR_CHECKPOINT': return new CheckpointError(message);
-    case 'ERR_IO': return new IoError(message);
-    case 'ERR_DEVICE': case 'ERR_MEMORY': case 'ERR_DISPOSED': return new DeviceError(message, code);
-    default: return new Siglip2Error(code, message);
+    case 'ERR_SHAPE':
+      return new ShapeError(message);
+    case 'ERR_CONFIG':
+      return new ConfigError(message);
+    case 'ERR_DATA':
+      return new DataError(message);
+    case 'ERR_CHECKPOINT':
+      return new CheckpointError(message);
+    case 'ERR_IO':
+      return new IoError(message);
+    case 'ERR_DEVICE':
+    case 'ERR_MEMORY':
+    case 'ERR_DISPOSED':
+      return new DeviceError(message, code);
+    default:
+      return new Siglip2Error(code, message);
   }
 }
 
@@ -134,7 +185,7 @@ function complete(id: number, error: string): void {
   pending.delete(id);
   if (!p) return;
   if (error) {
-    const [, code, message] = /^(?:(ERR_\w+): )?(.*)$/s.exec(error)!;  // devices name a code where it is not ERR_DEVICE
+    const [, code, message] = /^(?:(ERR_\w+): )?(.*)$/s.exec(error)!; // devices name a code where it is not ERR_DEVICE
     p.at.message = message!;
     p.reject(Object.assign(p.at, code ? { code } : {}));
   } else {
@@ -145,14 +196,22 @@ function complete(id: number, error: string): void {
 /** The loaded addon; the first call loads it. Throws DeviceError (ERR_NATIVE) with numbered remedies. */
 export function native(): Addon {
   if (!addon) {
-    const loaded = load(), copy = loaded.start(makeError, complete) as number | undefined;
-    if (copy === undefined) throw new DeviceError(`the addon is of another version than the package, ${packageVersion()}; rebuild it with \`npm run setup\``, 'ERR_NATIVE');
+    const loaded = load(),
+      copy = loaded.start(makeError, complete) as number | undefined;
+    if (copy === undefined)
+      throw new DeviceError(
+        `the addon is of another version than the package, ${packageVersion()}; rebuild it with \`npm run setup\``,
+        'ERR_NATIVE',
+      );
     addon = loaded;
     nextId = copy * 2 ** 32 + 1;
     // Node runs no cleanup hooks on process.exit() or an uncaught error; threads must be gone before C++ statics are. One
     // listener, however many copies of this file there are.
     if (!process.listeners('exit').some((listener) => SHUTDOWN in listener))
-      process.on('exit', Object.assign(() => loaded.shutdown(), { [SHUTDOWN]: true }));
+      process.on(
+        'exit',
+        Object.assign(() => loaded.shutdown(), { [SHUTDOWN]: true }),
+      );
   }
   return addon;
 }
@@ -182,7 +241,11 @@ export function op<A extends (number | boolean)[]>(name: string): (...args: A) =
   let f: ((...args: (number | boolean)[]) => void) | undefined;
   return (...args) => {
     f ??= native().ops[name];
-    if (!f) throw new DeviceError(`the addon has no op ${name}; rebuild it with \`npm run build\``, 'ERR_NATIVE');
+    if (!f)
+      throw new DeviceError(
+        `the addon has no op ${name}; rebuild it with \`npm run build\``,
+        'ERR_NATIVE',
+      );
     f(...args);
   };
 }
@@ -196,8 +259,14 @@ function uncleared(bytes: number): ArrayBuffer {
  * Resizes one uint8 image (height, width, channels) with the antialiased bilinear filter of PIL, bit for bit. Runs in
  * the calling thread and starts no device: meant for data-loading Workers.
  */
-export function resizeImage(source: Uint8Array, height: number, width: number, channels: number,
-  outHeight: number, outWidth: number): Uint8Array {
+export function resizeImage(
+  source: Uint8Array,
+  height: number,
+  width: number,
+  channels: number,
+  outHeight: number,
+  outWidth: number,
+): Uint8Array {
   const target = new Uint8Array(uncleared(outHeight * outWidth * channels));
   native().resizeImage(source, height, width, channels, target, outHeight, outWidth, 0);
   return target;
@@ -215,13 +284,31 @@ const RESIZE_METHODS: readonly ResizeMethod[] = ['pil-bilinear', 'pil-bicubic', 
  * Resizes one uint8 image (height, width, channels) on libuv's thread pool; the event loop stays free.
  * @param into what becomes the result, f32 for `f32` and uint8 otherwise; a new array when undefined
  */
-export function resizeImageAsync(source: Uint8Array, height: number, width: number, channels: number, outHeight: number,
-  outWidth: number, method: ResizeMethod, into?: Uint8Array | Float32Array): Promise<Uint8Array | Float32Array> {
+export function resizeImageAsync(
+  source: Uint8Array,
+  height: number,
+  width: number,
+  channels: number,
+  outHeight: number,
+  outWidth: number,
+  method: ResizeMethod,
+  into?: Uint8Array | Float32Array,
+): Promise<Uint8Array | Float32Array> {
   const n = outHeight * outWidth * channels;
-  const target = into ?? (method === 'f32' ? new Float32Array(uncleared(4 * n)) : new Uint8Array(uncleared(n)));
+  const target =
+    into ?? (method === 'f32' ? new Float32Array(uncleared(4 * n)) : new Uint8Array(uncleared(n)));
   return new Promise((resolve, reject) => {
-    native().resizeImage(source, height, width, channels, target, outHeight, outWidth, RESIZE_METHODS.indexOf(method),
-      (error) => error ? reject(new DeviceError(error)) : resolve(target));
+    native().resizeImage(
+      source,
+      height,
+      width,
+      channels,
+      target,
+      outHeight,
+      outWidth,
+      RESIZE_METHODS.indexOf(method),
+      (error) => (error ? reject(new DeviceError(error)) : resolve(target)),
+    );
   });
 }
 

@@ -4,7 +4,7 @@
  */
 import { native } from './native.js';
 import { clearTape } from './tape.js';
-import { deviceIndex, scope, type DeviceName, type Tensor } from './tensor.js';
+import { type DeviceName, deviceIndex, scope, type Tensor } from './tensor.js';
 
 /** What a step hands out: its outputs, alone, in an array or in a plain object. */
 type Outputs = Tensor | readonly Tensor[] | Record<string, Tensor>;
@@ -23,10 +23,15 @@ export class RecordedStep<T extends Outputs> {
   #recording = 0;
   #outputs: T | undefined;
 
-  constructor(readonly device: DeviceName, readonly fn: () => T) {}
+  constructor(
+    readonly device: DeviceName,
+    readonly fn: () => T,
+  ) {}
 
   /** Whether runs replay a recording. */
-  get recorded(): boolean { return this.#recording !== 0; }
+  get recorded(): boolean {
+    return this.#recording !== 0;
+  }
 
   /**
    * One step. `use` receives its outputs and enqueues what is to be done with them, `item()` say; they are not the
@@ -39,7 +44,9 @@ export class RecordedStep<T extends Outputs> {
     if (this.#recording === 0 && this.#runs++ > 0) this.#record();
     if (this.#recording === 0) {
       let result: R;
-      scope(() => { result = use(fn()); });
+      scope(() => {
+        result = use(fn());
+      });
       return result!;
     }
     native().replay(deviceIndex(device), this.#recording);
@@ -72,16 +79,25 @@ export class RecordedStep<T extends Outputs> {
     this.#recording = 0;
     this.#runs = 0;
   }
-  [Symbol.dispose](): void { this.dispose(); }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 }
 
 function each(outputs: Outputs, f: (t: Tensor) => void): void {
-  (Array.isArray(outputs) ? outputs : 'handle' in outputs ? [outputs as Tensor] : Object.values(outputs)).forEach(f);
+  (Array.isArray(outputs)
+    ? outputs
+    : 'handle' in outputs
+      ? [outputs as Tensor]
+      : Object.values(outputs)
+  ).forEach(f);
 }
 
 /** Ends a recording whose making failed; its own error matters, not a second one. */
 function endQuietly(index: number): void {
   try {
     native().endRecording(index, false);
-  } catch { /* the first error is thrown */ }
+  } catch {
+    /* the first error is thrown */
+  }
 }

@@ -4,8 +4,8 @@
  * where a tensor was used twice. First derivatives only.
  */
 import { check, checkDType, checkShape } from './check.js';
-import { op, type Handle } from './native.js';
-import { Tensor, empty, scope, type DeviceName, type DType } from './tensor.js';
+import { type Handle, op } from './native.js';
+import { type DeviceName, type DType, empty, scope, Tensor } from './tensor.js';
 
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
@@ -15,7 +15,13 @@ export class Param extends Tensor {
   grad: Tensor | null = null;
   /** The copy that kernels multiply with when activations are bf16; the f32 tensor itself otherwise. */
   compute: Tensor = this;
-  constructor(handle: Handle, shape: readonly number[], dtype: DType, device: DeviceName, readonly name = '') {
+  constructor(
+    handle: Handle,
+    shape: readonly number[],
+    dtype: DType,
+    device: DeviceName,
+    readonly name = '',
+  ) {
     super(handle, shape, dtype, device);
   }
 }
@@ -53,7 +59,9 @@ export function requireGrad<T extends Tensor>(x: T): T {
 export function needsGrad(x: Tensor | null): boolean {
   return x !== null && (tracked.has(x) || gradOf(x) !== null);
 }
-export function isRecording(): boolean { return recording; }
+export function isRecording(): boolean {
+  return recording;
+}
 
 /**
  * Records one op: its differentiable inputs, its outputs, the tensors its backward reads, the weights it trains, and
@@ -128,21 +136,30 @@ function checkRoot([of, gradient]: Root): void {
     checkShape('backward', 'a gradient', gradient, of.shape);
     checkDType('backward', 'a gradient', gradient, parameter ? 'f32' : of.dtype);
   } else {
-    check(!parameter && of.shape.length <= 1, 'backward', `a root that is no loss, this ${of.dtype} [${of.shape.join(', ')}] ` +
-      'say, needs its gradient, a tensor of its shape and type');
+    check(
+      !parameter && of.shape.length <= 1,
+      'backward',
+      `a root that is no loss, this ${of.dtype} [${of.shape.join(', ')}] ` +
+        'say, needs its gradient, a tensor of its shape and type',
+    );
   }
-  check(!parameter || of.grad !== null, 'backward', `the parameter ${parameter && of.name} has no gradient; make the model ` +
-    'with train: true');
+  check(
+    !parameter || of.grad !== null,
+    'backward',
+    `the parameter ${parameter && of.name} has no gradient; make the model ` + 'with train: true',
+  );
 }
 
 /** A loss op reads here the weight its scalar output was given; 1 when it is a plain root. */
 const scalarWeight = new WeakMap<Tensor, number>();
-export function lossWeight(loss: Tensor): number { return scalarWeight.get(loss) ?? 0; }
+export function lossWeight(loss: Tensor): number {
+  return scalarWeight.get(loss) ?? 0;
+}
 
 function run(entries: Entry[], roots: readonly Root[]): Map<Tensor, Tensor> {
   const grads = new Map<Tensor, Tensor>();
-  const shared = new Set<Tensor>();  // several gradients in one memory: not to be written
-  const losses = new Set<Tensor>();  // scalar roots: their gradient is a number
+  const shared = new Set<Tensor>(); // several gradients in one memory: not to be written
+  const losses = new Set<Tensor>(); // scalar roots: their gradient is a number
   for (const [t, g] of roots) {
     const accumulator = gradOf(t);
     if (typeof g === 'number') {
@@ -179,7 +196,8 @@ function run(entries: Entry[], roots: readonly Root[]): Map<Tensor, Tensor> {
           if (!x || !g) return;
           const accumulator = gradOf(x);
           if (accumulator) addToParam(accumulator, g);
-          else if (!tracked.has(x)) g.dispose();  // some ops make it with the others
+          else if (!tracked.has(x))
+            g.dispose(); // some ops make it with the others
           else grads.set(x, plus(grads.get(x), g, shared));
         });
       } finally {
@@ -224,7 +242,9 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
  * @returns (Σ n, D)
  */
 export function concatRows(parts: readonly Tensor[]): Tensor {
-  const [first] = parts as [Tensor], D = first.shape[1]!, rows = parts.map((p) => p.shape[0]!);
+  const [first] = parts as [Tensor],
+    D = first.shape[1]!,
+    rows = parts.map((p) => p.shape[0]!);
   const at = rows.map((_, i) => D * rows.slice(0, i).reduce((a, b) => a + b, 0));
   const y = empty([rows.reduce((a, b) => a + b, 0), D], first.dtype, first.device);
   parts.forEach((p, i) => {
@@ -233,7 +253,10 @@ export function concatRows(parts: readonly Tensor[]): Tensor {
     place.dispose();
   });
   record({
-    inputs: [...parts], outputs: [y], saved: [], backward: (dy) => parts.map((p, i) => dy!.view(at[i]!, p.shape)),
+    inputs: [...parts],
+    outputs: [y],
+    saved: [],
+    backward: (dy) => parts.map((p, i) => dy!.view(at[i]!, p.shape)),
   });
   return y;
 }
@@ -249,17 +272,21 @@ export function checkpoint(fn: (...inputs: Tensor[]) => Tensor[], ...inputs: Ten
   for (const y of outputs) tracked.add(y);
   for (const t of [...inputs, ...outputs]) t.hold();
   tape.push({
-    inputs, outputs, saved: [],
+    inputs,
+    outputs,
+    saved: [],
     backward(...given) {
       const outer = tape;
       tape = [];
       try {
         // Fresh views as leaves, so that the inner gradients are told apart from the outer ones.
-        const leaves = inputs.map((x) => needsGrad(x) ? requireGrad(x.reshape(x.shape)) : x);
+        const leaves = inputs.map((x) => (needsGrad(x) ? requireGrad(x.reshape(x.shape)) : x));
         const again = fn(...leaves);
         const entries = tape;
         tape = [];
-        const roots = again.flatMap((y, i): [Tensor, Tensor][] => given[i] ? [[y, given[i]!]] : []);
+        const roots = again.flatMap((y, i): [Tensor, Tensor][] =>
+          given[i] ? [[y, given[i]!]] : [],
+        );
         const grads = run(entries, roots);
         return leaves.map((leaf) => grads.get(leaf) ?? null);
       } finally {

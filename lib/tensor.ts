@@ -3,7 +3,7 @@
  * a tensor lives while a scope, the tape or a module holds it.
  */
 import { DeviceError, ShapeError } from './errors.js';
-import { completion, native, type Handle, type MemoryStats, type OpTiming } from './native.js';
+import { completion, type Handle, type MemoryStats, native, type OpTiming } from './native.js';
 
 export type DType = 'f32' | 'bf16' | 'u8' | 'i32';
 export type TensorData = Float32Array | Uint16Array | Uint8Array | Int32Array;
@@ -27,8 +27,10 @@ export function deviceIndex(device: DeviceName): number {
   if (device === 'dry:cpu') return MOST_GPUS + 1;
   if (device === 'dry:cuda') return MOST_GPUS + 2;
   const n = /^cuda:(\d+)$/.exec(device);
-  if (!n) throw new DeviceError(`device must be 'cpu', 'cuda' or 'cuda:N' but is '${String(device)}'`);
-  if (Number(n[1]) >= MOST_GPUS) throw new DeviceError(`device must be 'cuda:0' to 'cuda:${MOST_GPUS - 1}' but is '${device}'`);
+  if (!n)
+    throw new DeviceError(`device must be 'cpu', 'cuda' or 'cuda:N' but is '${String(device)}'`);
+  if (Number(n[1]) >= MOST_GPUS)
+    throw new DeviceError(`device must be 'cuda:0' to 'cuda:${MOST_GPUS - 1}' but is '${device}'`);
   return 1 + Number(n[1]);
 }
 
@@ -38,8 +40,13 @@ export function sizeOf(shape: readonly number[]): number {
 }
 
 function newArray(dtype: DType, n: number): TensorData {
-  return dtype === 'f32' ? new Float32Array(n) : dtype === 'bf16' ? new Uint16Array(n)
-    : dtype === 'u8' ? new Uint8Array(n) : new Int32Array(n);
+  return dtype === 'f32'
+    ? new Float32Array(n)
+    : dtype === 'bf16'
+      ? new Uint16Array(n)
+      : dtype === 'u8'
+        ? new Uint8Array(n)
+        : new Int32Array(n);
 }
 
 let currentScope: Set<Tensor> | undefined;
@@ -53,19 +60,33 @@ export class Tensor {
   #owned = true;
   #handle: Handle;
 
-  constructor(handle: Handle, readonly shape: readonly number[], readonly dtype: DType, readonly device: DeviceName) {
+  constructor(
+    handle: Handle,
+    readonly shape: readonly number[],
+    readonly dtype: DType,
+    readonly device: DeviceName,
+  ) {
     this.#handle = handle;
     currentScope?.add(this);
   }
 
   get handle(): Handle {
     if (this.#handle === 0)
-      throw new DeviceError('a tensor was used after it was disposed; hold() it, or return it from its scope()', 'ERR_DISPOSED');
+      throw new DeviceError(
+        'a tensor was used after it was disposed; hold() it, or return it from its scope()',
+        'ERR_DISPOSED',
+      );
     return this.#handle;
   }
-  get size(): number { return sizeOf(this.shape); }
-  get bytes(): number { return this.size * DTYPE_BYTES[this.dtype]; }
-  get disposed(): boolean { return this.#handle === 0; }
+  get size(): number {
+    return sizeOf(this.shape);
+  }
+  get bytes(): number {
+    return this.size * DTYPE_BYTES[this.dtype];
+  }
+  get disposed(): boolean {
+    return this.#handle === 0;
+  }
 
   /** Keeps the memory, beside its owner, until the matching `release()`. */
   hold(): this {
@@ -89,18 +110,27 @@ export class Tensor {
     currentScope?.delete(this);
     return this;
   }
-  [Symbol.dispose](): void { this.dispose(); }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 
   /** Another tensor over the same memory; both are held on their own. */
   reshape(shape: readonly number[]): Tensor {
     if (sizeOf(shape) !== this.size)
-      throw new ShapeError(`reshape: [${this.shape.join(', ')}] does not fit [${shape.join(', ')}]`);
+      throw new ShapeError(
+        `reshape: [${this.shape.join(', ')}] does not fit [${shape.join(', ')}]`,
+      );
     return this.view(0, shape);
   }
   /** The elements from `offset` on, as `shape`; shares memory. */
   view(offset: number, shape: readonly number[]): Tensor {
     const b = DTYPE_BYTES[this.dtype];
-    return new Tensor(native().view(this.handle, offset * b, sizeOf(shape) * b, DTYPE_CODE[this.dtype]), shape, this.dtype, this.device);
+    return new Tensor(
+      native().view(this.handle, offset * b, sizeOf(shape) * b, DTYPE_CODE[this.dtype]),
+      shape,
+      this.dtype,
+      this.device,
+    );
   }
 
   /** Copies host data in, in stream order; `data` may be changed on return. bf16 is given as raw 16-bit words. */
@@ -121,36 +151,63 @@ export class Tensor {
   }
   /** The single number of a one-element f32 tensor. */
   async item(): Promise<number> {
-    if (this.size !== 1 || this.dtype !== 'f32') throw new ShapeError(`item: needs one f32 element, this is ${this.dtype} [${this.shape.join(', ')}]`);
+    if (this.size !== 1 || this.dtype !== 'f32')
+      throw new ShapeError(
+        `item: needs one f32 element, this is ${this.dtype} [${this.shape.join(', ')}]`,
+      );
     return (await this.read())[0]!;
   }
 }
 
 /** A new tensor with undefined contents. Throws DeviceError ERR_MEMORY over the limit; nothing is then changed. */
-export function empty(shape: readonly number[], dtype: DType = 'f32', device: DeviceName = 'cpu'): Tensor {
+export function empty(
+  shape: readonly number[],
+  dtype: DType = 'f32',
+  device: DeviceName = 'cpu',
+): Tensor {
   const bytes = sizeOf(shape) * DTYPE_BYTES[dtype];
   // Two negative sizes, or two fractions, can have a size that looks right.
   if (!Number.isSafeInteger(bytes) || !shape.every((n) => Number.isSafeInteger(n) && n >= 0))
     throw new ShapeError(`a tensor cannot have the shape [${shape.join(', ')}]`);
-  return new Tensor(native().allocate(deviceIndex(device), bytes, DTYPE_CODE[dtype]), shape, dtype, device);
+  return new Tensor(
+    native().allocate(deviceIndex(device), bytes, DTYPE_CODE[dtype]),
+    shape,
+    dtype,
+    device,
+  );
 }
 
 /** A new tensor of zeros. */
-export function zeros(shape: readonly number[], dtype: DType = 'f32', device: DeviceName = 'cpu'): Tensor {
+export function zeros(
+  shape: readonly number[],
+  dtype: DType = 'f32',
+  device: DeviceName = 'cpu',
+): Tensor {
   return empty(shape, dtype, device).zero();
 }
 
 /** A new tensor with this data; the element type follows the array's (Uint16Array is bf16). */
-export function tensor(data: TensorData, shape: readonly number[], device: DeviceName = 'cpu'): Tensor {
+export function tensor(
+  data: TensorData,
+  shape: readonly number[],
+  device: DeviceName = 'cpu',
+): Tensor {
   // By name, not instanceof: arrays may come from another realm (a vm context, a test runner).
   const kinds: Record<string, DType> = {
-    Float32Array: 'f32', Uint16Array: 'bf16', Int32Array: 'i32', Uint8Array: 'u8', Uint8ClampedArray: 'u8',
+    Float32Array: 'f32',
+    Uint16Array: 'bf16',
+    Int32Array: 'i32',
+    Uint8Array: 'u8',
+    Uint8ClampedArray: 'u8',
   };
   const dtype = kinds[Object.prototype.toString.call(data).slice(8, -1)];
   if (dtype === undefined || !Array.isArray(shape))
-    throw new ShapeError('tensor: needs a Float32Array, Uint16Array (bf16), Int32Array or Uint8Array, ' +
-      'and an array of sizes');
-  if (data.length !== sizeOf(shape)) throw new ShapeError(`tensor: ${data.length} values do not fit [${shape.join(', ')}]`);
+    throw new ShapeError(
+      'tensor: needs a Float32Array, Uint16Array (bf16), Int32Array or Uint8Array, ' +
+        'and an array of sizes',
+    );
+  if (data.length !== sizeOf(shape))
+    throw new ShapeError(`tensor: ${data.length} values do not fit [${shape.join(', ')}]`);
   return empty(shape, dtype, device).write(data);
 }
 
@@ -165,7 +222,9 @@ export function scope<T>(fn: () => T): T {
   try {
     const result = fn();
     if (typeof (result as { then?: unknown } | undefined)?.then === 'function')
-      throw new TypeError('scope: the function must be synchronous; read() after the scope, on a tensor it returned');
+      throw new TypeError(
+        'scope: the function must be synchronous; read() after the scope, on a tensor it returned',
+      );
     for (const t of tensorsIn(result)) if (mine.delete(t)) outer?.add(t);
     return result;
   } finally {
@@ -177,21 +236,35 @@ export function scope<T>(fn: () => T): T {
 function tensorsIn(value: unknown): Tensor[] {
   if (value instanceof Tensor) return [value];
   if (Array.isArray(value)) return value.flatMap(tensorsIn);
-  if (value !== null && typeof value === 'object' && Object.getPrototypeOf(value) === Object.prototype)
+  if (
+    value !== null &&
+    typeof value === 'object' &&
+    Object.getPrototypeOf(value) === Object.prototype
+  )
     return Object.values(value).flatMap(tensorsIn);
   return [];
 }
 
 /** Tensors alive, views included; 0 when everything was given back. */
-export function liveCount(): number { return native().liveCount(); }
+export function liveCount(): number {
+  return native().liveCount();
+}
 /** Bytes in use on a device. */
-export function memory(device: DeviceName = 'cpu'): MemoryStats { return native().memory(deviceIndex(device)); }
+export function memory(device: DeviceName = 'cpu'): MemoryStats {
+  return native().memory(deviceIndex(device));
+}
 /** Starts a new peak measurement. */
-export function resetPeak(device: DeviceName = 'cpu'): void { native().resetPeak(deviceIndex(device)); }
+export function resetPeak(device: DeviceName = 'cpu'): void {
+  native().resetPeak(deviceIndex(device));
+}
 /** Most bytes tensors may take on a device; beyond it allocation throws ERR_MEMORY. 0 lifts the limit. */
-export function setMemoryLimit(bytes: number, device: DeviceName = 'cpu'): void { native().setMemoryLimit(deviceIndex(device), bytes); }
+export function setMemoryLimit(bytes: number, device: DeviceName = 'cpu'): void {
+  native().setMemoryLimit(deviceIndex(device), bytes);
+}
 /** Test mode: poisons new tensors and checks guard zones around them; see `memory().guardViolations`. */
-export function setDebug(on: boolean, device: DeviceName = 'cpu'): void { native().setDebug(deviceIndex(device), on); }
+export function setDebug(on: boolean, device: DeviceName = 'cpu'): void {
+  native().setDebug(deviceIndex(device), on);
+}
 /** Resolves when the device has done all work enqueued so far; rejects with its first error. */
 export function synchronize(device: DeviceName = 'cpu'): Promise<void> {
   return completion((id) => native().synchronize(deviceIndex(device), id), undefined);
@@ -210,7 +283,9 @@ export function batchInvariant<T>(device: DeviceName, fn: () => T): T {
 }
 /** Time by op since the last call, longest first; empty on devices that do not measure it. */
 export function takeProfile(device: DeviceName = 'cpu'): OpTiming[] {
-  return native().takeProfile(deviceIndex(device)).sort((a, b) => b.seconds - a.seconds);
+  return native()
+    .takeProfile(deviceIndex(device))
+    .sort((a, b) => b.seconds - a.seconds);
 }
 /**
  * Waits for the device, then says how many threads are at work on it: fewer than `SIGLIP2_THREADS` while other processes
@@ -221,4 +296,6 @@ export function activeThreads(device: DeviceName = 'cpu', hold = -1): number {
   return native().activeThreads(deviceIndex(device), hold);
 }
 /** The device's name; throws DeviceError with the reason when there is none. */
-export function deviceName(device: DeviceName): string { return native().deviceName(deviceIndex(device)); }
+export function deviceName(device: DeviceName): string {
+  return native().deviceName(deviceIndex(device));
+}

@@ -4,14 +4,16 @@ import { cpSync, existsSync, readFileSync } from 'node:fs';
 import { basename, dirname, join, relative } from 'node:path';
 
 const [target, ...names] = process.argv.slice(2);
-const root = process.cwd(), copied = new Set();
+const root = process.cwd(),
+  copied = new Set();
 
 function find(name, from, optional) {
   for (let dir = from; ; dir = dirname(dir)) {
     const path = join(dir, 'node_modules', name);
     if (existsSync(join(path, 'package.json'))) return path;
     if (dir === dirname(dir) && optional) return null;
-    if (dir === dirname(dir)) throw new Error(`${name}, which ${from} needs, is not installed; run npm run setup`);
+    if (dir === dirname(dir))
+      throw new Error(`${name}, which ${from} needs, is not installed; run npm run setup`);
   }
 }
 function take(name, from, optional = false) {
@@ -20,11 +22,16 @@ function take(name, from, optional = false) {
   copied.add(path);
   cpSync(path, join(target, relative(root, path)), {
     recursive: true,
-    filter: (file) => !/\.(d\.[cm]?ts|[cm]?ts|map|md|markdown)$/i.test(file) && !(file !== path && basename(file) === 'node_modules'),
+    filter: (file) =>
+      !/\.(d\.[cm]?ts|[cm]?ts|map|md|markdown)$/i.test(file) &&
+      !(file !== path && basename(file) === 'node_modules'),
   });
-  const { dependencies = {}, optionalDependencies = {} } = JSON.parse(readFileSync(join(path, 'package.json'), 'utf8'));
+  const { dependencies = {}, optionalDependencies = {} } = JSON.parse(
+    readFileSync(join(path, 'package.json'), 'utf8'),
+  );
   for (const dependency of Object.keys({ ...dependencies, ...optionalDependencies }))
-    if (!dependency.startsWith('@types/')) take(dependency, path, dependency in optionalDependencies);
+    if (!dependency.startsWith('@types/'))
+      take(dependency, path, dependency in optionalDependencies);
 }
 for (const name of names) take(name, root);
 console.log(`${copied.size} packages`);

@@ -3,10 +3,16 @@
 import { readFileSync } from 'node:fs';
 
 const MOST = 1e-6;
-const cases = (file) => new Map(readFileSync(file, 'utf8').trim().split('\n').map((line) => {
-  const [name, , values] = line.split('\t');
-  return [name, values.trim().split(' ').map(Number)];
-}));
+const cases = (file) =>
+  new Map(
+    readFileSync(file, 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => {
+        const [name, , values] = line.split('\t');
+        return [name, values.trim().split(' ').map(Number)];
+      }),
+  );
 const [host, device] = process.argv.slice(2).map(cases);
 let wrong = 0;
 for (const [name, want] of host) {
@@ -15,7 +21,8 @@ for (const [name, want] of host) {
     console.log(`not run  ${name}`);
     continue;
   }
-  let error = 0, norm = 0;
+  let error = 0,
+    norm = 0;
   want.forEach((w, i) => {
     error += (got[i] - w) ** 2;
     norm += w * w;

@@ -9,8 +9,12 @@ export function outputWithThreads(threads: number, source: string): string {
 /** As `outputWithThreads`, in this process's environment with changes. */
 export function outputOf(source: string, env: Record<string, string>): string {
   const lib = new URL('../lib/', import.meta.url).href;
-  const child = spawnSync(process.execPath, ['--input-type=module', '-e', source.replaceAll("'lib/", `'${lib}`)],
-    { env: { ...process.env, NODE_OPTIONS: '', ...env }, encoding: 'utf8' });
-  if (child.status !== 0) throw new Error(`the child process ended with ${child.status}: ${child.stderr}`);
+  const child = spawnSync(
+    process.execPath,
+    ['--input-type=module', '-e', source.replaceAll("'lib/", `'${lib}`)],
+    { env: { ...process.env, NODE_OPTIONS: '', ...env }, encoding: 'utf8' },
+  );
+  if (child.status !== 0)
+    throw new Error(`the child process ended with ${child.status}: ${child.stderr}`);
   return child.stdout;
 }

@@ -2,10 +2,10 @@
 import { afterAll, expect, test } from '@jest/globals';
 import { native } from '../lib/native.js';
 import { embedding } from '../lib/ops/embedding.js';
-import { Param, backward } from '../lib/tape.js';
+import { backward, Param } from '../lib/tape.js';
 import { liveCount, scope, synchronize, tensor, zeros } from '../lib/tensor.js';
-import { normal } from './harness.js';
 import { outputWithThreads } from './child.js';
+import { normal } from './harness.js';
 
 afterAll(() => expect(liveCount()).toBe(0));
 
@@ -16,23 +16,36 @@ function weights(rows: number, D: number): Param {
   return p;
 }
 
-test.each([5, -1, 2 ** 31 - 1, -(2 ** 31)])('id %i of a table of five rows is an error that names it', async (id) => {
-  const ids = tensor(Int32Array.of(0, 4, 1, id), [2, 2]), table = zeros([5, 3]), position = zeros([2, 3]);
-  const y = embedding(ids, table, position);
-  await expect(synchronize()).rejects.toThrow(`token id ${id} at position 3 is outside the table of 5 rows`);
-  for (const t of [ids, table, position, y]) t.dispose();
-});
+test.each([5, -1, 2 ** 31 - 1, -(2 ** 31)])(
+  'id %i of a table of five rows is an error that names it',
+  async (id) => {
+    const ids = tensor(Int32Array.of(0, 4, 1, id), [2, 2]),
+      table = zeros([5, 3]),
+      position = zeros([2, 3]);
+    const y = embedding(ids, table, position);
+    await expect(synchronize()).rejects.toThrow(
+      `token id ${id} at position 3 is outside the table of 5 rows`,
+    );
+    for (const t of [ids, table, position, y]) t.dispose();
+  },
+);
 
 test('20,000 rows, nearly all with one id: no rounding beyond that of a few', async () => {
-  const V = 50_000, D = 3, R = 20_000, ids = new Int32Array(R).fill(7);
+  const V = 50_000,
+    D = 3,
+    R = 20_000,
+    ids = new Int32Array(R).fill(7);
   ids[5] = V - 1;
-  const table = weights(V, D), position = weights(1, D), dy = normal(R * D, 1);
+  const table = weights(V, D),
+    position = weights(1, D),
+    dy = normal(R * D, 1);
   for (let i = 0; i < dy.length; i++) dy[i]! += 10;
   scope(() => {
     const y = embedding(tensor(ids, [R, 1]), table, position);
     backward([[y, tensor(dy, [R, D])]]);
   });
-  const dtable = await table.grad!.read(), dposition = await position.grad!.read();
+  const dtable = await table.grad!.read(),
+    dposition = await position.grad!.read();
   for (let d = 0; d < D; d++) {
     let all = 0;
     for (let r = 0; r < R; r++) all += dy[r * D + d]!;

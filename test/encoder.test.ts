@@ -1,30 +1,38 @@
 /** The encoder: inputs, outputs, order, back-pressure, abort, repeatability. Values against the plain model calls. */
+
+import { writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import type { ImageInput } from '../lib/image/input.js';
-import { load, type Encoder } from '../lib/encoder/encoder.js';
-import { meanRows } from '../lib/encoder/scores.js';
-import { embedImages, embedTexts } from '../lib/inference/embed.js';
-import { tokenizerOf } from '../lib/checkpoints/tokenizer.js';
-import { naflexImage, packNaflex } from '../lib/image/naflex.js';
 import { loadModel } from '../lib/checkpoints/load.js';
+import { tokenizerOf } from '../lib/checkpoints/tokenizer.js';
+import { type Encoder, load } from '../lib/encoder/encoder.js';
+import { meanRows } from '../lib/encoder/scores.js';
+import type { ImageInput } from '../lib/image/input.js';
+import { naflexImage, packNaflex } from '../lib/image/naflex.js';
+import { embedImages, embedTexts } from '../lib/inference/embed.js';
 import { resizeImage } from '../lib/native.js';
 import { noGrad } from '../lib/tape.js';
 import { liveCount, scope, synchronize } from '../lib/tensor.js';
+import { outputWithThreads } from './child.js';
 import { errorOf, picture } from './data/support.js';
 import { smallCheckpoint, temporaryFolder, WORDS } from './encoder_support.js';
-import { outputWithThreads } from './child.js';
 
 let folder: string, model: Encoder;
 /** oneDNN was held to a smaller instruction set, as these tests are also run: it then refuses bf16. */
-const restricted = process.env['DNNL_MAX_CPU_ISA'] !== undefined || process.env['ONEDNN_MAX_CPU_ISA'] !== undefined;
+const restricted =
+  process.env['DNNL_MAX_CPU_ISA'] !== undefined || process.env['ONEDNN_MAX_CPU_ISA'] !== undefined;
 const pixels = (i: number, width = 40, height = 24) => ({
-  data: Uint8Array.from({ length: width * height * 3 }, (_, k) => (k * 31 + i * 97 + (k >> 5)) & 255), width, height, channels: 3 as const,
+  data: Uint8Array.from(
+    { length: width * height * 3 },
+    (_, k) => (k * 31 + i * 97 + (k >> 5)) & 255,
+  ),
+  width,
+  height,
+  channels: 3 as const,
 });
 
 beforeAll(async () => {
@@ -39,10 +47,19 @@ afterAll(async () => {
 
 test('embeddings are those of the model on the resized pixels and the padded ids', async () => {
   const images = [0, 1, 2].map((i) => pixels(i));
-  const got = await model.encodeImages(images), texts = await model.encodeTexts(WORDS);
-  const plain = await loadModel(folder), S = model.imageSize!;
-  const all = Uint8Array.from(images.flatMap((p) => [...resizeImage(p.data, p.height, p.width, 3, S, S)]));
-  const want = await embedImages(plain.model, all, 3), wantTexts = await embedTexts(plain.model, await (await tokenizerOf(plain)).encodeBatch(WORDS), WORDS.length);
+  const got = await model.encodeImages(images),
+    texts = await model.encodeTexts(WORDS);
+  const plain = await loadModel(folder),
+    S = model.imageSize!;
+  const all = Uint8Array.from(
+    images.flatMap((p) => [...resizeImage(p.data, p.height, p.width, 3, S, S)]),
+  );
+  const want = await embedImages(plain.model, all, 3),
+    wantTexts = await embedTexts(
+      plain.model,
+      await (await tokenizerOf(plain)).encodeBatch(WORDS),
+      WORDS.length,
+    );
   plain.model.dispose();
   got.data.forEach((v, i) => expect(Math.abs(v - want[i]!)).toBeLessThan(1e-6));
   texts.data.forEach((v, i) => expect(Math.abs(v - wantTexts[i]!)).toBeLessThan(1e-6));
@@ -51,28 +68,44 @@ test('embeddings are those of the model on the resized pixels and the padded ids
 });
 
 test('a path, a file URL, an http URL, a Buffer and raw pixels give the same bits', async () => {
-  const png = await picture(3, 37), at = join(temporaryFolder(), 'a picture.png');
+  const png = await picture(3, 37),
+    at = join(temporaryFolder(), 'a picture.png');
   writeFileSync(at, png);
   const { data, info } = await sharp(png).ensureAlpha().raw().toBuffer({ resolveWithObject: true });
-  const server = createServer((q, r) => q.url === '/a.png' ? r.end(png) : r.writeHead(404).end()).listen(0);
+  const server = createServer((q, r) =>
+    q.url === '/a.png' ? r.end(png) : r.writeHead(404).end(),
+  ).listen(0);
   try {
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const rows = await model.encodeImages([at, pathToFileURL(at), `${url}/a.png`, new URL(`${url}/a.png`), png, { data, width: info.width, height: info.height, channels: 4 }]);
+    const rows = await model.encodeImages([
+      at,
+      pathToFileURL(at),
+      `${url}/a.png`,
+      new URL(`${url}/a.png`),
+      png,
+      { data, width: info.width, height: info.height, channels: 4 },
+    ]);
     for (let i = 1; i < 6; i++) expect(rows.row(i)).toEqual(rows.row(0));
     const missing = await errorOf(() => model.encodeImages([png, `${url}/b.png`]));
     expect([missing.code, missing.message.includes('404')]).toEqual(['ERR_DATA', true]);
   } finally {
     server.close();
   }
-  for (const bad of [join(folder, 'nothing.jpg'), Buffer.from('no image'), { data: new Uint8Array(5), width: 2, height: 2, channels: 3 as const }])
+  for (const bad of [
+    join(folder, 'nothing.jpg'),
+    Buffer.from('no image'),
+    { data: new Uint8Array(5), width: 2, height: 2, channels: 3 as const },
+  ])
     expect((await errorOf(() => model.encodeImages(bad))).code).toBe('ERR_DATA');
 });
 
 test('the same input gives the same bits in any batch, and with any number of threads', async () => {
-  const images = Array.from({ length: 19 }, (_, i) => pixels(i)), texts = [...WORDS, ...WORDS, 'ein Hund'];
-  for (const dtype of restricted ? ['f32'] as const : ['f32', 'bf16'] as const) {
+  const images = Array.from({ length: 19 }, (_, i) => pixels(i)),
+    texts = [...WORDS, ...WORDS, 'ein Hund'];
+  for (const dtype of restricted ? (['f32'] as const) : (['f32', 'bf16'] as const)) {
     using other = await load(folder, { dtype });
-    const whole = await other.encodeImages(images), wholeTexts = await other.encodeTexts(texts);
+    const whole = await other.encodeImages(images),
+      wholeTexts = await other.encodeTexts(texts);
     for (const batchSize of [1, 3, 19]) {
       expect((await other.encodeImages(images, { batchSize })).data).toEqual(whole.data);
       expect((await other.encodeTexts(texts, { batchSize })).data).toEqual(wholeTexts.data);
@@ -129,19 +162,38 @@ test('products are batch-invariant at the sizes of the released models', () => {
 test('f16 and int8 rows, text for pgvector', async () => {
   const images = [pixels(1), pixels(2)];
   const f32: Float32Array = (await model.encodeImages(images)).data;
-  const f16 = await model.encodeImages(images, { output: 'f16' }), int8 = await model.encodeImages(images, { output: 'int8' });
-  expect([f16.data.constructor.name, int8.data.constructor.name]).toEqual(['Uint16Array', 'Int8Array']);
-  f16.toFloat32().forEach((v, i) => expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(2 ** -11 * Math.abs(f32[i]!) + 2 ** -25));
-  int8.toFloat32().forEach((v, i) => expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(int8.scales![i < model.dim ? 0 : 1]! * 0.501));
+  const f16 = await model.encodeImages(images, { output: 'f16' }),
+    int8 = await model.encodeImages(images, { output: 'int8' });
+  expect([f16.data.constructor.name, int8.data.constructor.name]).toEqual([
+    'Uint16Array',
+    'Int8Array',
+  ]);
+  f16
+    .toFloat32()
+    .forEach((v, i) =>
+      expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(2 ** -11 * Math.abs(f32[i]!) + 2 ** -25),
+    );
+  int8
+    .toFloat32()
+    .forEach((v, i) =>
+      expect(Math.abs(v - f32[i]!)).toBeLessThanOrEqual(
+        int8.scales![i < model.dim ? 0 : 1]! * 0.501,
+      ),
+    );
   expect(Math.max(...int8.row(0).map(Math.abs))).toBe(127);
-  expect(JSON.parse((await model.encodeImages(images)).toText(1))).toEqual([...f32.subarray(model.dim)]);
+  expect(JSON.parse((await model.encodeImages(images)).toText(1))).toEqual([
+    ...f32.subarray(model.dim),
+  ]);
   const rows = [];
   for await (const row of model.streamImages(images, { output: 'int8' })) rows.push(row);
   expect(rows).toEqual([int8.row(0), int8.row(1)]);
 });
 
 test('streams keep order, hold back their source, and close it when the consumer stops', async () => {
-  let taken = 0, given = 0, closed = false, most = 0;
+  let taken = 0,
+    given = 0,
+    closed = false,
+    most = 0;
   async function* source() {
     try {
       for (let i = 0; i < 60; i++) {
@@ -155,7 +207,13 @@ test('streams keep order, hold back their source, and close it when the consumer
   }
   const want = await model.encodeImages(Array.from({ length: 30 }, (_, i) => pixels(i)));
   const progress: number[] = [];
-  for await (const row of model.streamImages(source(), { batchSize: 3, onProgress: (done, total) => { expect(total).toBeUndefined(); progress.push(done); } })) {
+  for await (const row of model.streamImages(source(), {
+    batchSize: 3,
+    onProgress: (done, total) => {
+      expect(total).toBeUndefined();
+      progress.push(done);
+    },
+  })) {
     most = Math.max(most, taken - given);
     expect(row).toEqual(want.row(given));
     if (++given === 30) break;
@@ -163,7 +221,9 @@ test('streams keep order, hold back their source, and close it when the consumer
   // Two batches ahead, one running, one being given out.
   expect(most).toBeLessThanOrEqual(12 + 1);
   expect([closed, progress.slice(0, 3)]).toEqual([true, [3, 6, 9]]);
-  const error = await errorOf(async () => { for await (const row of model.streamTexts(['a cat', 7 as unknown as string])) void row; });
+  const error = await errorOf(async () => {
+    for await (const row of model.streamTexts(['a cat', 7 as unknown as string])) void row;
+  });
   expect(error.code).toBe('ERR_DATA');
 });
 
@@ -177,7 +237,8 @@ test('an abort rejects at once, during load and while encoding, and the model st
   await expect(running).rejects.toThrow('enough');
   await expect(model.encodeTexts('a cat', { signal: controller.signal })).rejects.toThrow('enough');
   expect((await model.encodeImages(pixels(4))).data).toEqual(before.data);
-  const loading = new AbortController(), opening = load(folder, { signal: loading.signal });
+  const loading = new AbortController(),
+    opening = load(folder, { signal: loading.signal });
   loading.abort(new Error('no more'));
   await expect(opening).rejects.toThrow('no more');
   const kept = new AbortController();
@@ -187,16 +248,21 @@ test('an abort rejects at once, during load and while encoding, and the model st
 });
 
 test('similarity and zero-shot: cosine, logit and sigmoid probability', async () => {
-  const images = [pixels(1), pixels(2)], labels = ['cat', 'dog', 'Apple'];
+  const images = [pixels(1), pixels(2)],
+    labels = ['cat', 'dog', 'Apple'];
   const templates = ['a photo of {label}', '{label}'];
   const ranked = await model.zeroShot(images, labels, { templates });
-  const texts = await model.encodeTexts(labels.flatMap((l) => templates.map((t) => t.replace('{label}', l))));
-  const mean = meanRows(texts.toFloat32(), model.dim, 2), rows = (await model.encodeImages(images)).toFloat32();
+  const texts = await model.encodeTexts(
+    labels.flatMap((l) => templates.map((t) => t.replace('{label}', l))),
+  );
+  const mean = meanRows(texts.toFloat32(), model.dim, 2),
+    rows = (await model.encodeImages(images)).toFloat32();
   for (const [i, list] of ranked.entries()) {
     expect(list.map((l) => l.index).sort()).toEqual([0, 1, 2]);
     for (const { label, index, cosine, logit, probability } of list) {
       let dot = 0;
-      for (let d = 0; d < model.dim; d++) dot += rows[i * model.dim + d]! * mean[index * model.dim + d]!;
+      for (let d = 0; d < model.dim; d++)
+        dot += rows[i * model.dim + d]! * mean[index * model.dim + d]!;
       expect(label).toBe(labels[index]);
       expect(cosine).toBeCloseTo(dot, 5);
       expect(logit).toBeCloseTo(10 * dot - 2, 4);
@@ -204,13 +270,17 @@ test('similarity and zero-shot: cosine, logit and sigmoid probability', async ()
     }
     expect(list[0]!.probability).toBeGreaterThanOrEqual(list[2]!.probability);
   }
-  expect((await errorOf(() => model.zeroShot(images, labels, { language: 'xx' }))).message).toContain('en');
+  expect(
+    (await errorOf(() => model.zeroShot(images, labels, { language: 'xx' }))).message,
+  ).toContain('en');
   expect((await model.zeroShot(images[0]!, ['猫'], { language: 'ja-JP' }))[0]!.length).toBe(1);
 });
 
 test('dense features lie on the grid of patches', async () => {
   const features = await model.tokens([pixels(1), pixels(2), pixels(1)], { batchSize: 2 });
-  expect(features.map(({ data, rows, columns, dim }) => [rows, columns, dim, data.length])).toEqual(Array(3).fill([4, 4, 32, 16 * 32]));
+  expect(features.map(({ data, rows, columns, dim }) => [rows, columns, dim, data.length])).toEqual(
+    Array(3).fill([4, 4, 32, 16 * 32]),
+  );
   expect(features[0]!.data).toEqual(features[2]!.data);
   expect(features[0]!.data).not.toEqual(features[1]!.data);
   using half = await load(folder, { dtype: 'bf16' });
@@ -220,9 +290,16 @@ test('dense features lie on the grid of patches', async () => {
 
 test('NaFlex: aspect ratios are kept, and the bits do not depend on the batch', async () => {
   using flexible = await load(await smallCheckpoint({ naflex: true }), { maxPatches: 24 });
-  const images = [pixels(1, 60, 20), pixels(2, 9, 90), pixels(3, 40, 40), pixels(4, 1, 1), pixels(5, 200, 33)];
+  const images = [
+    pixels(1, 60, 20),
+    pixels(2, 9, 90),
+    pixels(3, 40, 40),
+    pixels(4, 1, 1),
+    pixels(5, 200, 33),
+  ];
   const whole = await flexible.encodeImages(images);
-  for (const batchSize of [1, 2]) expect((await flexible.encodeImages(images, { batchSize })).data).toEqual(whole.data);
+  for (const batchSize of [1, 2])
+    expect((await flexible.encodeImages(images, { batchSize })).data).toEqual(whole.data);
   const batch = packNaflex(images.map((image) => naflexImage(image, 8, 24)));
   using plain = (await loadModel(flexible.source)).model;
   const rows = scope(() => noGrad(() => plain.encodeNaflex(batch)));
@@ -230,17 +307,34 @@ test('NaFlex: aspect ratios are kept, and the bits do not depend on the batch', 
   rows.dispose();
   whole.data.forEach((v, i) => expect(Math.abs(v - want[i]!)).toBeLessThan(1e-6));
   const features = await flexible.tokens(images);
-  features.forEach(({ rows, columns, dim, data }, i) => expect([rows, columns, data.length]).toEqual([batch.shapes[2 * i], batch.shapes[2 * i + 1], rows * columns * dim]));
+  features.forEach(({ rows, columns, dim, data }, i) =>
+    expect([rows, columns, data.length]).toEqual([
+      batch.shapes[2 * i],
+      batch.shapes[2 * i + 1],
+      rows * columns * dim,
+    ]),
+  );
   const bad: number[] = [];
-  const some = await flexible.encodeImages([images[0]!, Buffer.from('no'), images[2]!], { onBadImage: (_, i) => bad.push(i) });
-  expect([some.row(0), some.row(2), bad, some.row(1).every(Number.isNaN)]).toEqual([whole.row(0), whole.row(2), [1], true]);
+  const some = await flexible.encodeImages([images[0]!, Buffer.from('no'), images[2]!], {
+    onBadImage: (_, i) => bad.push(i),
+  });
+  expect([some.row(0), some.row(2), bad, some.row(1).every(Number.isNaN)]).toEqual([
+    whole.row(0),
+    whole.row(2),
+    [1],
+    true,
+  ]);
   expect((await errorOf(() => load(folder, { maxPatches: 9 }))).code).toBe('ERR_CONFIG');
-  expect((await errorOf(() => load(flexible.source, { processor: 'aa-f32' }))).code).toBe('ERR_CONFIG');
+  expect((await errorOf(() => load(flexible.source, { processor: 'aa-f32' }))).code).toBe(
+    'ERR_CONFIG',
+  );
 });
 
 test('f32 pixels: equal to uint8 where nothing is resized, and close elsewhere', async () => {
   using exact = await load(folder, { processor: 'aa-f32' });
-  const S = model.imageSize!, same = pixels(3, S, S), larger = pixels(3, 50, 61);
+  const S = model.imageSize!,
+    same = pixels(3, S, S),
+    larger = pixels(3, 50, 61);
   expect((await exact.encodeImages(same)).data).toEqual((await model.encodeImages(same)).data);
   const [a, b] = [await exact.encodeImages(larger), await model.encodeImages(larger)];
   expect(a.data).not.toEqual(b.data);
@@ -263,36 +357,98 @@ test('misuse is an error that says what to do', async () => {
 });
 
 test('arguments of the wrong kind are an error of this package that says what to pass', async () => {
-  const image = pixels(0), rows = await model.encodeImages(image), png = await picture(1);
+  const image = pixels(0),
+    rows = await model.encodeImages(image),
+    png = await picture(1);
   using narrow = await load(folder, { maxPixels: 100 });
   const wrong: [call: () => unknown, code: string, says: string][] = [
     [() => load(undefined as never), 'ERR_CHECKPOINT', 'but this is undefined'],
     [() => load(''), 'ERR_CHECKPOINT', 'an empty one'],
     [() => load(folder, null as never), 'ERR_CONFIG', 'options must be an object'],
     [() => load(folder, 'cpu' as never), 'ERR_CONFIG', 'options must be an object'],
-    [() => load(folder, { alpha: 'x' as never }), 'ERR_CONFIG', 'alpha must be drop or white but is "x"'],
-    [() => load(folder, { lowercase: 'x' as never }), 'ERR_CONFIG', 'lowercase must be ascii, unicode or none'],
+    [
+      () => load(folder, { alpha: 'x' as never }),
+      'ERR_CONFIG',
+      'alpha must be drop or white but is "x"',
+    ],
+    [
+      () => load(folder, { lowercase: 'x' as never }),
+      'ERR_CONFIG',
+      'lowercase must be ascii, unicode or none',
+    ],
     [() => load(folder, { maxPixels: -1 }), 'ERR_CONFIG', 'maxPixels must be a positive integer'],
-    [() => load(folder, { maxPatches: 'x' as never }), 'ERR_CONFIG', 'maxPatches must be an integer'],
+    [
+      () => load(folder, { maxPatches: 'x' as never }),
+      'ERR_CONFIG',
+      'maxPatches must be an integer',
+    ],
     [() => load(folder, { signal: 3 as never }), 'ERR_CONFIG', 'signal must be an AbortSignal'],
     [() => model.encodeImages(new Float32Array(12) as never), 'ERR_DATA', 'but is Float32Array'],
-    [() => model.encodeImages('file://elsewhere/x.png'), 'ERR_DATA', 'names no file of this machine'],
+    [
+      () => model.encodeImages('file://elsewhere/x.png'),
+      'ERR_DATA',
+      'names no file of this machine',
+    ],
     [() => model.encodeImages(''), 'ERR_DATA', 'an empty path'],
     [() => narrow.encodeImages(png), 'ERR_DATA', 'pixel limit of 100; raise maxPixels'],
-    [() => model.encodeImages(image, { language: 'de' } as never), 'ERR_CONFIG', 'unknown option "language"'],
-    [() => model.encodeImages(image, { onBadImage: true } as never), 'ERR_CONFIG', 'onBadImage must be a function'],
-    [() => model.encodeTexts(3 as never), 'ERR_CONFIG', 'texts must be an array of strings but are number'],
+    [
+      () => model.encodeImages(image, { language: 'de' } as never),
+      'ERR_CONFIG',
+      'unknown option "language"',
+    ],
+    [
+      () => model.encodeImages(image, { onBadImage: true } as never),
+      'ERR_CONFIG',
+      'onBadImage must be a function',
+    ],
+    [
+      () => model.encodeTexts(3 as never),
+      'ERR_CONFIG',
+      'texts must be an array of strings but are number',
+    ],
     [() => model.encodeTexts(['a', 3] as never), 'ERR_CONFIG', 'number 1 is number'],
-    [() => model.streamImages('cat.jpg').next(), 'ERR_CONFIG', 'source must be an array, an iterable'],
+    [
+      () => model.streamImages('cat.jpg').next(),
+      'ERR_CONFIG',
+      'source must be an array, an iterable',
+    ],
     [() => model.streamTexts(undefined as never).next(), 'ERR_CONFIG', 'but is undefined'],
     [() => model.similarity(rows, rows.data as never), 'ERR_CONFIG', 'one is Float32Array'],
-    [() => model.zeroShot(image, 'cat' as never), 'ERR_CONFIG', 'labels must be an array of strings'],
-    [() => model.zeroShot(image, [null] as never), 'ERR_CONFIG', 'labels must be strings but number 0 is null'],
-    [() => model.zeroShot(image, ['a'], { templates: 'x' } as never), 'ERR_CONFIG', 'templates must be an array'],
-    [() => model.zeroShot(image, ['a'], { language: 3 } as never), 'ERR_CONFIG', 'language must be a tag'],
-    [() => model.zeroShot(image, ['a'], { language: 'constructor' }), 'ERR_CONFIG', 'no prompt templates for language "constructor"'],
-    [() => model.zeroShot(image, ['a'], { mask: 3 } as never), 'ERR_CONFIG', 'zeroShot: unknown option "mask"'],
-    [() => model.locate(image, undefined as never), 'ERR_CONFIG', 'phrases must be an array of strings'],
+    [
+      () => model.zeroShot(image, 'cat' as never),
+      'ERR_CONFIG',
+      'labels must be an array of strings',
+    ],
+    [
+      () => model.zeroShot(image, [null] as never),
+      'ERR_CONFIG',
+      'labels must be strings but number 0 is null',
+    ],
+    [
+      () => model.zeroShot(image, ['a'], { templates: 'x' } as never),
+      'ERR_CONFIG',
+      'templates must be an array',
+    ],
+    [
+      () => model.zeroShot(image, ['a'], { language: 3 } as never),
+      'ERR_CONFIG',
+      'language must be a tag',
+    ],
+    [
+      () => model.zeroShot(image, ['a'], { language: 'constructor' }),
+      'ERR_CONFIG',
+      'no prompt templates for language "constructor"',
+    ],
+    [
+      () => model.zeroShot(image, ['a'], { mask: 3 } as never),
+      'ERR_CONFIG',
+      'zeroShot: unknown option "mask"',
+    ],
+    [
+      () => model.locate(image, undefined as never),
+      'ERR_CONFIG',
+      'phrases must be an array of strings',
+    ],
     [() => rows.toText(1), 'ERR_CONFIG', 'row must be in [0, 1) but is 1'],
     [() => rows.slice(0, 2), 'ERR_CONFIG', 'slice: from and to must lie in [0, 1]'],
   ];

@@ -13,19 +13,28 @@ const busy = `
   for (let i = 0; i < 50; i++) scope(() => { noGrad(() => linear(x, w, null)); });`;
 
 function run(code: string): { status: number | null; signal: string | null; stderr: string } {
-  const r = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8', timeout: 60000 });
+  const r = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
+    encoding: 'utf8',
+    timeout: 60000,
+  });
   return { status: r.status, signal: r.signal, stderr: r.stderr };
 }
 
 const RUNS = 6;
 test('process.exit with work in flight keeps its status', () => {
-  for (let i = 0; i < RUNS; i++) expect(run(`${busy}\nprocess.exit(7);`)).toMatchObject({ status: 7, signal: null });
+  for (let i = 0; i < RUNS; i++)
+    expect(run(`${busy}\nprocess.exit(7);`)).toMatchObject({ status: 7, signal: null });
 });
 test('an uncaught error with work in flight is status 1', () => {
-  for (let i = 0; i < RUNS; i++) expect(run(`${busy}\nthrow new Error('boom');`)).toMatchObject({ status: 1, signal: null });
+  for (let i = 0; i < RUNS; i++)
+    expect(run(`${busy}\nthrow new Error('boom');`)).toMatchObject({ status: 1, signal: null });
 });
 test('a program that awaits its work ends by itself', () => {
-  expect(run(`${busy}\nawait synchronize(); x.dispose(); w.dispose();`)).toMatchObject({ status: 0, signal: null, stderr: '' });
+  expect(run(`${busy}\nawait synchronize(); x.dispose(); w.dispose();`)).toMatchObject({
+    status: 0,
+    signal: null,
+    stderr: '',
+  });
 });
 test('a program that does not await ends by itself', () => {
   expect(run(busy)).toMatchObject({ status: 0, signal: null });

@@ -3,9 +3,20 @@
  * reference, gradients against finite differences of that reference, repeatability, guard zones, leaks.
  * bench/ops.ts times the same cases.
  */
-import { Param, backward, noGrad, requireGrad } from '../lib/tape.js';
-import { empty, liveCount, memory, scope, setDebug, tensor, type DeviceName, type Tensor, type TensorData } from '../lib/tensor.js';
+
 import { native } from '../lib/native.js';
+import { backward, noGrad, Param, requireGrad } from '../lib/tape.js';
+import {
+  type DeviceName,
+  empty,
+  liveCount,
+  memory,
+  scope,
+  setDebug,
+  type Tensor,
+  type TensorData,
+  tensor,
+} from '../lib/tensor.js';
 
 export interface Input {
   data: Float32Array | Uint8Array | Int32Array;
@@ -47,9 +58,11 @@ export interface OpTable {
 export function generator(seed: number): () => number {
   let x = (seed * 2654435761 + 88675123) >>> 0 || 1;
   return () => {
-    x ^= x << 13; x >>>= 0;
+    x ^= x << 13;
+    x >>>= 0;
     x ^= x >>> 17;
-    x ^= x << 5; x >>>= 0;
+    x ^= x << 5;
+    x >>>= 0;
     return x / 2 ** 31 - 1;
   };
 }
@@ -58,14 +71,29 @@ export function normal(n: number, seed: number, scale = 1): Float32Array {
   const r = generator(seed);
   return Float32Array.from({ length: n }, () => (r() + r() + r()) * scale);
 }
-export function input(shape: number[], seed: number, scale = 1, kind: Input['kind'] = 'input'): Input {
-  return { data: normal(shape.reduce((a, b) => a * b, 1), seed, scale), shape, kind };
+export function input(
+  shape: number[],
+  seed: number,
+  scale = 1,
+  kind: Input['kind'] = 'input',
+): Input {
+  return {
+    data: normal(
+      shape.reduce((a, b) => a * b, 1),
+      seed,
+      scale,
+    ),
+    shape,
+    kind,
+  };
 }
-export const param = (shape: number[], seed: number, scale = 1): Input => input(shape, seed, scale, 'param');
+export const param = (shape: number[], seed: number, scale = 1): Input =>
+  input(shape, seed, scale, 'param');
 
 /** Σ(a−b)² / Σb²; absolute where the reference is zero. */
 export function nmse(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let error = 0, norm = 0;
+  let error = 0,
+    norm = 0;
   for (let i = 0; i < b.length; i++) {
     const d = a[i]! - b[i]!;
     if (Number.isNaN(d)) return NaN;
@@ -75,7 +103,8 @@ export function nmse(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return a.length !== b.length ? NaN : norm > 0 ? error / norm : error;
 }
 
-const f32 = new Float32Array(1), u32 = new Uint32Array(f32.buffer);
+const f32 = new Float32Array(1),
+  u32 = new Uint32Array(f32.buffer);
 /** Round to bfloat16, to nearest even; returns the 16-bit word. */
 export function toBf16(v: number): number {
   f32[0] = v;
@@ -91,23 +120,42 @@ export function numbers(data: TensorData, dtype: string): Float64Array {
 }
 
 type Arrays = Record<string, Float64Array>;
-interface Ran { outputs: Arrays; grads: Arrays; bits: Record<string, TensorData> }
+interface Ran {
+  outputs: Arrays;
+  grads: Arrays;
+  bits: Record<string, TensorData>;
+}
 
 /** Builds the inputs on the device, runs forward and (with cotangents) backward, reads everything back. */
-export async function runCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'bf16', cotangents?: Arrays): Promise<Ran> {
+export async function runCase(
+  c: OpCase,
+  device: DeviceName,
+  dtype: 'f32' | 'bf16',
+  cotangents?: Arrays,
+): Promise<Ran> {
   const reads: [string, 'out' | 'grad', Tensor][] = [];
   const keep = scope(() => {
     const t: Record<string, Tensor> = {};
     for (const [name, x] of Object.entries(c.inputs)) {
       const half = dtype === 'bf16' && x.kind !== 'data';
       if (x.kind === 'param') {
-        const p = new Param(native().allocate(device === 'cpu' ? 0 : 1, x.data.byteLength, 0), x.shape, 'f32', device, name);
+        const p = new Param(
+          native().allocate(device === 'cpu' ? 0 : 1, x.data.byteLength, 0),
+          x.shape,
+          'f32',
+          device,
+          name,
+        );
         p.write(x.data);
         p.grad = tensor(new Float32Array(x.data.length).fill(0.5), x.shape, device);
         if (half) p.compute = tensor(Uint16Array.from(x.data, toBf16), x.shape, device);
         t[name] = p;
       } else {
-        t[name] = tensor(half ? Uint16Array.from(x.data as Float32Array, toBf16) : x.data, x.shape, device);
+        t[name] = tensor(
+          half ? Uint16Array.from(x.data as Float32Array, toBf16) : x.data,
+          x.shape,
+          device,
+        );
         if (x.kind === 'input') requireGrad(t[name]!);
       }
     }
@@ -118,7 +166,16 @@ export async function runCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'bf1
         const w = cotangents[name];
         if (!w) return [];
         if (name === 'loss') return [[y, w[0]!]];
-        return [[y, tensor(y.dtype === 'bf16' ? Uint16Array.from(w, toBf16) : Float32Array.from(w), y.shape, device)]];
+        return [
+          [
+            y,
+            tensor(
+              y.dtype === 'bf16' ? Uint16Array.from(w, toBf16) : Float32Array.from(w),
+              y.shape,
+              device,
+            ),
+          ],
+        ];
       });
       const grads = backward(roots);
       for (const [name, x] of Object.entries(c.inputs)) {
@@ -145,19 +202,32 @@ export async function runCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'bf1
 const SAMPLES = 20;
 
 /** All checks of one case; returns what is wrong, nothing when all is right. */
-export async function checkCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'bf16'): Promise<string[]> {
+export async function checkCase(
+  c: OpCase,
+  device: DeviceName,
+  dtype: 'f32' | 'bf16',
+): Promise<string[]> {
   const wrong: string[] = [];
   const exact: Arrays = {};
   for (const [name, x] of Object.entries(c.inputs)) {
     // Activations and weight matrices are rounded to bf16 before use; vectors (bias, LayerNorm) stay f32.
-    const rounded = dtype === 'bf16' && (x.kind === 'input' || (x.kind === 'param' && x.shape.length > 1));
-    exact[name] = Float64Array.from(x.data as Float32Array, rounded ? (v: number) => fromBf16(toBf16(v)) : (v: number) => v);
+    const rounded =
+      dtype === 'bf16' && (x.kind === 'input' || (x.kind === 'param' && x.shape.length > 1));
+    exact[name] = Float64Array.from(
+      x.data as Float32Array,
+      rounded ? (v: number) => fromBf16(toBf16(v)) : (v: number) => v,
+    );
   }
   const want = c.reference(exact);
   const cotangents: Arrays = {};
   Object.entries(want).forEach(([name, y], i) => {
-    cotangents[name] = name === 'loss' ? Float64Array.of(0.75)
-      : Float64Array.from(normal(y.length, 900 + i), dtype === 'bf16' ? (v) => fromBf16(toBf16(v)) : (v) => v);
+    cotangents[name] =
+      name === 'loss'
+        ? Float64Array.of(0.75)
+        : Float64Array.from(
+            normal(y.length, 900 + i),
+            dtype === 'bf16' ? (v) => fromBf16(toBf16(v)) : (v) => v,
+          );
   });
   const differentiate = c.gradients !== false;
   const before = { live: liveCount(), guards: memory(device).guardViolations };
@@ -169,18 +239,22 @@ export async function checkCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'b
     if (!(e <= most)) wrong.push(`${name}: error ${e.toExponential(2)} > ${most}`);
   }
   if (differentiate) {
-    const objective = (v: Arrays): number => Object.entries(c.reference(v)).reduce((sum, [name, y]) => {
-      const w = cotangents[name]!;
-      return sum + y.reduce((s, yi, i) => s + yi * w[i]!, 0);
-    }, 0);
+    const objective = (v: Arrays): number =>
+      Object.entries(c.reference(v)).reduce((sum, [name, y]) => {
+        const w = cotangents[name]!;
+        return sum + y.reduce((s, yi, i) => s + yi * w[i]!, 0);
+      }, 0);
     const mostGrad = c.gradNmse ?? (dtype === 'f32' ? 1e-9 : 2e-4);
     const pick = generator(4242);
     for (const [name, g] of Object.entries(got.grads)) {
       const x = exact[name]!;
-      const at = x.length <= SAMPLES ? [...x.keys()]
-        : Array.from({ length: SAMPLES }, () => Math.floor((pick() + 1) / 2 * x.length));
+      const at =
+        x.length <= SAMPLES
+          ? [...x.keys()]
+          : Array.from({ length: SAMPLES }, () => Math.floor(((pick() + 1) / 2) * x.length));
       const numeric = at.map((i) => {
-        const v = x[i]!, h = 1e-4 * Math.max(1, Math.abs(v));
+        const v = x[i]!,
+          h = 1e-4 * Math.max(1, Math.abs(v));
         x[i] = v + h;
         const up = objective(exact);
         x[i] = v - h;
@@ -188,7 +262,10 @@ export async function checkCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'b
         x[i] = v;
         return (up - down) / (2 * h);
       });
-      const e = nmse(at.map((i) => g[i]!), numeric);
+      const e = nmse(
+        at.map((i) => g[i]!),
+        numeric,
+      );
       if (!(e <= mostGrad)) wrong.push(`d${name}: error ${e.toExponential(2)} > ${mostGrad}`);
     }
     const missing = Object.entries(c.inputs).filter(([n, x]) => x.kind !== 'data' && !got.grads[n]);
@@ -197,11 +274,16 @@ export async function checkCase(c: OpCase, device: DeviceName, dtype: 'f32' | 'b
   const again = await runCase(c, device, dtype, differentiate ? cotangents : undefined);
   for (const [name, data] of Object.entries(got.bits)) {
     const other = again.bits[name]!;
-    if (!Buffer.from(data.buffer, data.byteOffset, data.byteLength).equals(Buffer.from(other.buffer, other.byteOffset, other.byteLength)))
+    if (
+      !Buffer.from(data.buffer, data.byteOffset, data.byteLength).equals(
+        Buffer.from(other.buffer, other.byteOffset, other.byteLength),
+      )
+    )
       wrong.push(`${name} differs between two runs`);
   }
   const after = memory(device).guardViolations;
-  if (after !== before.guards) wrong.push(`${after - before.guards} tensors were written out of bounds`);
+  if (after !== before.guards)
+    wrong.push(`${after - before.guards} tensors were written out of bounds`);
   if (liveCount() !== before.live) wrong.push(`${liveCount() - before.live} tensors leaked`);
   return wrong;
 }

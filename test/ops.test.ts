@@ -4,14 +4,19 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals';
 import { native } from '../lib/native.js';
-import { liveCount, type DeviceName } from '../lib/tensor.js';
+import { type DeviceName, liveCount } from '../lib/tensor.js';
 import { checkCase, debugDevice, type OpTable } from './harness.js';
 
 const device = (process.env['SIGLIP2_TEST_DEVICE'] ?? 'cpu') as DeviceName;
 const folder = join(dirname(fileURLToPath(import.meta.url)), 'ops');
 const tables: [string, OpTable][] = [];
-for (const file of readdirSync(folder).filter((f) => f.endsWith('.js')).sort())  // one at a time: jest's loader races
-  tables.push([file.slice(0, -3), await import(pathToFileURL(join(folder, file)).href) as OpTable]);
+for (const file of readdirSync(folder)
+  .filter((f) => f.endsWith('.js'))
+  .sort()) // one at a time: jest's loader races
+  tables.push([
+    file.slice(0, -3),
+    (await import(pathToFileURL(join(folder, file)).href)) as OpTable,
+  ]);
 
 beforeAll(() => debugDevice(device));
 afterAll(() => expect(liveCount()).toBe(0));
@@ -27,6 +32,7 @@ for (const [name, table] of tables) {
     test('kernels are registered', () => expect(ops.map((o) => o?.name)).toEqual(table.kernels));
     for (const c of table.cases.filter((c) => !(c.large && emulated)))
       for (const dtype of c.dtypes ?? ['f32'])
-        test(`${c.name} (${dtype})`, async () => expect(await checkCase(c, device, dtype)).toEqual([]));
+        test(`${c.name} (${dtype})`, async () =>
+          expect(await checkCase(c, device, dtype)).toEqual([]));
   });
 }

@@ -32,18 +32,32 @@ const python = process.env['SIGLIP2_RECORD'];
 export function answer(name: string, { args, input = '', writes = [] }: Question): string {
   const record = join(packageRoot(), 'test', 'goldens', 'oracle', `${name}.gz`);
   if (python !== undefined) {
-    const printed = execFileSync(python, args, { input, encoding: 'utf8', env: peerEnvironment(), maxBuffer: 2 ** 28 });
-    const files = writes.map((path) => readFileSync(path)), head = { printed, sizes: files.map(({ length }) => length) };
+    const printed = execFileSync(python, args, {
+      input,
+      encoding: 'utf8',
+      env: peerEnvironment(),
+      maxBuffer: 2 ** 28,
+    });
+    const files = writes.map((path) => readFileSync(path)),
+      head = { printed, sizes: files.map(({ length }) => length) };
     mkdirSync(dirname(record), { recursive: true });
-    writeFileSync(record, gzipSync(Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), ...files]), { level: 9 }));
+    writeFileSync(
+      record,
+      gzipSync(Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), ...files]), { level: 9 }),
+    );
   }
-  if (!existsSync(record)) throw new Error(`no answer is recorded as ${record}; ask for it: npm run goldens -- PYTHON`);
-  const bytes = gunzipSync(readFileSync(record)), end = bytes.indexOf('\n');
-  const { printed, sizes } = JSON.parse(bytes.toString('utf8', 0, end)) as { printed: string; sizes: number[] };
+  if (!existsSync(record))
+    throw new Error(`no answer is recorded as ${record}; ask for it: npm run goldens -- PYTHON`);
+  const bytes = gunzipSync(readFileSync(record)),
+    end = bytes.indexOf('\n');
+  const { printed, sizes } = JSON.parse(bytes.toString('utf8', 0, end)) as {
+    printed: string;
+    sizes: number[];
+  };
   let at = end + 1;
   sizes.forEach((size, i) => {
     mkdirSync(dirname(writes[i]!), { recursive: true });
-    writeFileSync(writes[i]!, bytes.subarray(at, at += size));
+    writeFileSync(writes[i]!, bytes.subarray(at, (at += size)));
   });
   return printed;
 }

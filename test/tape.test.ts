@@ -1,27 +1,53 @@
 import { afterEach, expect, test } from '@jest/globals';
-import { add, cast, scale } from '../lib/ops/elementwise.js';
-import { linear } from '../lib/ops/linear.js';
-import { layerNorm } from '../lib/ops/layer_norm.js';
-import { Param, backward, checkpoint, clearTape, concatRows, noGrad, requireGrad, reshape } from '../lib/tape.js';
 import { native } from '../lib/native.js';
-import { liveCount, memory, resetPeak, scope, synchronize, tensor, zeros, type Tensor } from '../lib/tensor.js';
+import { add, cast, scale } from '../lib/ops/elementwise.js';
+import { layerNorm } from '../lib/ops/layer_norm.js';
+import { linear } from '../lib/ops/linear.js';
+import {
+  backward,
+  checkpoint,
+  clearTape,
+  concatRows,
+  noGrad,
+  Param,
+  requireGrad,
+  reshape,
+} from '../lib/tape.js';
+import {
+  liveCount,
+  memory,
+  resetPeak,
+  scope,
+  synchronize,
+  type Tensor,
+  tensor,
+  zeros,
+} from '../lib/tensor.js';
 import { normal } from './harness.js';
 
 afterEach(() => expect(liveCount()).toBe(0));
 
 function param(shape: number[], seed: number): Param {
-  const data = normal(shape.reduce((a, b) => a * b, 1), seed, 0.2);
+  const data = normal(
+    shape.reduce((a, b) => a * b, 1),
+    seed,
+    0.2,
+  );
   const p = new Param(native().allocate(0, data.byteLength, 0), shape, 'f32', 'cpu');
   p.write(data);
   p.grad = zeros(shape);
   return p;
 }
-const free = (...ps: Param[]): void => ps.forEach((p) => { p.grad?.dispose(); p.dispose(); });
+const free = (...ps: Param[]): void =>
+  ps.forEach((p) => {
+    p.grad?.dispose();
+    p.dispose();
+  });
 
 test('a tensor used twice gets the sum of both gradients, whoever shares its memory', async () => {
   const g = await scope(() => {
     const x = requireGrad(tensor(Float32Array.of(1, 2), [2]));
-    const y = add(add(x, x), scale(add(x, x), 3));  // 8 x
+    const y = add(add(x, x), scale(add(x, x), 3)); // 8 x
     const grads = backward([[y, tensor(Float32Array.of(1, 10), [2])]]);
     return grads.get(x)!;
   });
@@ -31,7 +57,8 @@ test('a tensor used twice gets the sum of both gradients, whoever shares its mem
 
 test('rows below each other get the rows of the gradient', async () => {
   const [y, ga, gb] = scope(() => {
-    const a = requireGrad(tensor(Float32Array.of(1, 2), [1, 2])), b = requireGrad(tensor(Float32Array.of(3, 4, 5, 6), [2, 2]));
+    const a = requireGrad(tensor(Float32Array.of(1, 2), [1, 2])),
+      b = requireGrad(tensor(Float32Array.of(3, 4, 5, 6), [2, 2]));
     const all = concatRows([a, scale(b, 2)]);
     const grads = backward([[all, tensor(Float32Array.of(10, 20, 30, 40, 50, 60), [3, 2])]]);
     return [all, grads.get(a)!, grads.get(b)!];
@@ -43,14 +70,16 @@ test('rows below each other get the rows of the gradient', async () => {
 });
 
 test('parameters accumulate over several backward passes; a frozen one stays untouched', async () => {
-  const w = param([3, 2], 1), frozen = param([2, 3], 2);
+  const w = param([3, 2], 1),
+    frozen = param([2, 3], 2);
   frozen.grad!.dispose();
   frozen.grad = null;
-  const once = (): void => scope(() => {
-    const x = tensor(Float32Array.of(1, 2), [1, 2]);
-    const y = linear(linear(x, w, null), frozen, null);
-    backward([[y, tensor(Float32Array.of(1, 1), [1, 2])]]);
-  });
+  const once = (): void =>
+    scope(() => {
+      const x = tensor(Float32Array.of(1, 2), [1, 2]);
+      const y = linear(linear(x, w, null), frozen, null);
+      backward([[y, tensor(Float32Array.of(1, 1), [1, 2])]]);
+    });
   once();
   const first = Array.from(await w.grad!.read());
   once();
@@ -59,7 +88,8 @@ test('parameters accumulate over several backward passes; a frozen one stays unt
 });
 
 test('a parameter may be an input: its gradient accumulates in param.grad', async () => {
-  const p = param([1, 4], 3), w = param([2, 4], 4);
+  const p = param([1, 4], 3),
+    w = param([2, 4], 4);
   scope(() => backward([[linear(p, w, null), tensor(Float32Array.of(1, 0), [1, 2])]]));
   expect(Array.from(await p.grad!.read())).toEqual(Array.from((await w.read()).subarray(0, 4)));
   free(p, w);
@@ -68,14 +98,17 @@ test('a parameter may be an input: its gradient accumulates in param.grad', asyn
 test('noGrad records nothing and keeps nothing', () => {
   const w = param([64, 64], 5);
   const before = liveCount();
-  scope(() => { noGrad(() => linear(tensor(normal(64, 6), [1, 64]), w, null)); });
+  scope(() => {
+    noGrad(() => linear(tensor(normal(64, 6), [1, 64]), w, null));
+  });
   expect(liveCount()).toBe(before);
   free(w);
 });
 
 test('checkpointing gives the same bits with less memory', async () => {
   const [w1, w2, g, b] = [param([256, 64], 1), param([64, 256], 2), param([64], 3), param([64], 4)];
-  const block = (x: Tensor): Tensor => linear(linear(layerNorm(x, g, b), w1, null, { gelu: true }), w2, null);
+  const block = (x: Tensor): Tensor =>
+    linear(linear(layerNorm(x, g, b), w1, null, { gelu: true }), w2, null);
   const run = async (saving: boolean): Promise<{ bits: number[][]; peak: number }> => {
     for (const p of [w1, w2, g, b]) p.grad!.zero();
     resetPeak();
@@ -93,13 +126,14 @@ test('checkpointing gives the same bits with less memory', async () => {
     dx.dispose();
     return { bits, peak: memory().peak };
   };
-  const plain = await run(false), saved = await run(true);
+  const plain = await run(false),
+    saved = await run(true);
   expect(saved.bits).toEqual(plain.bits);
   expect(saved.peak).toBeLessThan(plain.peak * 0.6);
   free(w1, w2, g, b);
 });
 
-test('casts pass gradients through in the input\'s type', async () => {
+test("casts pass gradients through in the input's type", async () => {
   const dx = scope(() => {
     const x = requireGrad(tensor(Float32Array.of(1, 2, 3), [3]));
     return backward([[cast(x, 'bf16'), tensor(Uint16Array.of(0x3f80, 0x4000, 0), [3])]]).get(x)!;
@@ -110,7 +144,9 @@ test('casts pass gradients through in the input\'s type', async () => {
 });
 
 test('an abandoned recording can be dropped', async () => {
-  scope(() => { add(requireGrad(zeros([3])), zeros([3])); });
+  scope(() => {
+    add(requireGrad(zeros([3])), zeros([3]));
+  });
   expect(liveCount()).toBeGreaterThan(0);
   clearTape();
   await synchronize();

@@ -5,36 +5,56 @@
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { checkBoxFormat, type BoxFormat } from '../text/regions.js';
-import type { LowerMode } from '../text/tokenizer.js';
 import { CheckpointError } from '../errors.js';
-import { GEMMA_VOCAB } from '../text/vocab.js';
-import type { ModelConfig } from '../model/config.js';
 import { errorCode, readTextLimited, recoverFolder, writeFileAtomic } from '../fs/files.js';
-import { check, fromHfConfig, hfJson, siglip2Json, toHfConfig, type Siglip2Json } from './hf_config.js';
-import { checkTensors } from './hf_tensors.js';
-import { defaultProcessor, readProcessor } from './processor_config.js';
-import type { Processor } from './processor_config.js';
-import { elementBytes, openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import type { Dtype, TensorEntry, TensorReader } from '../io/safetensors.js';
+import { elementBytes, openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import { isLfsPointer, lfsPointer, parseObject } from '../io/safetensors_header.js';
+import type { ModelConfig } from '../model/config.js';
+import { type BoxFormat, checkBoxFormat } from '../text/regions.js';
+import type { LowerMode } from '../text/tokenizer.js';
 import { missingTokenizer } from '../text/tokenizer_file.js';
+import { GEMMA_VOCAB } from '../text/vocab.js';
+import {
+  check,
+  fromHfConfig,
+  hfJson,
+  type Siglip2Json,
+  siglip2Json,
+  toHfConfig,
+} from './hf_config.js';
+import { checkTensors } from './hf_tensors.js';
+import type { Processor } from './processor_config.js';
+import { defaultProcessor, readProcessor } from './processor_config.js';
 
 /** preprocessor_config.json: resize whatever the aspect ratio, [0, 255] to [-1, 1]. */
 export function preprocessorConfig(
-  config: ModelConfig, { resample, maxPatches }: Pick<Processor, 'resample' | 'maxPatches'> = defaultProcessor(config),
+  config: ModelConfig,
+  { resample, maxPatches }: Pick<Processor, 'resample' | 'maxPatches'> = defaultProcessor(config),
 ): Record<string, unknown> {
   const side = config.vision.imageSize;
   const own = config.naflex
-    ? { image_processor_type: 'Siglip2ImageProcessor', processor_class: 'Siglip2Processor',
-        patch_size: config.vision.patch, max_num_patches: maxPatches }
-    : { image_processor_type: 'SiglipImageProcessor', processor_class: 'SiglipProcessor',
-        size: { height: side, width: side } };
+    ? {
+        image_processor_type: 'Siglip2ImageProcessor',
+        processor_class: 'Siglip2Processor',
+        patch_size: config.vision.patch,
+        max_num_patches: maxPatches,
+      }
+    : {
+        image_processor_type: 'SiglipImageProcessor',
+        processor_class: 'SiglipProcessor',
+        size: { height: side, width: side },
+      };
   return {
-    ...own, do_convert_rgb: true, do_resize: true,
+    ...own,
+    do_convert_rgb: true,
+    do_resize: true,
     resample,
-    do_rescale: true, rescale_factor: 1 / 255,
-    do_normalize: true, image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5],
+    do_rescale: true,
+    rescale_factor: 1 / 255,
+    do_normalize: true,
+    image_mean: [0.5, 0.5, 0.5],
+    image_std: [0.5, 0.5, 0.5],
   };
 }
 
@@ -45,14 +65,21 @@ export function preprocessorConfig(
  * models, transformers 5 takes its Siglip2Tokenizer whatever is written here.)
  */
 export function tokenizerConfig(
-  config: ModelConfig, lowercase: LowerMode = 'unicode',
+  config: ModelConfig,
+  lowercase: LowerMode = 'unicode',
 ): Record<string, unknown> {
   return {
     tokenizer_class: 'PreTrainedTokenizerFast',
     processor_class: config.naflex ? 'Siglip2Processor' : 'SiglipProcessor',
-    model_input_names: ['input_ids'], do_lower_case: lowercase !== 'none',
-    padding_side: 'right', truncation_side: 'right', model_max_length: config.text.length,
-    pad_token: '<pad>', eos_token: '<eos>', bos_token: '<bos>', unk_token: '<unk>',
+    model_input_names: ['input_ids'],
+    do_lower_case: lowercase !== 'none',
+    padding_side: 'right',
+    truncation_side: 'right',
+    model_max_length: config.text.length,
+    pad_token: '<pad>',
+    eos_token: '<eos>',
+    bos_token: '<bos>',
+    unk_token: '<unk>',
     clean_up_tokenization_spaces: false,
   };
 }
@@ -112,31 +139,50 @@ export async function saveHfFolder(folder: string, model: HfModel): Promise<void
     tensors.set(table, expandRows(tensors.get(table)!, vocabulary, model.expandVocabulary));
   }
   const extra: Siglip2Json = {
-    version: 1, name: config.name, textPool: config.text.pool, lowercase,
-    initLogitScale: config.initLogitScale, initLogitBias: config.initLogitBias,
+    version: 1,
+    name: config.name,
+    textPool: config.text.pool,
+    lowercase,
+    initLogitScale: config.initLogitScale,
+    initLogitBias: config.initLogitBias,
     vocabulary: saved === config && vocabulary !== undefined ? [...vocabulary] : null,
     ...(saved.decoder ? { decoder: saved.decoder } : {}),
     ...(saved.decoder && model.boxes ? { boxes: model.boxes } : {}),
   };
-  await writeSafetensors(path, [...tensors].map(([name, tensor]) => ({ name, ...tensor })));
+  await writeSafetensors(
+    path,
+    [...tensors].map(([name, tensor]) => ({ name, ...tensor })),
+  );
   await writeFileAtomic(join(folder, 'config.json'), hfJson(toHfConfig(saved)));
   // The vocabulary is one long list; a line for each of its numbers would help nobody.
   await writeFileAtomic(join(folder, 'siglip2.json'), `${JSON.stringify(extra)}\n`);
   if (model.inputFiles === false) return;
-  await writeFileAtomic(join(folder, 'preprocessor_config.json'), hfJson(preprocessorConfig(saved, model.processor)));
+  await writeFileAtomic(
+    join(folder, 'preprocessor_config.json'),
+    hfJson(preprocessorConfig(saved, model.processor)),
+  );
   await saveTokenizer(folder, saved, lowercase, model.tokenizer);
 }
 
 /** Writes tokenizer_config.json, and tokenizer.json where its contents are given. */
 export async function saveTokenizer(
-  folder: string, config: ModelConfig, lowercase: LowerMode, tokenizer: string | Uint8Array | undefined,
+  folder: string,
+  config: ModelConfig,
+  lowercase: LowerMode,
+  tokenizer: string | Uint8Array | undefined,
 ): Promise<void> {
-  await writeFileAtomic(join(folder, 'tokenizer_config.json'), hfJson(tokenizerConfig(config, lowercase)));
+  await writeFileAtomic(
+    join(folder, 'tokenizer_config.json'),
+    hfJson(tokenizerConfig(config, lowercase)),
+  );
   if (tokenizer !== undefined) await writeFileAtomic(join(folder, 'tokenizer.json'), tokenizer);
 }
 
 function checkVocabulary(
-  folder: string, config: ModelConfig, vocabulary: readonly number[], rows = GEMMA_VOCAB,
+  folder: string,
+  config: ModelConfig,
+  vocabulary: readonly number[],
+  rows = GEMMA_VOCAB,
 ): void {
   const fail = (what: string): CheckpointError =>
     new CheckpointError(`${folder}: the trimmed vocabulary ${what}`);
@@ -155,7 +201,8 @@ function checkVocabulary(
 function expandRows(table: TensorData, vocabulary: readonly number[], rows: number): TensorData {
   const width = table.shape[1]!;
   return {
-    shape: [rows, width], dtype: table.dtype,
+    shape: [rows, width],
+    dtype: table.dtype,
     data: async () => {
       const view = await (typeof table.data === 'function' ? table.data() : table.data);
       const from = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
@@ -200,7 +247,8 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   await recoverFolder(folder);
   const extraPath = join(folder, 'siglip2.json');
   const extra = existsSync(extraPath)
-    ? check(siglip2Json, await readJson(extraPath), extraPath) : undefined;
+    ? check(siglip2Json, await readJson(extraPath), extraPath)
+    : undefined;
   const configPath = join(folder, 'config.json');
   const config = fromHfConfig(await readJson(configPath), extra, configPath);
   const vocabulary = extra?.vocabulary ?? null;
@@ -209,10 +257,24 @@ export async function loadHfFolder(folder: string): Promise<HfFolder> {
   const reader = await openSafetensors(folder);
   try {
     checkTensors(folder, config, reader.tensors);
-    const processor = await readProcessor(folder, config), lowercase = extra?.lowercase ?? await readLowercase(folder, config);
-    const path = join(folder, 'tokenizer.json'), tokenizer = existsSync(path) ? path : undefined;
-    const noTokenizer = tokenizer ? undefined : missingTokenizer(folder, folder, config.text.vocab, vocabulary !== null);
-    return { ...processor, folder, config, reader, vocabulary, lowercase, tokenizer, noTokenizer, boxes };
+    const processor = await readProcessor(folder, config),
+      lowercase = extra?.lowercase ?? (await readLowercase(folder, config));
+    const path = join(folder, 'tokenizer.json'),
+      tokenizer = existsSync(path) ? path : undefined;
+    const noTokenizer = tokenizer
+      ? undefined
+      : missingTokenizer(folder, folder, config.text.vocab, vocabulary !== null);
+    return {
+      ...processor,
+      folder,
+      config,
+      reader,
+      vocabulary,
+      lowercase,
+      tokenizer,
+      noTokenizer,
+      boxes,
+    };
   } catch (error) {
     await reader.close();
     throw error;
@@ -254,7 +316,8 @@ export async function readJson(path: string): Promise<unknown> {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new CheckpointError(`${path}: is not valid JSON (${(cause as Error).message})`,
-      { cause });
+    throw new CheckpointError(`${path}: is not valid JSON (${(cause as Error).message})`, {
+      cause,
+    });
   }
 }

@@ -1,18 +1,18 @@
 /** A model from every kind of checkpoint, and to a Hugging Face folder. */
 import { join } from 'node:path';
-import type { BoxFormat } from '../text/regions.js';
-import { defaultTokenizerPath, type LowerMode } from '../text/tokenizer.js';
-import { VocabMap } from '../text/vocab.js';
 import { CheckpointError, DeviceError } from '../errors.js';
-import { openCheckpoint, type Checkpoint } from './checkpoint.js';
 import { writeFileAtomic, writeFolderAtomic } from '../fs/files.js';
-import { saveHfFolder, type TensorData } from './hf.js';
-import type { Processor } from './processor_config.js';
 import { writeSafetensors } from '../io/safetensors.js';
-import { tokenizerFile } from '../text/tokenizer_file.js';
+import { type ModelOptions, Siglip2Model } from '../model/siglip2.js';
 import { loadFile } from '../ops/load_file.js';
 import { synchronize, type Tensor } from '../tensor.js';
-import { Siglip2Model, type ModelOptions } from '../model/siglip2.js';
+import type { BoxFormat } from '../text/regions.js';
+import { defaultTokenizerPath, type LowerMode } from '../text/tokenizer.js';
+import { tokenizerFile } from '../text/tokenizer_file.js';
+import { VocabMap } from '../text/vocab.js';
+import { type Checkpoint, openCheckpoint } from './checkpoint.js';
+import { saveHfFolder, type TensorData } from './hf.js';
+import type { Processor } from './processor_config.js';
 
 export interface ModelFilesOptions {
   /** Of a model with a trimmed token table. */
@@ -32,19 +32,31 @@ export interface ModelFilesOptions {
  * Fills a folder with config.json, model.safetensors, tokenizer and preprocessor files.
  * Give it the temporary folder of `writeFolderAtomic`. Throws IoError when the disk says no.
  */
-export async function modelFiles(folder: string, model: Siglip2Model, options: ModelFilesOptions): Promise<void> {
-  const tensors = async (source: Tensor): Promise<Map<string, TensorData>> => new Map(
-    [...await model.params.read(source)].map(([name, t]) => [name, { ...t, dtype: 'F32' }]));
+export async function modelFiles(
+  folder: string,
+  model: Siglip2Model,
+  options: ModelFilesOptions,
+): Promise<void> {
+  const tensors = async (source: Tensor): Promise<Map<string, TensorData>> =>
+    new Map(
+      [...(await model.params.read(source))].map(([name, t]) => [name, { ...t, dtype: 'F32' }]),
+    );
   await saveHfFolder(folder, {
-    config: model.config, tensors: await tensors(model.params.values), lowercase: options.lowercase,
-    tokenizer: await tokenizerFile(options.tokenizer ?? defaultTokenizerPath(), options.lowercase), boxes: options.boxes,
+    config: model.config,
+    tensors: await tensors(model.params.values),
+    lowercase: options.lowercase,
+    tokenizer: await tokenizerFile(options.tokenizer ?? defaultTokenizerPath(), options.lowercase),
+    boxes: options.boxes,
     ...(options.processor ? { processor: options.processor } : {}),
     ...(options.vocab ? { vocabulary: [...options.vocab.inverse()] } : {}),
   });
-  if (options.vocab) await writeFileAtomic(join(folder, 'README.md'), trimmedReadme(options.vocab.size));
+  if (options.vocab)
+    await writeFileAtomic(join(folder, 'README.md'), trimmedReadme(options.vocab.size));
   if (options.ema) {
-    await writeSafetensors(join(folder, 'model_ema.safetensors'),
-      [...await tensors(options.ema)].map(([name, t]) => ({ name, ...t })));
+    await writeSafetensors(
+      join(folder, 'model_ema.safetensors'),
+      [...(await tensors(options.ema))].map(([name, t]) => ({ name, ...t })),
+    );
   }
 }
 
@@ -55,9 +67,20 @@ export async function modelFiles(folder: string, model: Siglip2Model, options: M
  *   moving average, `optimizer.ema`
  * @throws IoError naming the file
  */
-export function saveModel(folder: string, model: Siglip2Model, options: Partial<ModelFilesOptions> = {}): Promise<void> {
+export function saveModel(
+  folder: string,
+  model: Siglip2Model,
+  options: Partial<ModelFilesOptions> = {},
+): Promise<void> {
   return writeFolderAtomic(folder, (tmp) =>
-    modelFiles(tmp, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null, ...options }));
+    modelFiles(tmp, model, {
+      vocab: null,
+      tokenizer: null,
+      lowercase: 'ascii',
+      ema: null,
+      ...options,
+    }),
+  );
 }
 
 /** For whoever opens the folder with another tool. */
@@ -83,12 +106,18 @@ export interface LoadOptions {
 /** Bytes that may be on their way to the device: bounds the memory of a load and how late an abort is noticed. */
 const IN_FLIGHT = 2 ** 26;
 
-async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onProgress }: LoadOptions): Promise<void> {
-  const { params } = model, names = new Set(params.shapes.map(({ name }) => name));
+async function fill(
+  model: Siglip2Model,
+  { reader }: Checkpoint,
+  { signal, onProgress }: LoadOptions,
+): Promise<void> {
+  const { params } = model,
+    names = new Set(params.shapes.map(({ name }) => name));
   // In the order of the file, which is the fastest to read.
   const tensors = [...reader.tensors.values()].filter(({ name }) => names.has(name));
   const total = tensors.reduce((sum, { bytes }) => sum + bytes, 0);
-  let done = 0, inFlight = 0;
+  let done = 0,
+    inFlight = 0;
   const sent = async (bytes: number, last = false): Promise<void> => {
     done += bytes;
     inFlight += bytes;
@@ -110,7 +139,7 @@ async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onPro
         for await (const piece of reader.chunks(name)) {
           params.write(name, piece, from);
           from += piece.length;
-          await sent(piece.length / params.segment(name).size * bytes);
+          await sent((piece.length / params.segment(name).size) * bytes);
         }
       }
     }
@@ -120,7 +149,10 @@ async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onPro
     // What is enqueued still reads from the file, which the caller closes.
     await synchronize(params.device).catch(() => undefined);
     if (error instanceof DeviceError && error.message.startsWith('load_file:')) {
-      throw new CheckpointError(`a weight cannot be loaded: ${error.message.slice('load_file: '.length)}`, { cause: error });
+      throw new CheckpointError(
+        `a weight cannot be loaded: ${error.message.slice('load_file: '.length)}`,
+        { cause: error },
+      );
     }
     throw error;
   }
@@ -132,15 +164,21 @@ async function fill(model: Siglip2Model, { reader }: Checkpoint, { signal, onPro
  *   they have: heads that a new stage of training adds, `ssl.` say
  * @throws CheckpointError naming the first tensor that is missing or has another shape
  */
-export async function loadModelInto(model: Siglip2Model, folder: string, options: { fresh?: string } = {}): Promise<void> {
+export async function loadModelInto(
+  model: Siglip2Model,
+  folder: string,
+  options: { fresh?: string } = {},
+): Promise<void> {
   const from = await openCheckpoint(folder);
   try {
     for (const { name, shape } of model.params.shapes) {
       const there = from.reader.tensors.get(name)?.shape;
       if (!there && options.fresh && name.startsWith(options.fresh)) continue;
       if (!there || there.join() !== shape.join()) {
-        throw new CheckpointError(`${folder}: tensor "${name}" is ${there ? `[${there.join(', ')}]` : 'missing'} but this model ` +
-          `needs [${shape.join(', ')}]; choose the model the checkpoint was made with`);
+        throw new CheckpointError(
+          `${folder}: tensor "${name}" is ${there ? `[${there.join(', ')}]` : 'missing'} but this model ` +
+            `needs [${shape.join(', ')}]; choose the model the checkpoint was made with`,
+        );
       }
     }
     await fill(model, from, {});
@@ -170,7 +208,10 @@ export interface LoadedModel {
  * A bf16 model without training takes half the memory: its matrices are never held in f32.
  * @throws CheckpointError, IoError, or the signal's reason
  */
-export async function loadModel(source: string, options: ModelOptions & LoadOptions = {}): Promise<LoadedModel> {
+export async function loadModel(
+  source: string,
+  options: ModelOptions & LoadOptions = {},
+): Promise<LoadedModel> {
   const from = await openCheckpoint(source, options);
   try {
     const model = new Siglip2Model(from.config, options);
@@ -181,9 +222,18 @@ export async function loadModel(source: string, options: ModelOptions & LoadOpti
       throw error;
     }
     return {
-      model, vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
-      tokenizer: from.tokenizer, noTokenizer: from.noTokenizer, lowercase: from.lowercase, boxes: from.boxes,
-      processor: { resample: from.resample, generation: from.generation, maxPatches: from.maxPatches, clean: from.clean },
+      model,
+      vocab: from.vocabulary ? VocabMap.fromIds(from.vocabulary) : null,
+      tokenizer: from.tokenizer,
+      noTokenizer: from.noTokenizer,
+      lowercase: from.lowercase,
+      boxes: from.boxes,
+      processor: {
+        resample: from.resample,
+        generation: from.generation,
+        maxPatches: from.maxPatches,
+        clean: from.clean,
+      },
     };
   } finally {
     await from.reader.close();

@@ -2,11 +2,11 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { TextCleaning } from '../text/clean.js';
 import { CheckpointError } from '../errors.js';
-import type { ModelConfig } from '../model/config.js';
 import { readTextLimited } from '../fs/files.js';
 import { parseObject } from '../io/safetensors_header.js';
+import type { ModelConfig } from '../model/config.js';
+import type { TextCleaning } from '../text/clean.js';
 
 /** How a checkpoint wants its inputs. */
 export interface Processor {
@@ -32,18 +32,37 @@ export function defaultProcessor(config: ModelConfig): Processor {
   return { generation, resample: generation === 1 ? 3 : 2, maxPatches: 256 };
 }
 
-const near = (value: number) => z.number().refine((v) => Math.abs(v - value) < 1e-6, `must be ${value}`);
-const half = near(0.5), halves = z.union([half, z.array(half).min(1).max(3)], 'must be 0.5').nullish();
+const near = (value: number) =>
+  z.number().refine((v) => Math.abs(v - value) < 1e-6, `must be ${value}`);
+const half = near(0.5),
+  halves = z.union([half, z.array(half).min(1).max(3)], 'must be 0.5').nullish();
 const yes = z.literal(true, 'must be true').nullish();
-const pixels = z.int().min(1).max(2 ** 20);
+const pixels = z
+  .int()
+  .min(1)
+  .max(2 ** 20);
 const schema = z.looseObject({
   resample: z.union([z.literal(2), z.literal(3)]).nullish(),
-  do_resize: yes, do_rescale: yes, do_normalize: yes,
-  do_center_crop: z.literal(false, 'must be false').nullish(), do_pad: z.literal(false, 'must be false').nullish(),
-  rescale_factor: near(1 / 255).nullish(), image_mean: halves, image_std: halves,
-  size: z.union([pixels, z.looseObject({ height: pixels, width: pixels })], 'must be one of height and width').nullish(),
+  do_resize: yes,
+  do_rescale: yes,
+  do_normalize: yes,
+  do_center_crop: z.literal(false, 'must be false').nullish(),
+  do_pad: z.literal(false, 'must be false').nullish(),
+  rescale_factor: near(1 / 255).nullish(),
+  image_mean: halves,
+  image_std: halves,
+  size: z
+    .union(
+      [pixels, z.looseObject({ height: pixels, width: pixels })],
+      'must be one of height and width',
+    )
+    .nullish(),
   patch_size: z.union([pixels, z.tuple([pixels, pixels])]).nullish(),
-  max_num_patches: z.int().min(1).max(2 ** 20).nullish(),
+  max_num_patches: z
+    .int()
+    .min(1)
+    .max(2 ** 20)
+    .nullish(),
 });
 
 /**
@@ -53,34 +72,63 @@ const schema = z.looseObject({
  *   pixel statistics, another size than the model's
  */
 export async function readProcessor(folder: string, config: ModelConfig): Promise<Processor> {
-  const usual = defaultProcessor(config), found = await imageProcessor(folder);
+  const usual = defaultProcessor(config),
+    found = await imageProcessor(folder);
   if (found === undefined) return usual;
-  const { path, at, json } = found, parsed = schema.safeParse(json);
-  const refuse = (key: string, why: string): CheckpointError => new CheckpointError(`${path}: key "${at}${key}": ${why}`);
+  const { path, at, json } = found,
+    parsed = schema.safeParse(json);
+  const refuse = (key: string, why: string): CheckpointError =>
+    new CheckpointError(`${path}: key "${at}${key}": ${why}`);
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!, key = issue.path.map(String).join('.');
+    const issue = parsed.error.issues[0]!,
+      key = issue.path.map(String).join('.');
     const filter = key === 'resample' ? FILTERS[json['resample'] as number] : undefined;
-    throw refuse(key, filter ? `the filter is ${filter} but must be bilinear (2) or bicubic (3)`
-      : key === 'resample' ? 'must be 2 (bilinear) or 3 (bicubic)' : `${issue.message}; this is no SigLIP preprocessor`);
+    throw refuse(
+      key,
+      filter
+        ? `the filter is ${filter} but must be bilinear (2) or bicubic (3)`
+        : key === 'resample'
+          ? 'must be 2 (bilinear) or 3 (bicubic)'
+          : `${issue.message}; this is no SigLIP preprocessor`,
+    );
   }
-  const { resample, size, patch_size: patch, max_num_patches: maxPatches } = parsed.data, { vision, naflex } = config;
+  const { resample, size, patch_size: patch, max_num_patches: maxPatches } = parsed.data,
+    { vision, naflex } = config;
   const side = typeof size === 'number' ? { height: size, width: size } : size;
   if (!naflex && side && (side.height !== vision.imageSize || side.width !== vision.imageSize))
-    throw refuse('size', `${side.height}×${side.width} px is not the ${vision.imageSize}×${vision.imageSize} px of the model in config.json`);
+    throw refuse(
+      'size',
+      `${side.height}×${side.width} px is not the ${vision.imageSize}×${vision.imageSize} px of the model in config.json`,
+    );
   if (patch && [patch].flat().some((p) => p !== vision.patch))
-    throw refuse('patch_size', `${String(patch)} is not the ${vision.patch} of the model in config.json`);
-  return { ...usual, resample: resample ?? (naflex ? 2 : 3), maxPatches: maxPatches ?? usual.maxPatches };
+    throw refuse(
+      'patch_size',
+      `${String(patch)} is not the ${vision.patch} of the model in config.json`,
+    );
+  return {
+    ...usual,
+    resample: resample ?? (naflex ? 2 : 3),
+    maxPatches: maxPatches ?? usual.maxPatches,
+  };
 }
 
 /** What the folder says of its images, and where. */
-async function imageProcessor(folder: string): Promise<{ path: string; at: string; json: Record<string, unknown> } | undefined> {
-  const read = async (name: string): Promise<{ path: string; json: Record<string, unknown> } | undefined> => {
+async function imageProcessor(
+  folder: string,
+): Promise<{ path: string; at: string; json: Record<string, unknown> } | undefined> {
+  const read = async (
+    name: string,
+  ): Promise<{ path: string; json: Record<string, unknown> } | undefined> => {
     const path = join(folder, name);
-    return existsSync(path) ? { path, json: parseObject(path, await readTextLimited(path)) } : undefined;
+    return existsSync(path)
+      ? { path, json: parseObject(path, await readTextLimited(path)) }
+      : undefined;
   };
-  const own = await read('processor_config.json'), nested = own?.json['image_processor'];
+  const own = await read('processor_config.json'),
+    nested = own?.json['image_processor'];
   if (own && nested !== undefined && nested !== null) {
-    if (typeof nested !== 'object' || Array.isArray(nested)) throw new CheckpointError(`${own.path}: key "image_processor" must be an object`);
+    if (typeof nested !== 'object' || Array.isArray(nested))
+      throw new CheckpointError(`${own.path}: key "image_processor" must be an object`);
     return { path: own.path, at: 'image_processor.', json: nested as Record<string, unknown> };
   }
   const old = await read('preprocessor_config.json');

@@ -13,7 +13,10 @@ export const STAGES_FILE = 'stages.json';
 export function listCheckpoints(out: string): string[] {
   const dir = join(out, 'checkpoints');
   if (!existsSync(dir)) return [];
-  return readdirSync(dir).filter((f) => /^step-\d{8}$/.test(f)).sort().map((f) => join(dir, f));
+  return readdirSync(dir)
+    .filter((f) => /^step-\d{8}$/.test(f))
+    .sort()
+    .map((f) => join(dir, f));
 }
 
 /**
@@ -22,12 +25,20 @@ export function listCheckpoints(out: string): string[] {
  * @throws CheckpointError for the folder of a run that has none yet
  */
 export function checkpointOf(source: string): string {
-  if (typeof source !== 'string' || !statSync(source, { throwIfNoEntry: false })?.isDirectory()) return source;
+  if (typeof source !== 'string' || !statSync(source, { throwIfNoEntry: false })?.isDirectory())
+    return source;
   const newest = listCheckpoints(source).at(-1) ?? stagesOf(source).at(-1);
   if (newest !== undefined) return newest;
-  const isRun = (folder: string): boolean => ['metrics.jsonl', STAGES_FILE, 'checkpoints'].some((name) => existsSync(join(folder, name)));
-  if (isRun(source) || (!existsSync(join(source, 'config.json')) && readdirSync(source).some((name) => isRun(join(source, name)))))
-    throw new CheckpointError(`${source}: is the folder of a training run that has no checkpoint yet; wait for its first one`);
+  const isRun = (folder: string): boolean =>
+    ['metrics.jsonl', STAGES_FILE, 'checkpoints'].some((name) => existsSync(join(folder, name)));
+  if (
+    isRun(source) ||
+    (!existsSync(join(source, 'config.json')) &&
+      readdirSync(source).some((name) => isRun(join(source, name))))
+  )
+    throw new CheckpointError(
+      `${source}: is the folder of a training run that has no checkpoint yet; wait for its first one`,
+    );
   return source;
 }
 
@@ -35,7 +46,9 @@ export function checkpointOf(source: string): string {
 function stagesOf(folder: string): string[] {
   if (existsSync(join(folder, 'config.json'))) return [];
   const newest = new Map<string, string>();
-  for (const { name } of readdirSync(folder, { withFileTypes: true }).filter((entry) => entry.isDirectory())) {
+  for (const { name } of readdirSync(folder, { withFileTypes: true }).filter((entry) =>
+    entry.isDirectory(),
+  )) {
     const checkpoint = listCheckpoints(join(folder, name)).at(-1);
     if (checkpoint !== undefined) newest.set(name, checkpoint);
   }
@@ -49,6 +62,6 @@ function stageNames(folder: string): string[] {
     const names: unknown = JSON.parse(readFileSync(join(folder, STAGES_FILE), 'utf8'));
     return Array.isArray(names) ? names.map(String) : [];
   } catch {
-    return [];  // a run of before there was such a file
+    return []; // a run of before there was such a file
   }
 }

@@ -44,7 +44,9 @@ async function main(argv: string[]): Promise<number> {
   }
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (!load) {
-    console.error(`siglip2: there is no command "${name}"; the commands are ${Object.keys(COMMANDS).join(', ')}`);
+    console.error(
+      `siglip2: there is no command "${name}"; the commands are ${Object.keys(COMMANDS).join(', ')}`,
+    );
     return 2;
   }
   const { command } = await load();
@@ -61,12 +63,16 @@ outliveReaders();
 main(process.argv.slice(2)).then(
   (status) => process.exit(status),
   (e: unknown) => {
-    const code = String((e as { code?: unknown }).code), usage = code.startsWith('ERR_PARSE_ARGS');
+    const code = String((e as { code?: unknown }).code),
+      usage = code.startsWith('ERR_PARSE_ARGS');
     // Node's own sentence, without what follows about arguments that begin with a dash.
     if (usage)
-      console.error(`siglip2: ${(e as Error).message.split(/\.\s|\n|\.$/)[0]}; ` +
-        `siglip2 ${process.argv[2]} --help shows the options [${code}]`);
+      console.error(
+        `siglip2: ${(e as Error).message.split(/\.\s|\n|\.$/)[0]}; ` +
+          `siglip2 ${process.argv[2]} --help shows the options [${code}]`,
+      );
     else if (e instanceof Siglip2Error) console.error(`siglip2: ${e.message} [${code}]`);
     else console.error(e);
     process.exit(usage ? 2 : 1);
-  });
+  },
+);

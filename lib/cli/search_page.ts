@@ -15,7 +15,11 @@ const THUMBNAIL = 240;
 /** A small WebP inside the page, so that it can be moved and sent; nothing for files that sharp cannot open, in tars say. */
 async function thumbnail(file: string): Promise<string> {
   try {
-    const data = await sharp(file).autoOrient().resize(THUMBNAIL, THUMBNAIL, { fit: 'inside' }).webp({ quality: 70 }).toBuffer();
+    const data = await sharp(file)
+      .autoOrient()
+      .resize(THUMBNAIL, THUMBNAIL, { fit: 'inside' })
+      .webp({ quality: 70 })
+      .toBuffer();
     return `<img loading="lazy" alt="" src="data:image/webp;base64,${data.toString('base64')}">`;
   } catch {
     return '';
@@ -23,13 +27,22 @@ async function thumbnail(file: string): Promise<string> {
 }
 
 /** @param total images that were searched */
-export async function renderSearchPage(results: readonly SearchResult[], total: number): Promise<string> {
-  const sections = await Promise.all(results.map(async ({ query, images }) => {
-    const cells = await Promise.all(images.map(async ({ file, probability, cosine }) =>
-      `<a class="hit" href="${escape(pathToFileURL(file).href)}">${await thumbnail(file)}<span>${escape(file.split('/').at(-1)!)}</span>` +
-      `<small>${(100 * probability).toFixed(2)} % · cosine ${cosine.toFixed(3)}</small></a>`));
-    return `<section><h2 dir="auto">${escape(query)}</h2><div class="hits">${cells.join('')}</div></section>`;
-  }));
+export async function renderSearchPage(
+  results: readonly SearchResult[],
+  total: number,
+): Promise<string> {
+  const sections = await Promise.all(
+    results.map(async ({ query, images }) => {
+      const cells = await Promise.all(
+        images.map(
+          async ({ file, probability, cosine }) =>
+            `<a class="hit" href="${escape(pathToFileURL(file).href)}">${await thumbnail(file)}<span>${escape(file.split('/').at(-1)!)}</span>` +
+            `<small>${(100 * probability).toFixed(2)} % · cosine ${cosine.toFixed(3)}</small></a>`,
+        ),
+      );
+      return `<section><h2 dir="auto">${escape(query)}</h2><div class="hits">${cells.join('')}</div></section>`;
+    }),
+  );
   return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>siglip2 search</title><style>${STYLE}
 .hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px}

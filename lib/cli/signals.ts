@@ -6,7 +6,7 @@ import { constants } from 'node:os';
 
 /** From people and their terminals (INT, HUP), service managers (TERM), schedulers before a job's end (USR1, USR2). */
 const ENDINGS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const;
-export type Ending = typeof ENDINGS[number];
+export type Ending = (typeof ENDINGS)[number];
 
 /** One press of Ctrl-C comes twice under npm: from the terminal to every process, and from npm, which passes its own on. */
 const REPEAT_MS = 1000;
@@ -22,8 +22,8 @@ export function statusOf(signal: Ending): number {
 /** Hears signals from now on. Call it first of all: until then SIGUSR1 opens Node's debugger. */
 export function hearSignals(): void {
   for (const signal of ENDINGS) {
-    if (constants.signals[signal] === undefined) continue;  // on Windows
-    process.on(signal, () => heed ? heed(signal) : process.exit(statusOf(signal)));
+    if (constants.signals[signal] === undefined) continue; // on Windows
+    process.on(signal, () => (heed ? heed(signal) : process.exit(statusOf(signal))));
   }
 }
 
@@ -31,7 +31,10 @@ export function hearSignals(): void {
  * Runs work that can stop in good order. The first signal calls `stop`; another Ctrl-C, a second or more later, ends the
  * process as it is; all others are taken as reminders, for a scheduler sends several.
  */
-export async function heeding<T>(stop: (signal: Ending) => void, work: () => Promise<T>): Promise<T> {
+export async function heeding<T>(
+  stop: (signal: Ending) => void,
+  work: () => Promise<T>,
+): Promise<T> {
   let last: number | undefined;
   heed = (signal) => {
     const now = performance.now();

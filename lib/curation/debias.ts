@@ -15,8 +15,9 @@
  * off the tolerance until later samples have paid it, so the constraints hold over the stream as a whole and not only
  * for its last samples.
  */
-import { permutation, Random, Stream } from '../random.js';
+
 import { ConfigError } from '../errors.js';
+import { permutation, Random, Stream } from '../random.js';
 
 /** Attributes that are compared with each other, such as the perceived genders. */
 export interface AttributeGroup {
@@ -59,7 +60,14 @@ function flatten(groups: readonly AttributeGroup[]): Attribute[] {
   let from = 0;
   return groups.flatMap(({ name: group, attributes, among }) => {
     const to = from + attributes.length;
-    const flat = attributes.map(({ name, share }) => ({ group, name, share, from, to, all: among === 'all' }));
+    const flat = attributes.map(({ name, share }) => ({
+      group,
+      name,
+      share,
+      from,
+      to,
+      all: among === 'all',
+    }));
     from = to;
     return flat;
   });
@@ -91,16 +99,22 @@ export class DebiasStream {
   constructor(options: DebiasOptions) {
     this.#options = options;
     const { keep, representation, association, step = STEP, groups } = options;
-    if (!(keep > 0 && keep <= 1)) throw new ConfigError(`debias: keep must be in (0, 1] but is ${keep}`);
+    if (!(keep > 0 && keep <= 1))
+      throw new ConfigError(`debias: keep must be in (0, 1] but is ${keep}`);
     if (!(representation >= 0 && association >= 0))
-      throw new ConfigError(`debias: the tolerances must not be negative but are ${representation} and ${association}`);
+      throw new ConfigError(
+        `debias: the tolerances must not be negative but are ${representation} and ${association}`,
+      );
     if (!(step > 0)) throw new ConfigError(`debias: step must be positive but is ${step}`);
     for (const { name, attributes } of groups)
       for (const { name: attribute, share } of attributes)
         if (!(share > 0 && share < 1))
-          throw new ConfigError(`debias: the share of ${name}/${attribute} must be between 0 and 1 but is ${share}`);
+          throw new ConfigError(
+            `debias: the share of ${name}/${attribute} must be between 0 and 1 but is ${share}`,
+          );
     this.#attributes = flatten(groups);
-    if (this.#attributes.length === 0) throw new ConfigError('debias: there is no attribute to balance');
+    if (this.#attributes.length === 0)
+      throw new ConfigError('debias: there is no attribute to balance');
     const constraints = this.#attributes.length * (1 + options.targets.length);
     this.#upper = new Float64Array(constraints);
     this.#lower = new Float64Array(constraints);
@@ -121,30 +135,45 @@ export class DebiasStream {
 
   /** The keep probability of the next sample; the multipliers learn from it. */
   next(labels: Labels): number {
-    const { keep } = this.#options, step = this.#step;
+    const { keep } = this.#options,
+      step = this.#step;
     let q = keep - this.#mu;
-    this.#each(labels, (i, above, below) => { q -= this.#upper[i]! * above + this.#lower[i]! * below; });
+    this.#each(labels, (i, above, below) => {
+      q -= this.#upper[i]! * above + this.#lower[i]! * below;
+    });
     q = Math.min(1, Math.max(0, q));
     this.#each(labels, (i, above, below) => {
       this.#upper[i] = Math.max(0, this.#upper[i]! + step * q * above);
       this.#lower[i] = Math.max(0, this.#lower[i]! + step * q * below);
     });
-    this.#attributes.forEach((attribute, k) => { if (concerned(attribute, labels)) this.#seen[k]! += q; });
+    this.#attributes.forEach((attribute, k) => {
+      if (concerned(attribute, labels)) this.#seen[k]! += q;
+    });
     this.#mu += step * (q - keep);
     return q;
   }
 
   /** The constraints that concern a sample: their number, and how far (s − π) y is above and below what is allowed. */
   #each(labels: Labels, visit: (index: number, above: number, below: number) => void): void {
-    const { targets, representation, association } = this.#options, m = this.#attributes.length, began = this.#began;
+    const { targets, representation, association } = this.#options,
+      m = this.#attributes.length,
+      began = this.#began;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
-      const d = labels[k]! - attribute.share, first = k * (1 + targets.length), weight = this.#step * this.#seen[k]!;
-      const allowed = (epsilon: number, debt: number): number => debt > 0 ? Math.max(0, epsilon - debt / weight) : epsilon;
+      const d = labels[k]! - attribute.share,
+        first = k * (1 + targets.length),
+        weight = this.#step * this.#seen[k]!;
+      const allowed = (epsilon: number, debt: number): number =>
+        debt > 0 ? Math.max(0, epsilon - debt / weight) : epsilon;
       const one = (i: number, a: number, epsilon: number): void =>
-        visit(i, a - allowed(epsilon, this.#upper[i]! - began.upper[i]!), -a - allowed(epsilon, this.#lower[i]! - began.lower[i]!));
+        visit(
+          i,
+          a - allowed(epsilon, this.#upper[i]! - began.upper[i]!),
+          -a - allowed(epsilon, this.#lower[i]! - began.lower[i]!),
+        );
       one(first, d, representation);
-      for (let r = 0; r < targets.length; r++) one(first + 1 + r, labels[m + r] ? d : 0, association);
+      for (let r = 0; r < targets.length; r++)
+        one(first + 1 + r, labels[m + r] ? d : 0, association);
     });
   }
 }
@@ -184,13 +213,15 @@ export class BiasTally {
   constructor(options: DebiasOptions) {
     this.#options = options;
     this.#attributes = flatten(options.groups);
-    const m = this.#attributes.length, c = options.targets.length;
+    const m = this.#attributes.length,
+      c = options.targets.length;
     [this.#concerned, this.#having] = [new Float64Array(m), new Float64Array(m)];
     [this.#target, this.#both] = [new Float64Array(m * c), new Float64Array(m * c)];
   }
 
   add(labels: Labels, weight = 1): void {
-    const m = this.#attributes.length, c = this.#options.targets.length;
+    const m = this.#attributes.length,
+      c = this.#options.targets.length;
     this.total += weight;
     this.#attributes.forEach((attribute, k) => {
       if (!concerned(attribute, labels)) return;
@@ -206,19 +237,34 @@ export class BiasTally {
 
   /** Representation of every attribute, then its association with every target. */
   biases(): { representation: Bias[]; association: Bias[] } {
-    const { targets, representation: limit, association: associationLimit } = this.#options, c = targets.length;
-    const ratio = (part: number, whole: number, otherwise: number): number => whole > 0 ? part / whole : otherwise;
+    const { targets, representation: limit, association: associationLimit } = this.#options,
+      c = targets.length;
+    const ratio = (part: number, whole: number, otherwise: number): number =>
+      whole > 0 ? part / whole : otherwise;
     const representation = this.#attributes.map(({ group, name, share }, k) => {
-      const value = ratio(this.#having[k]!, this.#concerned[k]!, share), bias = Math.abs(value - share);
+      const value = ratio(this.#having[k]!, this.#concerned[k]!, share),
+        bias = Math.abs(value - share);
       return { group, attribute: name, bias, value, constraint: bias, limit };
     });
-    const association = this.#attributes.flatMap(({ group, name, share }, k) => targets.map((target, r) => {
-      const all = this.#target[k * c + r]!, both = this.#both[k * c + r]!;
-      const having = this.#having[k]!, others = this.#concerned[k]! - having;
-      const value = having > 0 && others > 0 ? both / having - (all - both) / others : 0;
-      const constraint = Math.abs(ratio(both - share * all, this.#concerned[k]!, 0));
-      return { group, attribute: name, target, bias: Math.abs(value), value, constraint, limit: associationLimit };
-    }));
+    const association = this.#attributes.flatMap(({ group, name, share }, k) =>
+      targets.map((target, r) => {
+        const all = this.#target[k * c + r]!,
+          both = this.#both[k * c + r]!;
+        const having = this.#having[k]!,
+          others = this.#concerned[k]! - having;
+        const value = having > 0 && others > 0 ? both / having - (all - both) / others : 0;
+        const constraint = Math.abs(ratio(both - share * all, this.#concerned[k]!, 0));
+        return {
+          group,
+          attribute: name,
+          target,
+          bias: Math.abs(value),
+          value,
+          constraint,
+          limit: associationLimit,
+        };
+      }),
+    );
     return { representation, association };
   }
 }
@@ -252,20 +298,28 @@ export interface DebiasResult {
  * samples do not fit the next kind. Where there are too few samples for one pass, it makes more, until the constraints
  * hold; when none of them gets there, the result is that of the nearest one.
  */
-export function debias(samples: readonly Labels[], options: DebiasOptions, maxPasses = 10, seed = 0): DebiasResult {
+export function debias(
+  samples: readonly Labels[],
+  options: DebiasOptions,
+  maxPasses = 10,
+  seed = 0,
+): DebiasResult {
   if (!(Number.isInteger(maxPasses) && maxPasses >= 1))
     throw new ConfigError(`debias: passes must be an integer from 1 on but is ${maxPasses}`);
-  const stream = new DebiasStream(options), before = new BiasTally(options);
+  const stream = new DebiasStream(options),
+    before = new BiasTally(options);
   for (const labels of samples) before.add(labels);
   let best: DebiasResult | undefined;
   for (let pass = 0; pass < maxPasses && (best === undefined || excess(best.after) > 0); pass++) {
     if (pass > 0) stream.restart();
-    const probabilities = new Float64Array(samples.length), after = new BiasTally(options);
+    const probabilities = new Float64Array(samples.length),
+      after = new BiasTally(options);
     for (const i of permutation(samples.length, new Random(seed, Stream.debias, pass))) {
       probabilities[i] = stream.next(samples[i]!);
       after.add(samples[i]!, probabilities[i]);
     }
-    if (best === undefined || excess(after) < excess(best.after)) best = { probabilities, before, after, passes: pass + 1 };
+    if (best === undefined || excess(after) < excess(best.after))
+      best = { probabilities, before, after, passes: pass + 1 };
   }
   return best!;
 }

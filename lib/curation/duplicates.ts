@@ -40,15 +40,25 @@ function unitRows({ data, dim }: HalfRows, from: number): Float32Array {
  * Calls `onPair` for every pair of rows (i of a, j of b) with a cosine of at least `threshold`; without `b`, for every pair
  * i < j of a. Work: 2·|a|·|b|·dim operations, half of it without `b`.
  */
-export async function nearPairs(a: HalfRows, b: HalfRows | null, options: NearOptions,
-  onPair: (i: number, j: number, cosine: number) => void): Promise<void> {
-  const { threshold, device = 'cpu', signal, onProgress } = options, { dim } = a, other = b ?? a;
-  const n = a.data.length / dim, m = other.data.length / dim;
+export async function nearPairs(
+  a: HalfRows,
+  b: HalfRows | null,
+  options: NearOptions,
+  onPair: (i: number, j: number, cosine: number) => void,
+): Promise<void> {
+  const { threshold, device = 'cpu', signal, onProgress } = options,
+    { dim } = a,
+    other = b ?? a;
+  const n = a.data.length / dim,
+    m = other.data.length / dim;
   for (let i0 = 0; i0 < n; i0 += BLOCK) {
-    const left = unitRows(a, i0), rows = left.length / dim;
+    const left = unitRows(a, i0),
+      rows = left.length / dim;
     for (let j0 = b ? 0 : i0; j0 < m; j0 += BLOCK) {
       signal?.throwIfAborted();
-      const right = unitRows(other, j0), columns = right.length / dim, tile = await scores(left, right, dim, device);
+      const right = unitRows(other, j0),
+        columns = right.length / dim,
+        tile = await scores(left, right, dim, device);
       for (let i = 0; i < rows; i++) {
         for (let j = !b && i0 === j0 ? i + 1 : 0; j < columns; j++) {
           const cosine = tile[i * columns + j]!;
@@ -64,7 +74,9 @@ export async function nearPairs(a: HalfRows, b: HalfRows | null, options: NearOp
 class Sets {
   readonly #parent: Int32Array;
 
-  constructor(n: number) { this.#parent = Int32Array.from({ length: n }, (_, i) => i); }
+  constructor(n: number) {
+    this.#parent = Int32Array.from({ length: n }, (_, i) => i);
+  }
 
   first(row: number): number {
     while (this.#parent[row] !== row) row = this.#parent[row] = this.#parent[this.#parent[row]!]!;
@@ -88,9 +100,15 @@ export interface Duplicates {
  * Groups rows that have the same hash, or a chain of pairs that look the same between them.
  * @param embeddings one row for each hash
  */
-export async function groupDuplicates(hashes: readonly string[], embeddings: HalfRows,
-  options: NearOptions): Promise<Duplicates> {
-  const n = hashes.length, sets = new Sets(n), exact = new Uint8Array(n), seen = new Map<string, number>();
+export async function groupDuplicates(
+  hashes: readonly string[],
+  embeddings: HalfRows,
+  options: NearOptions,
+): Promise<Duplicates> {
+  const n = hashes.length,
+    sets = new Sets(n),
+    exact = new Uint8Array(n),
+    seen = new Map<string, number>();
   hashes.forEach((hash, i) => {
     const before = seen.get(hash);
     if (before === undefined) seen.set(hash, i);
@@ -99,5 +117,10 @@ export async function groupDuplicates(hashes: readonly string[], embeddings: Hal
   await nearPairs(embeddings, null, options, (i, j) => sets.join(i, j));
   const sizes = new Int32Array(n);
   for (let i = 0; i < n; i++) sizes[sets.first(i)]!++;
-  return { group: Int32Array.from({ length: n }, (_, i) => (sizes[sets.first(i)]! > 1 ? sets.first(i) : -1)), exact };
+  return {
+    group: Int32Array.from({ length: n }, (_, i) =>
+      sizes[sets.first(i)]! > 1 ? sets.first(i) : -1,
+    ),
+    exact,
+  };
 }

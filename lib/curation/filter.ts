@@ -1,18 +1,18 @@
 /** Choosing rows of a scored collection, and writing what was chosen: a key list, or new tars. */
 import { existsSync } from 'node:fs';
 import { extname, join } from 'node:path';
-import { FileReader } from '../io/reader.js';
-import { readableImage } from '../image/names.js';
-import { kindOf } from '../fs/kinds.js';
-import { keyLines } from '../fs/keys.js';
-import type { Sample } from '../data/sample.js';
 import { memberKey } from '../data/members.js';
+import type { Sample } from '../data/sample.js';
+import { ConfigError, DataError } from '../errors.js';
+import { makeFolder, writeFileAtomic } from '../fs/files.js';
+import { keyLines } from '../fs/keys.js';
+import { kindOf } from '../fs/kinds.js';
+import { readableImage } from '../image/names.js';
+import { openTable } from '../io/parquet.js';
+import { FileReader } from '../io/reader.js';
 import { indexTar } from '../io/tar.js';
 import { TarWriter } from '../io/tar_writer.js';
 import { decodeText, parseJson } from '../text/decode_text.js';
-import { ConfigError, DataError } from '../errors.js';
-import { makeFolder, writeFileAtomic } from '../fs/files.js';
-import { openTable } from '../io/parquet.js';
 import { originalSamples } from './originals.js';
 import { FLAGS, openUnit, readSettings, SCORE_COLUMNS } from './score_table.js';
 
@@ -43,14 +43,22 @@ export interface Chosen {
 type Value = string | number | null;
 type Column = keyof typeof SCORE_COLUMNS;
 const OPERATORS: Record<string, (a: string | number, b: string | number) => boolean> = {
-  '>=': (a, b) => a >= b, '<=': (a, b) => a <= b, '!=': (a, b) => a !== b, '!~': (a, b) => !String(a).includes(String(b)),
-  '>': (a, b) => a > b, '<': (a, b) => a < b, '=': (a, b) => a === b, '~': (a, b) => String(a).includes(String(b)),
+  '>=': (a, b) => a >= b,
+  '<=': (a, b) => a <= b,
+  '!=': (a, b) => a !== b,
+  '!~': (a, b) => !String(a).includes(String(b)),
+  '>': (a, b) => a > b,
+  '<': (a, b) => a < b,
+  '=': (a, b) => a === b,
+  '~': (a, b) => String(a).includes(String(b)),
 };
 
 function columnOf(name: string): Column {
   if (!Object.hasOwn(SCORE_COLUMNS, name))
-    throw new ConfigError(`filter: there is no column "${name}"; the columns are ` +
-      Object.keys(SCORE_COLUMNS).join(', '));
+    throw new ConfigError(
+      `filter: there is no column "${name}"; the columns are ` +
+        Object.keys(SCORE_COLUMNS).join(', '),
+    );
   return name as Column;
 }
 
@@ -60,10 +68,14 @@ const isText = (column: Column): boolean => SCORE_COLUMNS[column] === 'string';
 function parseCondition(text: string): { column: Column; meets: (value: Value) => boolean } {
   const match = /^\s*(\w+)\s*(>=|<=|!=|!~|>|<|=|~)\s*(.*?)\s*$/s.exec(text);
   if (!match)
-    throw new ConfigError(`filter: a condition is a column, one of ${Object.keys(OPERATORS).join(' ')} and a value, ` +
-      `but got "${text}"`);
-  const [, name = '', operator = '', right = ''] = match, compare = OPERATORS[operator]!;
-  const column = columnOf(name), textual = isText(column);
+    throw new ConfigError(
+      `filter: a condition is a column, one of ${Object.keys(OPERATORS).join(' ')} and a value, ` +
+        `but got "${text}"`,
+    );
+  const [, name = '', operator = '', right = ''] = match,
+    compare = OPERATORS[operator]!;
+  const column = columnOf(name),
+    textual = isText(column);
   const value = textual ? right : Number(right);
   if (!textual && (right === '' || Number.isNaN(value)))
     throw new ConfigError(`filter: ${name} is a number but "${text}" compares it with "${right}"`);
@@ -76,11 +88,16 @@ function parseCondition(text: string): { column: Column; meets: (value: Value) =
 /** A condition on the list of a row's flags. */
 function flagTest(operator: string, flag: string): (value: Value) => boolean {
   if (!/^!?[=~]$/.test(operator))
-    throw new ConfigError(`filter: flags are a list, which ${operator} is not for; use flags=${flag || 'FLAG'} or flags!=${flag || 'FLAG'}`);
+    throw new ConfigError(
+      `filter: flags are a list, which ${operator} is not for; use flags=${flag || 'FLAG'} or flags!=${flag || 'FLAG'}`,
+    );
   if (flag !== '' && !Object.hasOwn(FLAGS, flag))
-    throw new ConfigError(`filter: there is no flag "${flag}"; the flags are ${Object.keys(FLAGS).join(', ')}`);
+    throw new ConfigError(
+      `filter: there is no flag "${flag}"; the flags are ${Object.keys(FLAGS).join(', ')}`,
+    );
   const wanted = !operator.startsWith('!');
-  return (value) => (flag === '' ? value === '' : String(value).split(',').includes(flag)) === wanted;
+  return (value) =>
+    (flag === '' ? value === '' : String(value).split(',').includes(flag)) === wanted;
 }
 
 /** Rows with the largest values, ties to the earlier row. */
@@ -103,17 +120,30 @@ export async function chooseRows(folder: string, options: FilterOptions): Promis
     throw new ConfigError(`filter: top must be a positive integer but is ${top}`);
   const file = join(folder, 'scores.parquet');
   if (!existsSync(file))
-    throw new DataError(`${folder}: has no scores.parquet; make it with \`siglip2 score --merge ${folder}\``);
+    throw new DataError(
+      `${folder}: has no scores.parquet; make it with \`siglip2 score --merge ${folder}\``,
+    );
   const table = await openTable(file);
-  const needed = new Set<Column>(['shard', 'key', 'language', 'duplicate', by, ...conditions.map(({ column }) => column)]);
-  const columns = await table.read([...needed]), duplicate = columns['duplicate']!, values = columns[by]!;
+  const needed = new Set<Column>([
+    'shard',
+    'key',
+    'language',
+    'duplicate',
+    by,
+    ...conditions.map(({ column }) => column),
+  ]);
+  const columns = await table.read([...needed]),
+    duplicate = columns['duplicate']!,
+    values = columns[by]!;
 
-  const meetsAll = (row: number): boolean => conditions.every(({ column, meets }) => meets(columns[column]![row]!));
+  const meetsAll = (row: number): boolean =>
+    conditions.every(({ column, meets }) => meets(columns[column]![row]!));
   let rows = Array.from({ length: table.rows }, (_, i) => i).filter(meetsAll);
   if (unique) {
     const seen = new Set<number>();
     rows = rows.filter((row) => {
-      const group = duplicate[row] as number | null, fresh = group === null || !seen.has(group);
+      const group = duplicate[row] as number | null,
+        fresh = group === null || !seen.has(group);
       if (group !== null) seen.add(group);
       return fresh;
     });
@@ -122,14 +152,18 @@ export async function chooseRows(folder: string, options: FilterOptions): Promis
     rows = rows.filter((row) => values[row] !== null);
     const groups = new Map<Value, number[]>();
     for (const row of rows) {
-      const group = perLanguage ? columns['language']![row]! : '', list = groups.get(group);
+      const group = perLanguage ? columns['language']![row]! : '',
+        list = groups.get(group);
       if (list) list.push(row);
       else groups.set(group, [row]);
     }
-    rows = [...groups.values()].flatMap((group) => {
-      const below = percentile === undefined ? 0 : Math.ceil(percentile / 100 * (group.length - 1));
-      return best(group, values).slice(0, Math.min(group.length - below, top ?? Infinity));
-    }).sort((a, b) => a - b);
+    rows = [...groups.values()]
+      .flatMap((group) => {
+        const below =
+          percentile === undefined ? 0 : Math.ceil((percentile / 100) * (group.length - 1));
+        return best(group, values).slice(0, Math.min(group.length - below, top ?? Infinity));
+      })
+      .sort((a, b) => a - b);
   }
   const { shard, key } = columns as Record<string, string[]>;
   return { rows: table.rows, kept: rows.map((row) => ({ shard: shard![row]!, key: key![row]! })) };
@@ -147,14 +181,19 @@ export async function writeKeys(path: string, { kept }: Chosen): Promise<void> {
 /** Throws ConfigError unless the name fits a key list, which is text. */
 export function checkKeysFile(path: string): void {
   if (!['', '.txt', '.tsv', '.keys', '.list'].includes(extname(path).toLowerCase()))
-    throw new ConfigError(`filter: ${path} would be a list of keys, which is text; give --out a name that ends in .txt, or write ` +
-      'the samples with --tars DIR');
+    throw new ConfigError(
+      `filter: ${path} would be a list of keys, which is text; give --out a name that ends in .txt, or write ` +
+        'the samples with --tars DIR',
+    );
 }
 
 /** What a sample of a folder or manifest is called in a tar; not as those `taken`, for x.jpg and x.png share a stem. */
 function stemOf(key: string, taken: Set<string>): string {
   // A tar's key ends at the first dot of the name, and its members have relative paths.
-  const plain = key.replace(/\.[^./]*$/, '').replaceAll('.', '_').replace(/^\/+/, '');
+  const plain = key
+    .replace(/\.[^./]*$/, '')
+    .replaceAll('.', '_')
+    .replace(/^\/+/, '');
   let stem = plain;
   for (let n = 2; taken.has(stem); n++) stem = `${plain}-${n}`;
   taken.add(stem);
@@ -167,14 +206,26 @@ function renamed(row: unknown, captions: string): unknown {
 }
 
 /** The files of a sample of a folder or manifest, as they are called in a tar. */
-function members({ image, captions, mask }: Sample, stem: string,
-  reader: FileReader): [name: string, bytes: Uint8Array][] {
-  const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline), bytes = reader.read(image);
+function members(
+  { image, captions, mask }: Sample,
+  stem: string,
+  reader: FileReader,
+): [name: string, bytes: Uint8Array][] {
+  const text = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline),
+    bytes = reader.read(image);
   // Under the name by which the captions are found in a tar.
-  const found = captions.as === undefined ? text : Buffer.from(JSON.stringify(renamed(parseJson(decodeText(text)), captions.as)));
-  const ending = readableImage(image.path) ? extname(image.path) : `.${kindOf(bytes, image.path)?.id ?? 'jpg'}`;
-  return [[`${stem}${ending}`, bytes], [`${stem}.${captions.format}`, found],
-    ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : [])];
+  const found =
+    captions.as === undefined
+      ? text
+      : Buffer.from(JSON.stringify(renamed(parseJson(decodeText(text)), captions.as)));
+  const ending = readableImage(image.path)
+    ? extname(image.path)
+    : `.${kindOf(bytes, image.path)?.id ?? 'jpg'}`;
+  return [
+    [`${stem}${ending}`, bytes],
+    [`${stem}.${captions.format}`, found],
+    ...(mask ? [[`${stem}.mask.png`, reader.read(mask)] as [string, Uint8Array]] : []),
+  ];
 }
 
 /**
@@ -195,7 +246,8 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
   let written = 0;
   try {
     for (const unit of readSettings(folder).units) {
-      const table = await openUnit(folder, unit), { shard, key } = await table.read(['shard', 'key']) as Record<string, string[]>;
+      const table = await openUnit(folder, unit),
+        { shard, key } = (await table.read(['shard', 'key'])) as Record<string, string[]>;
       const own = new Set(key!.filter((one, i) => keys.get(shard![i]!)?.has(one)));
       if (own.size === 0) continue;
       const target = join(out, unit.endsWith('.tar') ? unit : `${unit}.tar`);
@@ -209,27 +261,50 @@ export async function writeTars(folder: string, out: string, { kept }: Chosen): 
   }
 }
 
-async function copyMembers(folder: string, unit: string, keys: ReadonlySet<string>, target: string,
-  reader: FileReader): Promise<void> {
-  const { spec } = (await openUnit(folder, unit)).notes, tar = (spec as { tars: string[] }).tars[0]!;
-  const entries = (await indexTar(tar, { onDamage: () => undefined }))
-    .filter(({ name, fault }) => fault === undefined && keys.has(memberKey(name) ?? ''));
+async function copyMembers(
+  folder: string,
+  unit: string,
+  keys: ReadonlySet<string>,
+  target: string,
+  reader: FileReader,
+): Promise<void> {
+  const { spec } = (await openUnit(folder, unit)).notes,
+    tar = (spec as { tars: string[] }).tars[0]!;
+  const entries = (await indexTar(tar, { onDamage: () => undefined })).filter(
+    ({ name, fault }) => fault === undefined && keys.has(memberKey(name) ?? ''),
+  );
   const there = new Set(entries.map(({ name }) => memberKey(name)));
   const missing = [...keys].find((key) => !there.has(key));
   if (missing !== undefined)
-    throw new DataError(`${tar}: ${missing} is gone since it was scored; score the collection again`);
-  write(target, entries.map(({ name, offset, size }) => () => [name, reader.read({ path: tar, offset, size })]));
+    throw new DataError(
+      `${tar}: ${missing} is gone since it was scored; score the collection again`,
+    );
+  write(
+    target,
+    entries.map(({ name, offset, size }) => () => [name, reader.read({ path: tar, offset, size })]),
+  );
 }
 
-async function copySamples(folder: string, unit: string, keys: ReadonlySet<string>, target: string,
-  reader: FileReader): Promise<void> {
+async function copySamples(
+  folder: string,
+  unit: string,
+  keys: ReadonlySet<string>,
+  target: string,
+  reader: FileReader,
+): Promise<void> {
   const samples = (await originalSamples(folder, new Map([[unit, keys]]))).get(unit);
   const missing = [...keys].find((key) => !samples?.has(key));
   if (missing !== undefined)
-    throw new DataError(`${unit}: ${missing} is gone since it was scored; score the collection again`);
+    throw new DataError(
+      `${unit}: ${missing} is gone since it was scored; score the collection again`,
+    );
   const taken = new Set<string>();
-  write(target, [...keys].flatMap((key) =>
-    members(samples!.get(key)!, stemOf(key, taken), reader).map((member) => () => member)));
+  write(
+    target,
+    [...keys].flatMap((key) =>
+      members(samples!.get(key)!, stemOf(key, taken), reader).map((member) => () => member),
+    ),
+  );
 }
 
 function write(target: string, list: (() => [name: string, bytes: Uint8Array])[]): void {

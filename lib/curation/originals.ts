@@ -1,8 +1,9 @@
 /** The samples behind rows of scores, found again in their tars, folders and manifests. */
-import { KeyList } from '../fs/keys.js';
+
 import type { Sample } from '../data/sample.js';
 import { openSource } from '../data/source.js';
 import { DataError } from '../errors.js';
+import { KeyList } from '../fs/keys.js';
 import { openUnit, type UnitNotes } from './score_table.js';
 
 /**
@@ -10,13 +11,17 @@ import { openUnit, type UnitNotes } from './score_table.js';
  * @param wanted keys by unit
  * @returns samples by unit and key; none of a collection that is gone
  */
-export async function originalSamples(folder: string,
-  wanted: ReadonlyMap<string, ReadonlySet<string>>): Promise<Map<string, Map<string, Sample>>> {
+export async function originalSamples(
+  folder: string,
+  wanted: ReadonlyMap<string, ReadonlySet<string>>,
+): Promise<Map<string, Map<string, Sample>>> {
   const found = new Map<string, Map<string, Sample>>();
   // Parts of a folder or manifest share it: it is indexed once, for the keys of all of them.
   const collections = new Map<string, { spec: UnitNotes['spec']; units: string[] }>();
   for (const unit of wanted.keys()) {
-    const { spec } = (await openUnit(folder, unit)).notes, id = JSON.stringify(spec), same = collections.get(id);
+    const { spec } = (await openUnit(folder, unit)).notes,
+      id = JSON.stringify(spec),
+      same = collections.get(id);
     if (same) same.units.push(unit);
     else collections.set(id, { spec, units: [unit] });
   }

@@ -24,7 +24,12 @@ export interface ScoreReportData {
   /** Pictures around the percentiles of a column. */
   examples: { name: string; percentiles: { percent: number; examples: Example[] }[] }[];
   /** By number of rows, descending: cosines at `LANGUAGE_PERCENTILES`, and pictures at some of them. */
-  languages: { tag: string; rows: number; cosines: number[]; examples: { percent: number; examples: Example[] }[] }[];
+  languages: {
+    tag: string;
+    rows: number;
+    cosines: number[];
+    examples: { percent: number; examples: Example[] }[];
+  }[];
   flags: ReadonlyMap<Flag, number>;
   skipped: { reason: string; count: number; examples: string[] }[];
   leaks: { shard: string; key: string; image: string; cosine: number }[];
@@ -35,7 +40,7 @@ export const LANGUAGE_PERCENTILES = [5, 25, 50, 75, 95];
 
 /** The value at a percentile of sorted values: the one with the nearest rank. */
 export function percentile(sorted: Float32Array, percent: number): number {
-  return sorted[Math.round(percent / 100 * (sorted.length - 1))] ?? NaN;
+  return sorted[Math.round((percent / 100) * (sorted.length - 1))] ?? NaN;
 }
 
 /** The values that are numbers, ascending. */
@@ -67,7 +72,8 @@ code,li{overflow-wrap:anywhere}
 `;
 
 /** Three digits that matter. */
-const short = (v: number): string => (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : '–').replace('-', '−');
+const short = (v: number): string =>
+  (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : '–').replace('-', '−');
 
 const label = (at: number, text: string): string => `<span style="left:${at}%">${text}</span>`;
 
@@ -75,12 +81,19 @@ function histogram(name: string, text: string, values: Float32Array): string {
   const sorted = sortedValues(values);
   if (sorted.length === 0) return '';
   // The outermost thousandths would squeeze everything else; they are counted in the outermost bins.
-  const low = percentile(sorted, 0.1), high = Math.max(percentile(sorted, 99.9), low + 1e-6);
-  const counts = new Float64Array(BINS), middle = percentile(sorted, 50);
-  for (const v of sorted) counts[Math.min(BINS - 1, Math.max(0, Math.floor((v - low) / (high - low) * BINS)))]!++;
-  const most = Math.max(...counts), x = (part: number): string => (100 * part).toFixed(2);
-  const bars = Array.from(counts, (count, i) =>
-    `M${x(i / BINS)} 100V${(100 - 96 * count / most).toFixed(2)}H${x((i + 0.9) / BINS)}V100Z`);
+  const low = percentile(sorted, 0.1),
+    high = Math.max(percentile(sorted, 99.9), low + 1e-6);
+  const counts = new Float64Array(BINS),
+    middle = percentile(sorted, 50);
+  for (const v of sorted)
+    counts[Math.min(BINS - 1, Math.max(0, Math.floor(((v - low) / (high - low)) * BINS)))]!++;
+  const most = Math.max(...counts),
+    x = (part: number): string => (100 * part).toFixed(2);
+  const bars = Array.from(
+    counts,
+    (count, i) =>
+      `M${x(i / BINS)} 100V${(100 - (96 * count) / most).toFixed(2)}H${x((i + 0.9) / BINS)}V100Z`,
+  );
   return `<figure class="plot tall"><figcaption>${escape(name)} <small>${escape(text)}</small></figcaption>
 <div class="box"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img"
 aria-label="Histogram of ${escape(name)}, median ${short(middle)}">
@@ -88,11 +101,12 @@ aria-label="Histogram of ${escape(name)}, median ${short(middle)}">
 <path class="middle" d="M${x((middle - low) / (high - low))} 0V100"/></svg>
 <div class="ys" aria-hidden="true"><span style="top:4%">${grouped(most)}</span><span style="top:100%">0</span></div></div>
 <div class="xs" aria-hidden="true">
-${[0, 25, 50, 75, 100].map((p) => label(p, short(low + (high - low) * p / 100))).join('')}</div>
+${[0, 25, 50, 75, 100].map((p) => label(p, short(low + ((high - low) * p) / 100))).join('')}</div>
 <p class="axis">median ${short(middle)}</p></figure>`;
 }
 
-const head = (text: string, kind = ''): string => `<th scope="col"${kind && ` class="${kind}"`}>${text}</th>`;
+const head = (text: string, kind = ''): string =>
+  `<th scope="col"${kind && ` class="${kind}"`}>${text}</th>`;
 const numberCell = (text: string): string => `<td class="number">${text}</td>`;
 
 /** A table that scrolls sideways where it does not fit. */
@@ -103,14 +117,21 @@ function table(heads: readonly string[], rows: readonly string[]): string {
 
 function percentileTable(columns: ScoreReportData['columns']): string {
   const sorted = columns.map(({ values }) => sortedValues(values));
-  return table([head('Percentile'), ...columns.map(({ name }) => head(escape(name), 'number'))], PERCENTILES.map((p) =>
-    `<th scope="row">${p}</th>${sorted.map((values) => numberCell(short(percentile(values, p)))).join('')}`));
+  return table(
+    [head('Percentile'), ...columns.map(({ name }) => head(escape(name), 'number'))],
+    PERCENTILES.map(
+      (p) =>
+        `<th scope="row">${p}</th>${sorted.map((values) => numberCell(short(percentile(values, p)))).join('')}`,
+    ),
+  );
 }
 
 function pictures(percent: number, examples: readonly Example[]): string {
   const items = examples.map(({ picture, caption, language, value }) => {
-    const image = picture === undefined ? '<span class="none">no picture</span>'
-      : `<img loading="lazy" alt="" src="data:image/webp;base64,${Buffer.from(picture).toString('base64')}">`;
+    const image =
+      picture === undefined
+        ? '<span class="none">no picture</span>'
+        : `<img loading="lazy" alt="" src="data:image/webp;base64,${Buffer.from(picture).toString('base64')}">`;
     const text = `<bdi ${locale(language).attributes} title="${escape(caption)}">${escape(caption)}</bdi>`;
     return `<li>${image}<b>${short(value)}</b><span class="label">${text}</span></li>`;
   });
@@ -118,22 +139,36 @@ function pictures(percent: number, examples: readonly Example[]): string {
 }
 
 function exampleSections({ examples }: ScoreReportData): string {
-  return examples.filter(({ percentiles }) => percentiles.length > 0).map(({ name, percentiles }) => `<section>
+  return examples
+    .filter(({ percentiles }) => percentiles.length > 0)
+    .map(
+      ({ name, percentiles }) => `<section>
 <h2>Pictures by ${escape(name)}</h2>
 <p class="note">Around each percentile, with the ${escape(name)} of the pair and its caption.</p>
 ${percentiles.map(({ percent, examples: some }) => pictures(percent, some)).join('\n')}
-</section>`).join('\n');
+</section>`,
+    )
+    .join('\n');
 }
 
 function languageSection({ languages, rows }: ScoreReportData): string {
-  const cells = languages.map(({ tag, rows: n, cosines }) =>
-    `<th scope="row">${escape(locale(tag).name)} <small>${escape(tag)}</small></th>${numberCell(grouped(n))}` +
-    `<td class="share">${bar(n / rows)}</td>${cosines.map((c) => numberCell(short(c))).join('')}`);
-  const shown = languages.filter(({ examples }) => examples.length > 0).map(({ tag, examples }) =>
-    `<details><summary>${escape(locale(tag).name)}</summary>
-${examples.map(({ percent, examples: some }) => pictures(percent, some)).join('\n')}</details>`);
+  const cells = languages.map(
+    ({ tag, rows: n, cosines }) =>
+      `<th scope="row">${escape(locale(tag).name)} <small>${escape(tag)}</small></th>${numberCell(grouped(n))}` +
+      `<td class="share">${bar(n / rows)}</td>${cosines.map((c) => numberCell(short(c))).join('')}`,
+  );
+  const shown = languages
+    .filter(({ examples }) => examples.length > 0)
+    .map(
+      ({ tag, examples }) =>
+        `<details><summary>${escape(locale(tag).name)}</summary>
+${examples.map(({ percent, examples: some }) => pictures(percent, some)).join('\n')}</details>`,
+    );
   const heads = [
-    head('Language'), head('Rows', 'number'), head('Share', 'share'), ...LANGUAGE_PERCENTILES.map((p) => head(`${p} %`, 'number')),
+    head('Language'),
+    head('Rows', 'number'),
+    head('Share', 'share'),
+    ...LANGUAGE_PERCENTILES.map((p) => head(`${p} %`, 'number')),
   ];
   return `<section><h2>Languages</h2>
 <p class="note">Percentiles of the cosine in each language. A model scores languages it knows less well lower, so one
@@ -145,18 +180,30 @@ ${shown.join('\n')}</section>`;
 function oddities({ flags, skipped, leaks, rows }: ScoreReportData): string {
   const flagRows = (Object.keys(FLAGS) as Flag[]).map((flag) => {
     const count = flags.get(flag) ?? 0;
-    return `<th scope="row">${flag} <small>${escape(FLAGS[flag])}</small></th>${numberCell(grouped(count))}` +
-      `<td class="share">${bar(count / Math.max(1, rows))}</td>`;
+    return (
+      `<th scope="row">${flag} <small>${escape(FLAGS[flag])}</small></th>${numberCell(grouped(count))}` +
+      `<td class="share">${bar(count / Math.max(1, rows))}</td>`
+    );
   });
-  const reasons = skipped.map(({ reason, count, examples }) =>
-    `<li>${escape(reason)}: <b>${grouped(count)}</b>, such as <code>${escape(examples[0] ?? '')}</code></li>`);
-  const leaked = leaks.slice(0, LEAKS_SHOWN).map(({ shard, key, image, cosine }) =>
-    `<li><code>${escape(`${shard}:${key}`)}</code> looks like <code>${escape(image)}</code>, ${short(cosine)}</li>`);
+  const reasons = skipped.map(
+    ({ reason, count, examples }) =>
+      `<li>${escape(reason)}: <b>${grouped(count)}</b>, such as <code>${escape(examples[0] ?? '')}</code></li>`,
+  );
+  const leaked = leaks
+    .slice(0, LEAKS_SHOWN)
+    .map(
+      ({ shard, key, image, cosine }) =>
+        `<li><code>${escape(`${shard}:${key}`)}</code> looks like <code>${escape(image)}</code>, ${short(cosine)}</li>`,
+    );
   return `<section><h2>Flags</h2>
 ${table([head('Flag'), head('Rows', 'number'), head('Share', 'share')], flagRows)}</section>
 ${reasons.length ? `<section><h2>Without a score</h2><ul>${reasons.join('\n')}</ul></section>` : ''}
-${leaked.length ? `<section><h2>Also in the evaluation set</h2><p class="note">${grouped(leaks.length)} rows; leaks.jsonl
-has all.</p><ul>${leaked.join('\n')}</ul></section>` : ''}`;
+${
+  leaked.length
+    ? `<section><h2>Also in the evaluation set</h2><p class="note">${grouped(leaks.length)} rows; leaks.jsonl
+has all.</p><ul>${leaked.join('\n')}</ul></section>`
+    : ''
+}`;
 }
 
 /** @returns a self-contained HTML document; every text that comes from data is escaped */
@@ -164,7 +211,10 @@ export function renderScoreReport(data: ScoreReportData): string {
   const columns = data.columns.filter(({ values }) => values.some((v) => !Number.isNaN(v)));
   const facts: [string, string][] = [
     ['Rows', grouped(data.rows)],
-    ['Tables', `${grouped(data.tables)}${data.missing ? `, ${grouped(data.missing)} missing` : ''}`],
+    [
+      'Tables',
+      `${grouped(data.tables)}${data.missing ? `, ${grouped(data.missing)} missing` : ''}`,
+    ],
     ['Without a score', grouped(data.skipped.reduce((sum, { count }) => sum + count, 0))],
     ['Learner', escape(data.learner)],
   ];

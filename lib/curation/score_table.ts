@@ -2,10 +2,10 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { readJson } from '../fs/files.js';
 import { DataError } from '../errors.js';
+import { readJson } from '../fs/files.js';
 import { f32ToF16 } from '../io/half.js';
-import { openTable, writeTable, type ColumnType, type Columns, type Table } from '../io/parquet.js';
+import { type Columns, type ColumnType, openTable, type Table, writeTable } from '../io/parquet.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
 import type { ScoreUnit, Skipped } from './score_units.js';
 
@@ -52,18 +52,28 @@ export type Flag = keyof typeof FLAGS;
 export function ownFlags(width: number, height: number, captionLength: number): Flag[] {
   const [short, long] = [Math.min(width, height), Math.max(width, height)];
   const is: [Flag, boolean][] = [
-    ['small-image', short < 200], ['long-image', long > 3 * short], ['short-caption', captionLength <= 5],
+    ['small-image', short < 200],
+    ['long-image', long > 3 * short],
+    ['short-caption', captionLength <= 5],
   ];
   return is.filter(([, yes]) => yes).map(([flag]) => flag);
 }
 
-const modelSchema = z.strictObject({ source: z.string(), dim: z.int(), scale: z.number(), bias: z.number() });
+const modelSchema = z.strictObject({
+  source: z.string(),
+  dim: z.int(),
+  scale: z.number(),
+  bias: z.number(),
+});
 const settingsSchema = z.strictObject({
   version: z.literal(1),
   learner: modelSchema,
   reference: modelSchema.nullable(),
-  processor: z.string(), dtype: z.string(), alpha: z.enum(['drop', 'white']),
-  pick: z.string(), block: z.int().min(1),
+  processor: z.string(),
+  dtype: z.string(),
+  alpha: z.enum(['drop', 'white']),
+  pick: z.string(),
+  block: z.int().min(1),
   units: z.array(z.string()),
 });
 /** How a folder of scores came about: score.json. */
@@ -72,15 +82,24 @@ export type ScoreSettings = z.output<typeof settingsSchema>;
 /** @throws DataError when the folder has no scores or its score.json is damaged */
 export function readSettings(folder: string): ScoreSettings {
   const file = join(folder, 'score.json');
-  if (!existsSync(file)) throw new DataError(`${folder}: has no score.json; it is no folder that \`siglip2 score\` wrote`);
+  if (!existsSync(file))
+    throw new DataError(
+      `${folder}: has no score.json; it is no folder that \`siglip2 score\` wrote`,
+    );
   const parsed = settingsSchema.safeParse(readJson(file));
-  if (!parsed.success) throw new DataError(`${file}: is damaged or of another version: ${parsed.error.issues[0]!.message}`);
+  if (!parsed.success)
+    throw new DataError(
+      `${file}: is damaged or of another version: ${parsed.error.issues[0]!.message}`,
+    );
   return parsed.data;
 }
 
 /** Where a unit's rows, and the embeddings of its images, are. */
 export function unitFiles(folder: string, unit: string): { table: string; embeddings: string } {
-  return { table: join(folder, `${unit}.parquet`), embeddings: join(folder, `${unit}.safetensors`) };
+  return {
+    table: join(folder, `${unit}.parquet`),
+    embeddings: join(folder, `${unit}.safetensors`),
+  };
 }
 
 /** What a unit's table says beside its rows. */
@@ -93,12 +112,20 @@ export interface UnitNotes {
  * Writes a finished unit: embeddings first, so that a table means that the unit is complete.
  * @param images (rows, dim), stored as half floats
  */
-export async function writeUnit(folder: string, unit: ScoreUnit, rows: number, columns: Columns, images: Float32Array,
-  skipped: readonly Skipped[]): Promise<void> {
+export async function writeUnit(
+  folder: string,
+  unit: ScoreUnit,
+  rows: number,
+  columns: Columns,
+  images: Float32Array,
+  skipped: readonly Skipped[],
+): Promise<void> {
   const { table, embeddings } = unitFiles(folder, unit.name);
   if (rows > 0) {
     const shape = [rows, images.length / rows];
-    await writeSafetensors(embeddings, [{ name: 'images', dtype: 'F16', shape, data: f32ToF16(images) }]);
+    await writeSafetensors(embeddings, [
+      { name: 'images', dtype: 'F16', shape, data: f32ToF16(images) },
+    ]);
   }
   const notes: UnitNotes = { spec: unit.spec, skipped };
   await writeTable(table, SCORE_COLUMNS, [columns], { siglip2: JSON.stringify(notes) });
@@ -107,13 +134,18 @@ export async function writeUnit(folder: string, unit: ScoreUnit, rows: number, c
 /** The notes of an open unit's table. Throws DataError when they are missing. */
 export function unitNotes(file: string, table: Table): UnitNotes {
   const text = table.metadata.get('siglip2');
-  if (text === undefined) throw new DataError(`${file}: was not written by \`siglip2 score\`; score this unit again`);
+  if (text === undefined)
+    throw new DataError(`${file}: was not written by \`siglip2 score\`; score this unit again`);
   return JSON.parse(text) as UnitNotes;
 }
 
 /** An open table of a unit, with its notes. */
-export async function openUnit(folder: string, unit: string): Promise<Table & { notes: UnitNotes }> {
-  const file = unitFiles(folder, unit).table, table = await openTable(file);
+export async function openUnit(
+  folder: string,
+  unit: string,
+): Promise<Table & { notes: UnitNotes }> {
+  const file = unitFiles(folder, unit).table,
+    table = await openTable(file);
   return { ...table, notes: unitNotes(file, table) };
 }
 

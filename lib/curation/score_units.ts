@@ -3,13 +3,13 @@
  * whole, into files of its own, so units are what a resumed or divided run counts in.
  */
 import { basename, resolve } from 'node:path';
-import { collectionOf, COLLECTIONS } from '../data/collection.js';
-import { expandPaths } from '../fs/paths.js';
+import { COLLECTIONS, collectionOf } from '../data/collection.js';
 import type { Sample } from '../data/sample.js';
-import type { Skipped } from '../fs/skips.js';
 import { openSource } from '../data/source.js';
 import type { SourceChoice, SourceSpec } from '../data/spec.js';
 import { ConfigError } from '../errors.js';
+import { expandPaths } from '../fs/paths.js';
+import type { Skipped } from '../fs/skips.js';
 
 /** The samples of a unit, and what was left out while they were indexed. */
 export interface UnitContent {
@@ -33,7 +33,10 @@ export interface ScoreUnit {
 const UNIT_SAMPLES = 4096;
 
 async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promise<UnitContent> {
-  const { samples, skips } = await openSource(spec, { tolerant: true, ...(signal ? { signal } : {}) });
+  const { samples, skips } = await openSource(spec, {
+    tolerant: true,
+    ...(signal ? { signal } : {}),
+  });
   return { samples, skipped: skips.entries() };
 }
 
@@ -43,24 +46,42 @@ async function content(spec: SourceSpec, signal: AbortSignal | undefined): Promi
  * @param options language of captions that do not say theirs, default `en`, and members, as in a source
  * @throws DataError when something is missing; ConfigError for other kinds of files, or when two have the same name
  */
-export async function scoreUnits(specs: readonly string[],
-  { signal, ...choice }: Pick<SourceChoice, 'language' | 'members'> & { signal?: AbortSignal } = {}): Promise<ScoreUnit[]> {
-  const units: ScoreUnit[] = [], seen = new Map<string, string>();
+export async function scoreUnits(
+  specs: readonly string[],
+  { signal, ...choice }: Pick<SourceChoice, 'language' | 'members'> & { signal?: AbortSignal } = {},
+): Promise<ScoreUnit[]> {
+  const units: ScoreUnit[] = [],
+    seen = new Map<string, string>();
   for (const path of specs.flatMap((spec) => expandPaths(spec))) {
-    const spec = collectionOf(path, choice), shard = basename(resolve(path));
+    const spec = collectionOf(path, choice),
+      shard = basename(resolve(path));
     const other = seen.get(shard);
     if (other !== undefined)
-      throw new ConfigError(`${other} and ${path} have the same name, but keys and results go by it; ` +
-        'score them into different folders');
+      throw new ConfigError(
+        `${other} and ${path} have the same name, but keys and results go by it; ` +
+          'score them into different folders',
+      );
     seen.set(shard, path);
     if (spec.type === 'webdataset') {
       units.push({ name: shard, shard, spec, open: (stop) => content(spec, stop) });
       continue;
     }
     const { samples, skipped } = await content(spec, signal);
-    for (let from = 0, part = 0; part === 0 || from < samples.length; from += UNIT_SAMPLES, part++) {
-      const some = { samples: samples.slice(from, from + UNIT_SAMPLES), skipped: part === 0 ? skipped : [] };
-      units.push({ name: `${shard}.${String(part).padStart(5, '0')}`, shard, spec, open: async () => some });
+    for (
+      let from = 0, part = 0;
+      part === 0 || from < samples.length;
+      from += UNIT_SAMPLES, part++
+    ) {
+      const some = {
+        samples: samples.slice(from, from + UNIT_SAMPLES),
+        skipped: part === 0 ? skipped : [],
+      };
+      units.push({
+        name: `${shard}.${String(part).padStart(5, '0')}`,
+        shard,
+        spec,
+        open: async () => some,
+      });
     }
   }
   if (units.length === 0) throw new ConfigError(`there is nothing to score; give ${COLLECTIONS}`);

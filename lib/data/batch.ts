@@ -1,10 +1,9 @@
 /** Parts of a batch: the samples that selection chooses, the halves of a NaFlex batch that is too long, micro-batches. */
 
-
 import type { NaflexBatch } from '../image/naflex.js';
 import type { ViewBatch } from '../image/views.js';
-import type { Drawn } from './mixture.js';
 import type { DecoderSequence } from '../text/sequences.js';
+import type { Drawn } from './mixture.js';
 
 /** A packed batch and the length that was drawn for it. */
 export type SizedNaflexBatch = NaflexBatch & { length: number };
@@ -84,18 +83,27 @@ interface Taking {
  * @param rows positions in the batch
  */
 export function takeSamples(batch: Batch, rows: ArrayLike<number>): Batch {
-  const B = batch.size, positions = Array.from(rows);
-  const inSets = (sets: number): number[] => Array.from({ length: sets }, (_, s) => positions.map((i) => s * B + i)).flat();
+  const B = batch.size,
+    positions = Array.from(rows);
+  const inSets = (sets: number): number[] =>
+    Array.from({ length: sets }, (_, s) => positions.map((i) => s * B + i)).flat();
   return take(batch, {
     size: positions.length,
     rows: (data, sets = 1) => blocks(data, data.length / (B * sets), inSets(sets)),
     list: (list, sets = 1) => inSets(sets).map((i) => list[i]!),
     naflex({ patches, offsets, shapes, length }) {
-      const width = patches.length / offsets.at(-1)!, ends = new Int32Array(positions.length + 1);
-      positions.forEach((from, to) => { ends[to + 1] = ends[to]! + offsets[from + 1]! - offsets[from]!; });
+      const width = patches.length / offsets.at(-1)!,
+        ends = new Int32Array(positions.length + 1);
+      positions.forEach((from, to) => {
+        ends[to + 1] = ends[to]! + offsets[from + 1]! - offsets[from]!;
+      });
       const some = new Uint8Array(ends.at(-1)! * width);
       positions.forEach((from, to) =>
-        some.set(patches.subarray(offsets[from]! * width, offsets[from + 1]! * width), ends[to]! * width));
+        some.set(
+          patches.subarray(offsets[from]! * width, offsets[from + 1]! * width),
+          ends[to]! * width,
+        ),
+      );
       return { length, patches: some, offsets: ends, shapes: blocks(shapes, 2, positions) };
     },
   });
@@ -108,19 +116,25 @@ export function batchPart(batch: Batch, from: number, to: number): Batch {
   const taking: Taking = {
     size: to - from,
     rows<T extends Uint8Array | Int32Array>(data: T, sets = 1): T {
-      const row = data.length / (B * sets), size = (to - from) * row;
-      const run = (set: number): T => data.subarray((set * B + from) * row, (set * B + to) * row) as T;
+      const row = data.length / (B * sets),
+        size = (to - from) * row;
+      const run = (set: number): T =>
+        data.subarray((set * B + from) * row, (set * B + to) * row) as T;
       if (sets === 1) return run(0);
       const part = new (data.constructor as new (length: number) => T)(sets * size);
       for (let set = 0; set < sets; set++) part.set(run(set), set * size);
       return part;
     },
-    list: (list, sets = 1) => Array.from({ length: sets }, (_, s) => list.slice(s * B + from, s * B + to)).flat(),
+    list: (list, sets = 1) =>
+      Array.from({ length: sets }, (_, s) => list.slice(s * B + from, s * B + to)).flat(),
     naflex({ patches, offsets, shapes, length }) {
-      const width = patches.length / offsets.at(-1)!, start = offsets[from]!;
+      const width = patches.length / offsets.at(-1)!,
+        start = offsets[from]!;
       return {
-        length, patches: patches.subarray(start * width, offsets[to]! * width),
-        offsets: offsets.slice(from, to + 1).map((o) => o - start), shapes: shapes.slice(2 * from, 2 * to),
+        length,
+        patches: patches.subarray(start * width, offsets[to]! * width),
+        offsets: offsets.slice(from, to + 1).map((o) => o - start),
+        shapes: shapes.slice(2 * from, 2 * to),
       };
     },
   };
@@ -134,11 +148,17 @@ export function batchPart(batch: Batch, from: number, to: number): Batch {
 
 /** Every field of a batch but `coarse`, which goes by position. */
 function take({ coarse: _, ...batch }: Batch, some: Taking): Batch {
-  const { naflex, views, sequences, classes, resized } = batch, captions = batch.texts.length / batch.size;
+  const { naflex, views, sequences, classes, resized } = batch,
+    captions = batch.texts.length / batch.size;
   return {
-    ...batch, size: some.size, images: some.rows(batch.images), ids: some.rows(batch.ids, captions),
-    keys: some.list(batch.keys), samples: some.rows(batch.samples),
-    langs: some.list(batch.langs, captions), texts: some.list(batch.texts, captions),
+    ...batch,
+    size: some.size,
+    images: some.rows(batch.images),
+    ids: some.rows(batch.ids, captions),
+    keys: some.list(batch.keys),
+    samples: some.rows(batch.samples),
+    langs: some.list(batch.langs, captions),
+    texts: some.list(batch.texts, captions),
     ...(naflex ? { naflex: some.naflex(naflex) } : {}),
     ...(views ? { views: takeViews(views, batch.size, some) } : {}),
     ...(sequences ? { sequences: sequences.map((set) => some.list(set)) } : {}),
@@ -150,14 +170,22 @@ function take({ coarse: _, ...batch }: Batch, some: Taking): Batch {
 function takeViews(views: ViewBatch, B: number, some: Taking): ViewBatch {
   const { globalViews, localViews, masks, localSize: s } = views;
   return {
-    ...views, globalViews: some.rows(globalViews), masks: some.rows(masks),
+    ...views,
+    globalViews: some.rows(globalViews),
+    masks: some.rows(masks),
     localViews: some.rows(localViews, localViews.length / (B * s * s * 3)),
   };
 }
 
 /** Blocks of `width` neighbouring values. */
-function blocks<T extends Uint8Array | Int32Array>(values: T, width: number, rows: readonly number[]): T {
+function blocks<T extends Uint8Array | Int32Array>(
+  values: T,
+  width: number,
+  rows: readonly number[],
+): T {
   const out = new (values.constructor as new (n: number) => T)(rows.length * width);
-  rows.forEach((from, to) => out.set(values.subarray(from * width, (from + 1) * width), to * width));
+  rows.forEach((from, to) =>
+    out.set(values.subarray(from * width, (from + 1) * width), to * width),
+  );
   return out;
 }

@@ -4,22 +4,33 @@
  * results as messages.
  */
 import { DataError, IoError, Siglip2Error } from '../errors.js';
-import { resizeImage } from '../native.js';
-import { applyTransforms, wantsAlpha, type ImageTransform } from '../image/augment.js';
-import { chooseCaptions, groupCaptions, type Caption, type CaptionChoice, type CaptionGroups } from '../text/captions.js';
-import { FileReader } from '../io/reader.js';
-import { decodeImage, premultiply, type AlphaMode, type RawImage } from '../image/image.js';
 import { Lru } from '../fs/lru.js';
+import { applyTransforms, type ImageTransform, wantsAlpha } from '../image/augment.js';
+import { type AlphaMode, decodeImage, premultiply, type RawImage } from '../image/image.js';
+import { type NaflexImage, naflexImage, packNaflex } from '../image/naflex.js';
+import { emptyViews, makeViews, type ViewsConfig, viewTargets } from '../image/views.js';
+import { FileReader } from '../io/reader.js';
+import { resizeImage } from '../native.js';
 import { Random, Stream } from '../random.js';
-import { parseRegions, sampleRegions, type Region } from '../text/regions.js';
-import { decoderSequences, type DecoderSequence, type DecoderTargets, type SequenceContent } from '../text/sequences.js';
-import { naflexImage, packNaflex, type NaflexImage } from '../image/naflex.js';
-import { naflexLength, type NaflexTargets } from './naflex_lengths.js';
-import type { BuiltBatch } from './batch.js';
-import { describeSample, readCaptions, type Sample } from './sample.js';
-import { loadTokenizer, type GemmaTokenizer, type TokenizerOptions } from '../text/tokenizer.js';
-import { emptyViews, makeViews, viewTargets, type ViewsConfig } from '../image/views.js';
+import {
+  type Caption,
+  type CaptionChoice,
+  type CaptionGroups,
+  chooseCaptions,
+  groupCaptions,
+} from '../text/captions.js';
+import { parseRegions, type Region, sampleRegions } from '../text/regions.js';
+import {
+  type DecoderSequence,
+  type DecoderTargets,
+  decoderSequences,
+  type SequenceContent,
+} from '../text/sequences.js';
+import { type GemmaTokenizer, loadTokenizer, type TokenizerOptions } from '../text/tokenizer.js';
 import { VocabMap } from '../text/vocab.js';
+import type { BuiltBatch } from './batch.js';
+import { type NaflexTargets, naflexLength } from './naflex_lengths.js';
+import { describeSample, readCaptions, type Sample } from './sample.js';
 
 /** What a builder needs to know; plain data, so that it can go to a thread. */
 export interface BuilderConfig {
@@ -168,7 +179,8 @@ export class Builder {
   }
 
   async #work(request: BuilderRequest): Promise<void> {
-    const perImage = this.#perImage, config = this.#config;
+    const perImage = this.#perImage,
+      config = this.#config;
     let draft: Draft;
     let slots: number[];
     if (request.type === 'build') {
@@ -186,7 +198,9 @@ export class Builder {
         contents: config.decoder ? [0, 1, 2].map(() => new Array<null>(size).fill(null)) : [],
         ...(config.classes ? { classes: new Int32Array(size) } : {}),
         ...(config.views ? { views: emptyViews(config.views, size) } : {}),
-        ...(config.sizes ? { resized: config.sizes.map((side) => new Uint8Array(size * side * side * 3)) } : {}),
+        ...(config.sizes
+          ? { resized: config.sizes.map((side) => new Uint8Array(size * side * side * 3)) }
+          : {}),
       };
       slots = request.samples.map((_, i) => i);
       this.#drafts.set(request.index, draft);
@@ -213,8 +227,10 @@ export class Builder {
       return;
     }
     if (config.tokenizer !== undefined) await this.#tokenize(draft);
-    if (config.decoder !== undefined) draft.sequences = await this.#sequences(draft.contents, config.decoder);
-    if (config.naflex !== undefined) draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
+    if (config.decoder !== undefined)
+      draft.sequences = await this.#sequences(draft.contents, config.decoder);
+    if (config.naflex !== undefined)
+      draft.naflex = { ...packNaflex(draft.patches), length: draft.tokens };
     this.#drafts.delete(request.index);
     const { visit: _, contents: __, patches: ___, tokens: ____, ...batch } = draft;
     const transfer = [
@@ -234,13 +250,17 @@ export class Builder {
 
   /** Puts one sample into its place. */
   async #fill(draft: Draft, slot: number, sample: Sample): Promise<void> {
-    const perImage = this.#perImage, config = this.#config;
+    const perImage = this.#perImage,
+      config = this.#config;
     const size = draft.keys.length;
     const pixels = config.size * config.size * 3;
 
     this.#mark(Stage.captions, sample.index);
     const described = this.#describe(sample);
-    const choice = sample.draw === undefined ? config.captions : { ...config.captions, languages: [sample.draw] };
+    const choice =
+      sample.draw === undefined
+        ? config.captions
+        : { ...config.captions, languages: [sample.draw] };
     const chosen = chooseCaptions(
       sample.draw === undefined ? described.groups : groupCaptions(described.captions, choice),
       choice,
@@ -254,8 +274,11 @@ export class Builder {
       const pair = sampleRegions(described.regions, random, config.decoder.minScore);
       const region = (task: 'aref' | 'gcap'): SequenceContent | null =>
         pair ? { task, text: pair[task].phrase, box: pair[task].box } : null;
-      [region('aref'), region('gcap'), { task: 'cap' as const, text: chosen[0]!.text }]
-        .forEach((content, set) => { draft.contents[set]![slot] = content; });
+      [region('aref'), region('gcap'), { task: 'cap' as const, text: chosen[0]!.text }].forEach(
+        (content, set) => {
+          draft.contents[set]![slot] = content;
+        },
+      );
     }
     const image = await this.#image(sample);
     this.#mark(Stage.transform, sample.index);
@@ -272,7 +295,11 @@ export class Builder {
         made,
       );
       config.sizes?.forEach((side, k) =>
-        draft.resized![k]!.set(resizeImage(made, config.size, config.size, 3, side, side), slot * side * side * 3));
+        draft.resized![k]!.set(
+          resizeImage(made, config.size, config.size, 3, side, side),
+          slot * side * side * 3,
+        ),
+      );
     }
     if (draft.views !== undefined && config.views !== undefined) {
       makeViews(
@@ -314,7 +341,12 @@ export class Builder {
     { length, boxes }: DecoderTargets,
   ): Promise<(DecoderSequence | null)[][]> {
     const size = contents[0]!.length;
-    const all = await decoderSequences(await this.#loadedTokenizer(), contents.flat(), length, boxes ? { boxes } : {});
+    const all = await decoderSequences(
+      await this.#loadedTokenizer(),
+      contents.flat(),
+      length,
+      boxes ? { boxes } : {},
+    );
     return contents.map((_, set) => all.slice(set * size, (set + 1) * size));
   }
 

@@ -1,7 +1,11 @@
 /** The places where a loader's batches are built: worker threads, or the calling thread. */
 import { Worker } from 'node:worker_threads';
 import {
-  Builder, Progress, type BuilderConfig, type BuilderReply, type BuilderRequest,
+  Builder,
+  type BuilderConfig,
+  type BuilderReply,
+  type BuilderRequest,
+  Progress,
 } from './batch_builder.js';
 
 /** Where batches are built: a thread or this one. */

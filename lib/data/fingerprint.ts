@@ -24,7 +24,9 @@ export class Fingerprint {
   /** @param language of captions that do not say theirs */
   add(key: string, captions: readonly Caption[], language: string, label?: number): void {
     this.#waiting[0].push(JSON.stringify(key));
-    this.#waiting[1].push(JSON.stringify([language, label ?? -1, captions.map(({ lang, text }) => [lang, text])]));
+    this.#waiting[1].push(
+      JSON.stringify([language, label ?? -1, captions.map(({ lang, text }) => [lang, text])]),
+    );
     if (++this.#samples % BATCH === 0) this.#flush();
   }
 

@@ -7,16 +7,16 @@
  * dies or stops making progress is an error that names the sample and what was being done with it.
  */
 import { availableCores } from '../cores.js';
-import { ConfigError, DataError, IoError, Siglip2Error, type ErrorCode } from '../errors.js';
-import { Progress, stageNames, type BuilderConfig, type BuilderReply } from './batch_builder.js';
+import { ConfigError, DataError, type ErrorCode, IoError, Siglip2Error } from '../errors.js';
+import type { SkipCounter } from '../fs/skips.js';
 import type { Batch, BuiltBatch } from './batch.js';
+import { type BuilderConfig, type BuilderReply, Progress, stageNames } from './batch_builder.js';
+import { localSite, type Site, threadSite } from './builder_worker.js';
 import { builderConfig, checkLoaderOptions, type LoaderOptions } from './loader_options.js';
 import type { DrawAccount, MixtureState } from './mixture.js';
-import { Sampler, type BatchPlan, type SamplerState } from './sampler.js';
-import { localSite, threadSite, type Site } from './builder_worker.js';
-import { SkipCounter } from '../fs/skips.js';
 import { describeSample, type Sample } from './sample.js';
 import type { SampleSource } from './sample_source.js';
+import { type BatchPlan, Sampler, type SamplerState } from './sampler.js';
 
 /** Where a loader stands, for JSON. */
 export interface LoaderState extends SamplerState {
@@ -63,10 +63,7 @@ export class DataLoader implements AsyncIterable<Batch> {
    * Throws ConfigError when the options do not fit each other or the collection. Starts no thread
    * yet.
    */
-  constructor(
-    source: SampleSource,
-    options: LoaderOptions,
-  ) {
+  constructor(source: SampleSource, options: LoaderOptions) {
     this.#source = source;
     this.#options = options;
     checkLoaderOptions(options);
@@ -108,7 +105,8 @@ export class DataLoader implements AsyncIterable<Batch> {
    * data or settings.
    */
   restore(state: LoaderState): void {
-    if (this.#started) throw new ConfigError('restore: call it before the first batch is asked for');
+    if (this.#started)
+      throw new ConfigError('restore: call it before the first batch is asked for');
     this.#account?.restore(state.mixture);
     this.#sampler.restore(state);
     this.#consumed = this.#sampler.state;
@@ -165,7 +163,10 @@ export class DataLoader implements AsyncIterable<Batch> {
     this.#expected = this.#consumed.batches;
     const { signal } = this.#options;
     signal?.addEventListener('abort', this.#onAbort, { once: true });
-    if (signal?.aborted) return this.#onAbort();
+    if (signal?.aborted) {
+      this.#onAbort();
+      return;
+    }
     const count = this.#workerCount();
     for (let i = 0; i < count; i++)
       this.#sites.push(
@@ -286,9 +287,13 @@ export class DataLoader implements AsyncIterable<Batch> {
     if (entry === undefined) return;
     try {
       if (reply.type === 'error') throw remoteError(reply.code as ErrorCode, reply.message);
-      if (reply.type === 'failed') return this.#replace(entry, reply);
+      if (reply.type === 'failed') {
+        this.#replace(entry, reply);
+        return;
+      }
     } catch (error) {
-      return this.#fail(error as Error);
+      this.#fail(error as Error);
+      return;
     }
     entry.built = reply.batch;
     entry.site.load--;

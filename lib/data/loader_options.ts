@@ -1,15 +1,15 @@
 /** Options of the data loader, their checks, and what the workers need of them. */
 import { ConfigError } from '../errors.js';
+import type { Tolerance } from '../fs/skips.js';
 import { checkTransforms, type ImageTransform } from '../image/augment.js';
-import type { BuilderConfig } from './batch_builder.js';
-import { checkCaptionChoice, type CaptionChoice } from '../text/captions.js';
-import { DEFAULT_ALPHA, type AlphaMode } from '../image/image.js';
-import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
+import { type AlphaMode, DEFAULT_ALPHA } from '../image/image.js';
+import { checkViews, type ViewsConfig } from '../image/views.js';
+import { type CaptionChoice, checkCaptionChoice } from '../text/captions.js';
 import { checkBoxFormat } from '../text/regions.js';
 import type { DecoderTargets } from '../text/sequences.js';
-import type { Tolerance } from '../fs/skips.js';
 import type { TokenizerOptions } from '../text/tokenizer.js';
-import { checkViews, type ViewsConfig } from '../image/views.js';
+import type { BuilderConfig } from './batch_builder.js';
+import { checkNaflexTargets, type NaflexTargets } from './naflex_lengths.js';
 
 /** Options of `DataLoader`. */
 export interface LoaderOptions {
@@ -93,7 +93,9 @@ export function checkLoaderOptions(options: LoaderOptions): void {
   checkCaptionChoice(captions);
   if (options.views !== undefined) checkViews(options.views);
   if (!(options.sizes ?? []).every((side) => Number.isInteger(side) && side >= 1 && side <= 8192))
-    throw new ConfigError(`sizes: expected integers in [1, 8192] but got ${JSON.stringify(options.sizes)}`);
+    throw new ConfigError(
+      `sizes: expected integers in [1, 8192] but got ${JSON.stringify(options.sizes)}`,
+    );
   if (options.decoder !== undefined) {
     const other = transforms.find(({ name }) => name !== 'resize' && name !== 'colour');
     if (other) {
@@ -107,9 +109,12 @@ export function checkLoaderOptions(options: LoaderOptions): void {
   if (options.naflex !== undefined) {
     checkNaflexTargets(options.naflex);
     const other = transforms.find(({ name }) => name !== 'resize');
-    if (options.sizes?.length) throw new ConfigError('naflex: packed images have no other sizes; leave `sizes` out');
+    if (options.sizes?.length)
+      throw new ConfigError('naflex: packed images have no other sizes; leave `sizes` out');
     if (other)
-      throw new ConfigError(`naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`);
+      throw new ConfigError(
+        `naflex: images keep their shape, so "${other.name}" cannot be a transform; use resize`,
+      );
   }
 }
 

@@ -41,7 +41,10 @@ export class Mixture {
    * @throws ConfigError when quotas and weights cannot hold
    */
   constructor(
-    readonly names: readonly string[], whole: Samples, sizes: readonly number[], spec: MixtureSpec,
+    readonly names: readonly string[],
+    whole: Samples,
+    sizes: readonly number[],
+    spec: MixtureSpec,
   ) {
     this.#whole = whole;
     const given = spec.sources.map(({ weight }) => weight);
@@ -75,7 +78,10 @@ export class Mixture {
 
   /** The sample of an entry, with the language that its caption is to be in. */
   sample(entry: number): Sample {
-    return { ...this.#whole.at(this.#samples[entry]!), draw: this.cells[this.#cells[entry]!]!.language };
+    return {
+      ...this.#whole.at(this.#samples[entry]!),
+      draw: this.cells[this.#cells[entry]!]!.language,
+    };
   }
 
   /**
@@ -89,8 +95,10 @@ export class Mixture {
     const lack = this.cells.findIndex(({ count }, c) => this.shares[c]! * batchSize > count);
     if (lack >= 0) {
       const { source, language, count } = this.cells[lack]!;
-      throw new ConfigError(`mixture: a batch of ${batchSize} needs ${(this.shares[lack]! * batchSize).toFixed(1)} samples ` +
-        `in ${language} from ${this.names[source]} but there are ${count}; lower its quota, the temperature or the batch`);
+      throw new ConfigError(
+        `mixture: a batch of ${batchSize} needs ${(this.shares[lack]! * batchSize).toFixed(1)} samples ` +
+          `in ${language} from ${this.names[source]} but there are ${count}; lower its quota, the temperature or the batch`,
+      );
     }
     const unique = uniqueBy === undefined ? undefined : classes;
     const kinds = unique?.reduce((most, id) => Math.max(most, id + 1), 0) ?? 0;
@@ -100,18 +108,25 @@ export class Mixture {
     });
     const counts = Int32Array.from(this.cells, ({ count }) => count);
     // An epoch is as many draws as there are samples, or several times that where it would be a few batches only.
-    const length = this.#whole.length * Math.ceil(8 * batchSize / this.#whole.length);
+    const length = this.#whole.length * Math.ceil((8 * batchSize) / this.#whole.length);
     const order = new MixtureOrder(counts, this.shares, length, seed);
     return {
-      batchSize, seed, uniqueBy: 'class', classes: ids, groups: this.#cells, order: (epoch) => order.epoch(epoch),
+      batchSize,
+      seed,
+      uniqueBy: 'class',
+      classes: ids,
+      groups: this.#cells,
+      order: (epoch) => order.epoch(epoch),
     };
   }
 
   /** Throws ConfigError when captions are chosen by language elsewhere too. */
   checkCaptions({ pick = ['any'], languages }: CaptionChoice): void {
     if (languages !== undefined || pick.some((entry) => entry !== 'any'))
-      throw new ConfigError('captions: the quotas of a mixture choose the language, so pick can only be "any" and ' +
-        'languages must be absent; a quota of 0 leaves a language out');
+      throw new ConfigError(
+        'captions: the quotas of a mixture choose the language, so pick can only be "any" and ' +
+          'languages must be absent; a quota of 0 leaves a language out',
+      );
   }
 
   /** A fresh account of draws. */
@@ -124,11 +139,17 @@ export class Mixture {
     const list = (shares: Map<string, number>): string => {
       const sorted = [...shares].filter(([, share]) => share > 0).sort((a, b) => b[1] - a[1]);
       const rest = sorted.slice(8).reduce((sum, [, share]) => sum + share, 0);
-      return [...sorted.slice(0, 8), ...(rest > 0 ? [[`${sorted.length - 8} more`, rest] as const] : [])]
-        .map(([name, share]) => `${name} ${(100 * share).toFixed(1)} %`).join(', ');
+      return [
+        ...sorted.slice(0, 8),
+        ...(rest > 0 ? [[`${sorted.length - 8} more`, rest] as const] : []),
+      ]
+        .map(([name, share]) => `${name} ${(100 * share).toFixed(1)} %`)
+        .join(', ');
     };
-    return `mixture: ${list(totals(this.cells, this.shares, ({ source }) => this.names[source]!))}; ` +
-      list(totals(this.cells, this.shares, ({ language }) => language));
+    return (
+      `mixture: ${list(totals(this.cells, this.shares, ({ source }) => this.names[source]!))}; ` +
+      list(totals(this.cells, this.shares, ({ language }) => language))
+    );
   }
 }
 
@@ -155,13 +176,17 @@ export class DrawAccount {
     const { cells, names } = this.#mixture;
     return {
       sources: Object.fromEntries(totals(cells, this.#drawn, ({ source }) => names[source]!)),
-      languages: Object.fromEntries([...totals(cells, this.#drawn, ({ language }) => language)].filter(([, n]) => n > 0)),
+      languages: Object.fromEntries(
+        [...totals(cells, this.#drawn, ({ language }) => language)].filter(([, n]) => n > 0),
+      ),
     };
   }
 
   get state(): MixtureState {
     const { shares } = this.#mixture;
-    return Object.fromEntries(this.#keys().map((key, c) => [key, { share: shares[c]!, drawn: this.#drawn[c]! }]));
+    return Object.fromEntries(
+      this.#keys().map((key, c) => [key, { share: shares[c]!, drawn: this.#drawn[c]! }]),
+    );
   }
 
   /** Goes on counting from a state. Throws DataError when it is of another mixture. */
@@ -169,13 +194,19 @@ export class DrawAccount {
     const keys = this.#keys();
     const other = keys.find((key, c) => state?.[key]?.share !== this.#mixture.shares[c]);
     if (state === undefined || other !== undefined || Object.keys(state).length !== keys.length)
-      throw new DataError('the data state was saved with another mixture' +
-        `${other === undefined ? '' : `: ${other} had a share of ${state?.[other]?.share ?? 'nothing'}`}; ` +
-        'resume with the same sources, weights and quotas, or start a new run');
-    keys.forEach((key, c) => { this.#drawn[c] = state[key]!.drawn; });
+      throw new DataError(
+        'the data state was saved with another mixture' +
+          `${other === undefined ? '' : `: ${other} had a share of ${state?.[other]?.share ?? 'nothing'}`}; ` +
+          'resume with the same sources, weights and quotas, or start a new run',
+      );
+    keys.forEach((key, c) => {
+      this.#drawn[c] = state[key]!.drawn;
+    });
   }
 
   #keys(): string[] {
-    return this.#mixture.cells.map(({ source, language }) => `${this.#mixture.names[source]}/${language}`);
+    return this.#mixture.cells.map(
+      ({ source, language }) => `${this.#mixture.names[source]}/${language}`,
+    );
   }
 }

@@ -46,22 +46,31 @@ export function languageShares(cells: readonly Cell[], mix: LanguageMix): Map<st
   const { quotas = DEFAULT_QUOTAS, temperature = 1 } = mix;
   const sum = Object.values(quotas).reduce((a, b) => a + b, 0);
   if (Object.values(quotas).some((q) => !(q >= 0)) || Math.abs(sum - 1) > 1e-6)
-    throw new ConfigError(`mixture: the quotas ${JSON.stringify(quotas)} must be shares that add up to 1 but add up to ${sum}`);
-  if (!(temperature > 0)) throw new ConfigError(`mixture: temperature must be positive but is ${temperature}`);
-  const counts = new Map<string, number>(), weights = new Map<string, number>();
-  for (const { language, count } of cells) counts.set(language, (counts.get(language) ?? 0) + count);
+    throw new ConfigError(
+      `mixture: the quotas ${JSON.stringify(quotas)} must be shares that add up to 1 but add up to ${sum}`,
+    );
+  if (!(temperature > 0))
+    throw new ConfigError(`mixture: temperature must be positive but is ${temperature}`);
+  const counts = new Map<string, number>(),
+    weights = new Map<string, number>();
+  for (const { language, count } of cells)
+    counts.set(language, (counts.get(language) ?? 0) + count);
   for (const [language, count] of counts) {
     const quota = quotaOf(language, quotas);
     weights.set(quota, (weights.get(quota) ?? 0) + count ** (1 / temperature));
   }
   const missing = Object.keys(quotas).find((quota) => quotas[quota]! > 0 && !weights.has(quota));
   if (missing !== undefined)
-    throw new ConfigError(`mixture: the quota of "${missing}" is ${quotas[missing]} but no caption is in ` +
-      `${missing === 'other' ? 'any other language' : 'that language'}; there are captions in ${[...counts.keys()].join(', ')}`);
-  return new Map([...counts].map(([language, count]) => {
-    const quota = quotaOf(language, quotas);
-    return [language, (quotas[quota] ?? 0) * count ** (1 / temperature) / weights.get(quota)!];
-  }));
+    throw new ConfigError(
+      `mixture: the quota of "${missing}" is ${quotas[missing]} but no caption is in ` +
+        `${missing === 'other' ? 'any other language' : 'that language'}; there are captions in ${[...counts.keys()].join(', ')}`,
+    );
+  return new Map(
+    [...counts].map(([language, count]) => {
+      const quota = quotaOf(language, quotas);
+      return [language, ((quotas[quota] ?? 0) * count ** (1 / temperature)) / weights.get(quota)!];
+    }),
+  );
 }
 
 /**
@@ -73,10 +82,15 @@ export function languageShares(cells: readonly Cell[], mix: LanguageMix): Map<st
  * @throws ConfigError when quotas or weights are no shares, or cannot hold together
  */
 export function cellShares(
-  cells: readonly Cell[], names: readonly string[], weights: readonly number[] | undefined, mix: LanguageMix,
+  cells: readonly Cell[],
+  names: readonly string[],
+  weights: readonly number[] | undefined,
+  mix: LanguageMix,
 ): Float64Array {
   const languages = languageShares(cells, mix);
-  const shares = Float64Array.from(cells, ({ language, count }) => languages.get(language)! > 0 ? count : 0);
+  const shares = Float64Array.from(cells, ({ language, count }) =>
+    languages.get(language)! > 0 ? count : 0,
+  );
   const fit = <K>(keyOf: (cell: Cell) => K, targets: ReadonlyMap<K, number>): void => {
     const sums = totals(cells, shares, keyOf);
     cells.forEach((cell, i) => {
@@ -84,23 +98,28 @@ export function cellShares(
       if (sum > 0) shares[i]! *= targets.get(keyOf(cell))! / sum;
     });
   };
-  const language = (cell: Cell): string => cell.language, source = (cell: Cell): number => cell.source;
+  const language = (cell: Cell): string => cell.language,
+    source = (cell: Cell): number => cell.source;
   if (weights === undefined) {
     fit(language, languages);
     return shares;
   }
   if (weights.some((w) => !(w > 0)) || weights.length !== names.length)
-    throw new ConfigError(`mixture: every source needs a positive weight, or none has one; they are ${weights.join(', ')}`);
+    throw new ConfigError(
+      `mixture: every source needs a positive weight, or none has one; they are ${weights.join(', ')}`,
+    );
   const all = weights.reduce((a, b) => a + b, 0);
   const sources = new Map(weights.map((w, s) => [s, w / all]));
   for (let round = 0; round < ROUNDS; round++) {
     fit(source, sources);
     // Only the languages can be off now.
     const got = totals(cells, shares, language);
-    if ([...languages].every(([l, share]) => Math.abs(share - got.get(l)!) < TOLERANCE / 100)) break;
+    if ([...languages].every(([l, share]) => Math.abs(share - got.get(l)!) < TOLERANCE / 100))
+      break;
     fit(language, languages);
   }
-  const bySource = totals(cells, shares, source), byLanguage = totals(cells, shares, language);
+  const bySource = totals(cells, shares, source),
+    byLanguage = totals(cells, shares, language);
   for (const [s, share] of sources) check(`source ${names[s]}`, share, bySource.get(s) ?? 0);
   for (const [l, share] of languages) check(`language ${l}`, share, byLanguage.get(l)!);
   return shares;
@@ -109,12 +128,18 @@ export function cellShares(
 function check(what: string, wanted: number, got: number): void {
   if (Math.abs(wanted - got) <= TOLERANCE) return;
   const percent = (x: number): string => `${(100 * x).toFixed(2)} %`;
-  throw new ConfigError(`mixture: the weights of the sources and the quotas of their languages cannot hold together: ${what} ` +
-    `should get ${percent(wanted)} of the draws but can only get ${percent(got)}; change the weights or the quotas`);
+  throw new ConfigError(
+    `mixture: the weights of the sources and the quotas of their languages cannot hold together: ${what} ` +
+      `should get ${percent(wanted)} of the draws but can only get ${percent(got)}; change the weights or the quotas`,
+  );
 }
 
 /** Sums of the cells' values by some key. */
-export function totals<K>(cells: readonly Cell[], values: ArrayLike<number>, keyOf: (cell: Cell) => K): Map<K, number> {
+export function totals<K>(
+  cells: readonly Cell[],
+  values: ArrayLike<number>,
+  keyOf: (cell: Cell) => K,
+): Map<K, number> {
   const sums = new Map<K, number>();
   cells.forEach((cell, i) => sums.set(keyOf(cell), (sums.get(keyOf(cell)) ?? 0) + values[i]!));
   return sums;
@@ -140,7 +165,12 @@ export class MixtureOrder {
    * @param shares of each cell, adding up to 1
    * @param length draws of an epoch
    */
-  constructor(readonly counts: Int32Array, readonly shares: Float64Array, readonly length: number, readonly seed: number) {
+  constructor(
+    readonly counts: Int32Array,
+    readonly shares: Float64Array,
+    readonly length: number,
+    readonly seed: number,
+  ) {
     this.#first = new Int32Array(counts.length + 1);
     this.#bounds = new Float64Array(counts.length + 1);
     counts.forEach((count, c) => {
@@ -154,7 +184,9 @@ export class MixtureOrder {
   /** Draws of each cell in an epoch: a comb of `length` teeth, shifted a little from epoch to epoch, laid over the shares. */
   draws(epoch: number): Int32Array {
     const shift = (epoch * GOLDEN) % 1;
-    const teeth = this.#bounds.map((bound) => Math.min(this.length, Math.ceil(this.length * bound - shift)));
+    const teeth = this.#bounds.map((bound) =>
+      Math.min(this.length, Math.ceil(this.length * bound - shift)),
+    );
     return Int32Array.from(this.counts, (_, c) => teeth[c + 1]! - teeth[c]!);
   }
 
@@ -162,10 +194,13 @@ export class MixtureOrder {
   epoch(epoch: number): Int32Array {
     const { length, counts, seed } = this;
     const next = new Float64Array(counts.length);
-    for (let e = 0; e < epoch; e++) this.draws(e).forEach((n, c) => { next[c]! += n; });
+    for (let e = 0; e < epoch; e++)
+      this.draws(e).forEach((n, c) => {
+        next[c]! += n;
+      });
     const cellOf = new Int32Array(length);
     let at = 0;
-    this.draws(epoch).forEach((n, c) => cellOf.fill(c, at, at += n));
+    this.draws(epoch).forEach((n, c) => cellOf.fill(c, at, (at += n)));
     // Steps of the golden ratio around the comb: a low-discrepancy order that takes every tooth once.
     const stride = coprimeNear(Math.round(length * GOLDEN), length);
     const out = new Int32Array(length);
@@ -180,7 +215,9 @@ export class MixtureOrder {
 
   /** Which of its samples a cell's n-th draw is. */
   #entry(cell: number, n: number): number {
-    const count = this.counts[cell]!, pass = Math.floor(n / count), known = this.#passes[cell]!;
+    const count = this.counts[cell]!,
+      pass = Math.floor(n / count),
+      known = this.#passes[cell]!;
     if (known.pass !== pass) {
       known.pass = pass;
       known.order = permutation(count, new Random(this.seed, Stream.mixture, cell, pass));
@@ -193,7 +230,7 @@ const GOLDEN = (Math.sqrt(5) - 1) / 2;
 
 /** The number nearest to `wish`, from 1 on, that shares no divisor with n. */
 function coprimeNear(wish: number, n: number): number {
-  const gcd = (a: number, b: number): number => b === 0 ? a : gcd(b, a % b);
+  const gcd = (a: number, b: number): number => (b === 0 ? a : gcd(b, a % b));
   for (let d = 0; ; d++)
     for (const k of [wish + d, wish - d]) if (k >= 1 && gcd(k, n) === 1) return k;
 }

@@ -3,7 +3,7 @@
  * selection stands them.
  */
 import { ConfigError } from '../errors.js';
-import { Random, shuffle, Stream } from '../random.js';
+import { Random, Stream, shuffle } from '../random.js';
 import type { Sample } from './sample.js';
 
 /** How often a place for a sample's captions is drawn anew before it is given up. */
@@ -18,8 +18,10 @@ const TRIES = 1000;
  * @throws ConfigError when so many samples are of one class that this cannot be
  */
 export function swapCaptions(samples: Sample[], share: number, seed: number): Uint8Array {
-  if (!(share >= 0 && share <= 1)) throw new ConfigError(`noise.swapped must be in [0, 1] but is ${share}`);
-  const random = new Random(seed, Stream.captionSwap), swapped = new Uint8Array(samples.length);
+  if (!(share >= 0 && share <= 1))
+    throw new ConfigError(`noise.swapped must be in [0, 1] but is ${share}`);
+  const random = new Random(seed, Stream.captionSwap),
+    swapped = new Uint8Array(samples.length);
   const some = shuffle([...samples.keys()], random).slice(0, Math.round(share * samples.length));
   const from = shuffle([...some], random);
   const classOf = (i: number): number => samples[i]!.class ?? -1 - i;
@@ -27,7 +29,9 @@ export function swapCaptions(samples: Sample[], share: number, seed: number): Ui
   some.forEach((i, k) => {
     for (let tries = 0; right(i, from[k]!); tries++) {
       if (tries === TRIES)
-        throw new ConfigError('noise.swapped: too few classes to give every sample wrong captions; lower it');
+        throw new ConfigError(
+          'noise.swapped: too few classes to give every sample wrong captions; lower it',
+        );
       const other = random.below(some.length);
       if (right(i, from[other]!) || right(some[other]!, from[k]!)) continue;
       [from[k], from[other]] = [from[other]!, from[k]!];

@@ -1,7 +1,7 @@
 /** A sample of a collection, its captions, and the collection: byte ranges and no content. */
 import { DataError } from '../errors.js';
-import { captionsFromJson, captionsFromText, type ParsedCaptions } from '../text/captions.js';
 import type { FileReader, Location } from '../io/reader.js';
+import { captionsFromJson, captionsFromText, type ParsedCaptions } from '../text/captions.js';
 import { NotText } from '../text/decode_text.js';
 
 /** Where a sample's captions are, and how they are written. */
@@ -34,7 +34,13 @@ export interface Sample {
 /** Captions that cannot be read. */
 export class CaptionError extends DataError {
   /** @param reason as it is called in the count of skips */
-  constructor(readonly reason: string, message: string, options?: ErrorOptions) { super(message, options); }
+  constructor(
+    readonly reason: string,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
 }
 
 /**
@@ -47,10 +53,16 @@ export function readCaptions(
   const { captions, language } = sample;
   const data = captions.inline === undefined ? reader.read(captions) : Buffer.from(captions.inline);
   try {
-    return captions.format === 'txt' ? captionsFromText(data, language) : captionsFromJson(data, language, captions.as);
+    return captions.format === 'txt'
+      ? captionsFromText(data, language)
+      : captionsFromJson(data, language, captions.as);
   } catch (cause) {
     const reason = `captions are not ${cause instanceof NotText ? 'UTF-8' : 'valid JSON'}`;
-    throw new CaptionError(reason, `${captions.path}: the ${reason.replace('are', `of ${sample.key} are`)}: ${(cause as Error).message}`, { cause });
+    throw new CaptionError(
+      reason,
+      `${captions.path}: the ${reason.replace('are', `of ${sample.key} are`)}: ${(cause as Error).message}`,
+      { cause },
+    );
   }
 }
 

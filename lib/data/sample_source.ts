@@ -1,10 +1,10 @@
 /** A collection: where its samples are, and no content. */
 import { DataError } from '../errors.js';
-import type { Sample } from './sample.js';
-import type { Mixture } from './mixture.js';
-import { Fingerprint } from './fingerprint.js';
-import type { EmojiClass } from './datasets/emoji_captions.js';
 import { SkipCounter, type Tolerance } from '../fs/skips.js';
+import type { EmojiClass } from './datasets/emoji_captions.js';
+import { Fingerprint } from './fingerprint.js';
+import type { Mixture } from './mixture.js';
+import type { Sample } from './sample.js';
 
 /** An indexed local collection of samples. Made by `openSource`. */
 export class SampleSource {

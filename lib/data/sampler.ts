@@ -64,10 +64,7 @@ export class Sampler {
    * @throws ConfigError when the collection cannot fill one batch (or has too few classes for
    *   `uniqueBy`)
    */
-  constructor(
-    samples: number,
-    options: SamplerOptions,
-  ) {
+  constructor(samples: number, options: SamplerOptions) {
     this.#options = options;
     const { batchSize, seed, uniqueBy, classes } = options;
     if (!(Number.isInteger(batchSize) && batchSize >= 1)) {
@@ -147,7 +144,9 @@ export class Sampler {
       this.#position = { ...this.#position, epoch: this.#position.epoch + 1, batch: 0 };
       plan = this.#epochPlan(this.#position.epoch);
       if (plan.length === 0)
-        throw new DataError(`an epoch has no ${batchSize} samples that can be in one batch; make the batch smaller`);
+        throw new DataError(
+          `an epoch has no ${batchSize} samples that can be in one batch; make the batch smaller`,
+        );
     }
     const { epoch, batch, batches } = this.#position;
     const samples = plan.slice(batch * batchSize, (batch + 1) * batchSize);
@@ -206,8 +205,15 @@ export class Sampler {
       this.#planEpoch = epoch;
       this.#plan =
         this.#options.uniqueBy === undefined
-          ? this.#order.subarray(0, this.#order.length - (this.#order.length % this.#options.batchSize))
-          : uniqueBatches(this.#order, this.#options.classes as Int32Array, this.#options.batchSize);
+          ? this.#order.subarray(
+              0,
+              this.#order.length - (this.#order.length % this.#options.batchSize),
+            )
+          : uniqueBatches(
+              this.#order,
+              this.#options.classes as Int32Array,
+              this.#options.batchSize,
+            );
     }
     return this.#plan;
   }

@@ -9,25 +9,31 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { setImmediate as yieldToEvents } from 'node:timers/promises';
 import { ConfigError, DataError } from '../errors.js';
-import type { ParsedCaptions } from '../text/captions.js';
-import { contentsOf } from './contents.js';
-import { readClasses, readManifest, type EmojiSplit } from './datasets/emoji.js';
-import { FileReader, type Location } from '../io/reader.js';
-import { imageFault, NO_PATH, unreadReason } from '../image/names.js';
 import { readJson } from '../fs/files.js';
 import { checkHeap } from '../fs/heap.js';
 import { KeyList } from '../fs/keys.js';
-import { DETECT, languageDetector, UNDETERMINED, type LanguageDetector } from '../text/language.js';
-import { manifestFiles, manifestRows, type ManifestRow } from './sources/manifest.js';
-import { groupFiles, groupMembers, type Draft, type Member, type MemberNames } from './members.js';
-import { fillMixture } from './sources/mixture.js';
-import type { SourceSpec, SourceChoice, SingleSourceSpec } from './spec.js';
 import { expandPaths } from '../fs/paths.js';
-import { CaptionError, describeSample, readCaptions, type CaptionLocation, type Sample } from './sample.js';
-import { SampleSource } from './sample_source.js';
 import type { Tolerance } from '../fs/skips.js';
-import { indexTar } from '../io/tar.js';
 import { walk } from '../fs/walk.js';
+import { imageFault, NO_PATH, unreadReason } from '../image/names.js';
+import { FileReader, type Location } from '../io/reader.js';
+import { indexTar } from '../io/tar.js';
+import type { ParsedCaptions } from '../text/captions.js';
+import { DETECT, type LanguageDetector, languageDetector, UNDETERMINED } from '../text/language.js';
+import { contentsOf } from './contents.js';
+import { type EmojiSplit, readClasses, readManifest } from './datasets/emoji.js';
+import { type Draft, groupFiles, groupMembers, type Member, type MemberNames } from './members.js';
+import {
+  CaptionError,
+  type CaptionLocation,
+  describeSample,
+  readCaptions,
+  type Sample,
+} from './sample.js';
+import { SampleSource } from './sample_source.js';
+import { type ManifestRow, manifestFiles, manifestRows } from './sources/manifest.js';
+import { fillMixture } from './sources/mixture.js';
+import type { SingleSourceSpec, SourceChoice, SourceSpec } from './spec.js';
 
 /** Options of `openSource`. */
 export interface SourceOptions {
@@ -48,7 +54,8 @@ export interface SourceOptions {
 }
 
 /** Bytes of JavaScript's heap that an indexed sample takes, and how often it is asked whether they will do. */
-const SAMPLE_BYTES = 450, HEAP_EVERY = 1 << 16;
+const SAMPLE_BYTES = 450,
+  HEAP_EVERY = 1 << 16;
 
 /**
  * Indexes a collection.
@@ -79,11 +86,21 @@ export async function openSource(
 function sceneShards(folder: string, split: EmojiSplit): string[] {
   const file = path.join(folder, 'manifest.json');
   if (!fs.existsSync(file))
-    throw new DataError(`${file}: there are no scenes here; build them with \`siglip2 dataset scenes --out DIR\``);
-  const { splits } = Object(readJson(file)) as { splits?: { split: string; shards: { file: string }[] }[] };
-  if (!Array.isArray(splits)) throw new DataError(`${file}: is no manifest of scenes; build them with \`siglip2 dataset scenes\``);
+    throw new DataError(
+      `${file}: there are no scenes here; build them with \`siglip2 dataset scenes --out DIR\``,
+    );
+  const { splits } = Object(readJson(file)) as {
+    splits?: { split: string; shards: { file: string }[] }[];
+  };
+  if (!Array.isArray(splits))
+    throw new DataError(
+      `${file}: is no manifest of scenes; build them with \`siglip2 dataset scenes\``,
+    );
   const found = splits.find((s) => s.split === split);
-  if (!found) throw new DataError(`${file}: has no split "${split}"; it has ${splits.map((s) => s.split).join(', ')}`);
+  if (!found)
+    throw new DataError(
+      `${file}: has no split "${split}"; it has ${splits.map((s) => s.split).join(', ')}`,
+    );
   return found.shards.map((shard) => shard.file);
 }
 
@@ -122,7 +139,10 @@ class Indexer {
         break;
       case 'manifest': {
         const files = await manifestFiles(spec.path);
-        await this.#start(files.length === 1 ? files[0] as string : `${files.length} manifests`, spec);
+        await this.#start(
+          files.length === 1 ? (files[0] as string) : `${files.length} manifests`,
+          spec,
+        );
         await this.#each(files, (file) => this.#manifest(file));
         break;
       }
@@ -151,7 +171,8 @@ class Indexer {
       }
       case 'scenes': {
         await this.#start(spec.path);
-        for (const file of sceneShards(spec.path, spec.split ?? 'train')) await this.#tar(path.join(spec.path, file));
+        for (const file of sceneShards(spec.path, spec.split ?? 'train'))
+          await this.#tar(path.join(spec.path, file));
         break;
       }
       default:
@@ -164,10 +185,16 @@ class Indexer {
     if (this.#options.tolerant) return source;
     if (source.length > 0) source.skips.check(source.length + source.skips.total, source.name);
     if (source.length === 0) {
-      const there = this.#keys && source.skips.total === 0 ? `none of the ${this.#keys.size} keys in ${this.#keys.path} is there`
-        : await contentsOf(spec);
-      const why = [source.skips.total > 0 ? source.skips.summary() : '', there].filter((part) => part !== '');
-      throw new DataError(`${source.name}: no image with a caption was found${why.map((part, i) => `${i === 0 ? ': ' : '; '}${part}`).join('')}`);
+      const there =
+        this.#keys && source.skips.total === 0
+          ? `none of the ${this.#keys.size} keys in ${this.#keys.path} is there`
+          : await contentsOf(spec);
+      const why = [source.skips.total > 0 ? source.skips.summary() : '', there].filter(
+        (part) => part !== '',
+      );
+      throw new DataError(
+        `${source.name}: no image with a caption was found${why.map((part, i) => `${i === 0 ? ': ' : '; '}${part}`).join('')}`,
+      );
     }
     return source;
   }
@@ -200,15 +227,37 @@ class Indexer {
     const { skips } = this.#source;
     let damage: { error: DataError; lost: readonly string[] | undefined } | undefined;
     const entries = await indexTar(file, {
-      onDamage: (error, lost) => { damage = { error, lost }; }, ...(this.#options.note ? { note: this.#options.note } : {}),
+      onDamage: (error, lost) => {
+        damage = { error, lost };
+      },
+      ...(this.#options.note ? { note: this.#options.note } : {}),
     });
-    const group = (some: typeof entries, told: boolean): Map<string, Draft> => groupMembers(file, some, this.#members,
-      (reason, name) => { if (told) skips.add(reason, `${file}:${name}`); }, (key) => !this.#keys || this.#keys.has(file, key));
+    const group = (some: typeof entries, told: boolean): Map<string, Draft> =>
+      groupMembers(
+        file,
+        some,
+        this.#members,
+        (reason, name) => {
+          if (told) skips.add(reason, `${file}:${name}`);
+        },
+        (key) => !this.#keys || this.#keys.has(file, key),
+      );
     const drafts = group(entries, true);
     if (damage) {
       const { error, lost } = damage;
-      const gone = lost && [...group(lost.map((name) => ({ name, offset: 0, size: 0 })), false).keys()].filter((key) => !drafts.has(key));
-      skips.add('the tar is damaged', error.message, gone ? { samples: Math.max(1, gone.length) } : { uncounted: true });
+      const gone =
+        lost &&
+        [
+          ...group(
+            lost.map((name) => ({ name, offset: 0, size: 0 })),
+            false,
+          ).keys(),
+        ].filter((key) => !drafts.has(key));
+      skips.add(
+        'the tar is damaged',
+        error.message,
+        gone ? { samples: Math.max(1, gone.length) } : { uncounted: true },
+      );
     }
     for (const draft of drafts.values()) {
       await this.#breathe();
@@ -219,16 +268,30 @@ class Indexer {
   /** Makes a sample of what was collected, or counts why not. */
   #finish(draft: Draft, file: string): void {
     const { key, image, json, txt } = draft;
-    const { reader } = this, source = this.#source, language = this.#language;
+    const { reader } = this,
+      source = this.#source,
+      language = this.#language;
     const example = image !== undefined && image.size < 0 ? image.path : `${file}:${key}`;
-    if (image === undefined) return void source.skips.add(draft.unread === undefined ? 'no image' : unreadReason(draft.unread), example);
-    if (image.fault !== undefined) return void source.skips.add(`the image is ${image.fault}`, example);
+    if (image === undefined)
+      return void source.skips.add(
+        draft.unread === undefined ? 'no image' : unreadReason(draft.unread),
+        example,
+      );
+    if (image.fault !== undefined)
+      return void source.skips.add(`the image is ${image.fault}`, example);
     if (image.size === 0) return void source.skips.add('empty image', example);
     // img2dataset writes both: captions in the .txt, and a .json that may or may not repeat them.
-    const candidates = [[json, 'json'], [txt, 'txt']] as const;
-    let parsed: ParsedCaptions | undefined, location: CaptionLocation | undefined, meta: Record<string, unknown> = {};
+    const candidates = [
+      [json, 'json'],
+      [txt, 'txt'],
+    ] as const;
+    let parsed: ParsedCaptions | undefined,
+      location: CaptionLocation | undefined,
+      meta: Record<string, unknown> = {};
     let fault: string | undefined;
-    for (const [member, format] of [0, 1].flatMap((rank) => candidates.filter(([one]) => one?.rank === rank))) {
+    for (const [member, format] of [0, 1].flatMap((rank) =>
+      candidates.filter(([one]) => one?.rank === rank),
+    )) {
       const beside = member!.rank > 0 && this.#members?.caption !== undefined;
       if (member!.fault !== undefined) fault ??= `the captions are ${member!.fault}`;
       else if (parsed === undefined || beside) {
@@ -243,9 +306,11 @@ class Indexer {
         }
       }
     }
-    if (location === undefined || parsed === undefined) return void source.skips.add(fault ?? 'no caption', example);
+    if (location === undefined || parsed === undefined)
+      return void source.skips.add(fault ?? 'no caption', example);
     const sample = this.#push(key, placeOf(image), location, parsed, meta);
-    if (sample !== undefined && draft.mask !== undefined && draft.mask.fault === undefined) sample.mask = placeOf(draft.mask);
+    if (sample !== undefined && draft.mask !== undefined && draft.mask.fault === undefined)
+      sample.mask = placeOf(draft.mask);
   }
 
   #push(
@@ -274,7 +339,8 @@ class Indexer {
       languages.add(said);
       source.languages.set(said, (source.languages.get(said) ?? 0) + 1);
     }
-    const list = [...languages], name = list.join();
+    const list = [...languages],
+      name = list.join();
     if (!this.#lists.has(name)) this.#lists.set(name, list);
     source.sampleLanguages.push(this.#lists.get(name)!);
     return sample;
@@ -296,7 +362,8 @@ class Indexer {
   }
 
   async #folder(folder: string): Promise<void> {
-    const { names, unnamed } = await walk(folder), { skips } = this.#source;
+    const { names, unnamed } = await walk(folder),
+      { skips } = this.#source;
     for (const name of unnamed) skips.add('the name is not UTF-8', path.join(folder, name));
     for (const draft of groupFiles(folder, names, this.#members)) {
       if (this.#keys && !this.#keys.has(folder, draft.key)) continue;
@@ -309,8 +376,13 @@ class Indexer {
   }
 
   async #manifest(file: string): Promise<void> {
-    const onSkip = (reason: string, example: string): void => void this.#source.skips.add(reason, example);
-    for await (const row of manifestRows(file, { language: this.#language, members: this.#members, onSkip })) {
+    const onSkip = (reason: string, example: string): void =>
+      void this.#source.skips.add(reason, example);
+    for await (const row of manifestRows(file, {
+      language: this.#language,
+      members: this.#members,
+      onSkip,
+    })) {
       await this.#breathe();
       this.#row(file, row);
     }
@@ -321,10 +393,20 @@ class Indexer {
     const { skips } = this.#source;
     if (image === undefined || key === undefined) return void skips.add('no image', example);
     if (this.#keys && !this.#keys.has(file, key)) return;
-    if (typeof image === 'string' && /^https?:/i.test(image)) return void skips.add('the image is an address, which is not fetched', example);
-    const location = typeof image === 'string' ? { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 } : image;
-    const fault = typeof image === 'string' ? imageFault(location.path) : image.size === 0 || image.within?.length === 0 ? 'empty image' : undefined;
-    if (fault === NO_PATH || typeof image !== 'string' && fault !== undefined) skips.add(fault, example);
+    if (typeof image === 'string' && /^https?:/i.test(image))
+      return void skips.add('the image is an address, which is not fetched', example);
+    const location =
+      typeof image === 'string'
+        ? { path: path.resolve(path.dirname(file), image), offset: 0, size: -1 }
+        : image;
+    const fault =
+      typeof image === 'string'
+        ? imageFault(location.path)
+        : image.size === 0 || image.within?.length === 0
+          ? 'empty image'
+          : undefined;
+    if (fault === NO_PATH || (typeof image !== 'string' && fault !== undefined))
+      skips.add(fault, example);
     else if (fault !== undefined) skips.add(fault, location.path);
     else if (parsed.captions.length === 0) skips.add('no caption', `${example} (${key})`);
     else this.#push(key, location, captions, parsed, parsed.meta);

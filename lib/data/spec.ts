@@ -1,8 +1,8 @@
 /** What a config or a command says of a collection. */
 
 import type { EmojiSplit } from './datasets/emoji.js';
-import type { LanguageMix } from './mixture_order.js';
 import type { MemberNames } from './members.js';
+import type { LanguageMix } from './mixture_order.js';
 
 /** What of a collection is used, and how. */
 export interface SourceChoice {

@@ -32,13 +32,18 @@ export interface BatchOptions<T, U, R> {
  * beyond those in the two batches that run, so a slow consumer slows the source down. The first error ends everything
  * and closes the source. An abort rejects at once, whatever is still computing.
  */
-export async function* inBatches<T, U, R>(source: Iterable<T> | AsyncIterable<T>,
-  o: BatchOptions<T, U, R>): AsyncGenerator<R, void, undefined> {
-  const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
+export async function* inBatches<T, U, R>(
+  source: Iterable<T> | AsyncIterable<T>,
+  o: BatchOptions<T, U, R>,
+): AsyncGenerator<R, void, undefined> {
+  const iterator =
+    Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
   const queue: Promise<U>[] = [];
-  let running: Promise<R[]> | undefined, index = 0, ended = false;
+  let running: Promise<R[]> | undefined,
+    index = 0,
+    ended = false;
   const quiet = <P extends Promise<unknown>>(p: P): P => {
-    p.catch(() => undefined);  // whoever waits for it sees the error; nobody does after an earlier one
+    p.catch(() => undefined); // whoever waits for it sees the error; nobody does after an earlier one
     return p;
   };
   try {
@@ -50,7 +55,8 @@ export async function* inBatches<T, U, R>(source: Iterable<T> | AsyncIterable<T>
         else queue.push(quiet(o.prepare(next.value, index++)));
       }
       if (queue.length === 0 && !running) return;
-      const batch = queue.length > 0 ? await abortable(Promise.all(queue.splice(0, o.size)), o.signal) : [];
+      const batch =
+        queue.length > 0 ? await abortable(Promise.all(queue.splice(0, o.size)), o.signal) : [];
       const before: Promise<R[]> | undefined = running;
       running = batch.length > 0 ? quiet(o.run(batch)) : undefined;
       if (before) yield* await abortable(before, o.signal);

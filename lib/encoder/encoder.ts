@@ -6,27 +6,51 @@
  * On the CPU the same input gives the same vector bit for bit, whatever else is in the call and however many threads run.
  */
 import { kindOf } from '../check.js';
-import type { RawImage } from '../image/image.js';
+import { type LoadedModel, loadModel } from '../checkpoints/load.js';
+import { checkpointOf } from '../checkpoints/run.js';
+import { tokenizerOf } from '../checkpoints/tokenizer.js';
+import { ConfigError, DataError, DeviceError } from '../errors.js';
 import { isBadFile } from '../fs/exhausted.js';
-import { useDecoded, type ImageInput } from '../image/input.js';
+import type { RawImage } from '../image/image.js';
+import { type ImageInput, useDecoded } from '../image/input.js';
 import type { Processor } from '../image/processor.js';
+import { boxesOfPhrases, captionImages } from '../inference/localize.js';
+import { noGrad } from '../tape.js';
+import {
+  batchInvariant,
+  type DeviceName,
+  deviceName,
+  scope,
+  type Tensor,
+  tensor,
+} from '../tensor.js';
 import type { GemmaTokenizer } from '../text/tokenizer.js';
 import { abortable, inBatches } from './batching.js';
-import { describe, location, phrasesFor, type Describer, type DescribeOptions, type Location } from './describe.js';
 import {
-  asList, checkStrings, checkCount, checkLoadOptions, checkOptions, checkSource, ENCODE_KEYS, ZERO_SHOT_KEYS, type EncodeOptions, type LoadOptions, type ZeroShotOptions,
+  type DescribeOptions,
+  type Describer,
+  describe,
+  type Location,
+  location,
+  phrasesFor,
+} from './describe.js';
+import {
+  asList,
+  checkCount,
+  checkLoadOptions,
+  checkOptions,
+  checkSource,
+  checkStrings,
+  ENCODE_KEYS,
+  type EncodeOptions,
+  type LoadOptions,
+  ZERO_SHOT_KEYS,
+  type ZeroShotOptions,
 } from './options.js';
 import { convertRow, Embeddings, OUTPUT_TYPES, type OutputType, type Row } from './output.js';
 import { promptTemplates } from './prompts.js';
+import { type LabelScore, meanRows, ranked, type Similarity, similarity } from './scores.js';
 import { makeVisionInput, type Prepared, type VisionInput } from './vision_input.js';
-import { meanRows, ranked, similarity, type LabelScore, type Similarity } from './scores.js';
-import { ConfigError, DataError, DeviceError } from '../errors.js';
-import { boxesOfPhrases, captionImages } from '../inference/localize.js';
-import { checkpointOf } from '../checkpoints/run.js';
-import { loadModel, type LoadedModel } from '../checkpoints/load.js';
-import { tokenizerOf } from '../checkpoints/tokenizer.js';
-import { noGrad } from '../tape.js';
-import { batchInvariant, deviceName, scope, tensor, type DeviceName, type Tensor } from '../tensor.js';
 
 export type { EncodeOptions, LoadOptions, ZeroShotOptions };
 
@@ -55,16 +79,31 @@ export async function load(source: string, options: LoadOptions = {}): Promise<E
   deviceName(device);
   const opening = open(source, device, dtype, options);
   return abortable(opening, signal).catch((e: unknown) => {
-    opening.then((late) => late.dispose(), () => undefined);  // what an abort leaves behind is freed when it arrives
+    opening.then(
+      (late) => late.dispose(),
+      () => undefined,
+    ); // what an abort leaves behind is freed when it arrives
     throw e;
   });
 }
 
-async function open(source: string, device: DeviceName, dtype: 'f32' | 'bf16', options: LoadOptions): Promise<Encoder> {
+async function open(
+  source: string,
+  device: DeviceName,
+  dtype: 'f32' | 'bf16',
+  options: LoadOptions,
+): Promise<Encoder> {
   source = checkpointOf(source);
-  const loaded = await loadModel(source, { device, dtype, ...(options.signal ? { signal: options.signal } : {}) });
+  const loaded = await loadModel(source, {
+    device,
+    dtype,
+    ...(options.signal ? { signal: options.signal } : {}),
+  });
   try {
-    const [logScale, bias] = await Promise.all([loaded.model.logitScale.item(), loaded.model.logitBias.item()]);
+    const [logScale, bias] = await Promise.all([
+      loaded.model.logitScale.item(),
+      loaded.model.logitBias.item(),
+    ]);
     return new Encoder(source, loaded, Math.exp(logScale), bias, options);
   } catch (e) {
     loaded.model.dispose();
@@ -90,21 +129,38 @@ export class Encoder {
    * @param source where it came from
    * @param scale t, not its logarithm
    */
-  constructor(readonly source: string, loaded: LoadedModel, readonly scale: number, readonly bias: number,
-    options: LoadOptions = {}) {
+  constructor(
+    readonly source: string,
+    loaded: LoadedModel,
+    readonly scale: number,
+    readonly bias: number,
+    options: LoadOptions = {},
+  ) {
     this.#options = options;
     this.#loaded = loaded;
     const { embed, vision, text, naflex } = loaded.model.config;
-    [this.dim, this.imageSize, this.textLength] = [embed, naflex ? null : vision.imageSize, text.length];
+    [this.dim, this.imageSize, this.textLength] = [
+      embed,
+      naflex ? null : vision.imageSize,
+      text.length,
+    ];
     this.#vision = makeVisionInput(loaded, options.processor, options.maxPatches);
   }
 
   /** How images become pixels. */
-  get processor(): Processor { return this.#vision.processor; }
+  get processor(): Processor {
+    return this.#vision.processor;
+  }
 
-  get device(): DeviceName { return this.#model.params.device; }
-  get dtype(): 'f32' | 'bf16' { return this.#model.options.dtype; }
-  get disposed(): boolean { return this.#loaded === undefined; }
+  get device(): DeviceName {
+    return this.#model.params.device;
+  }
+  get dtype(): 'f32' | 'bf16' {
+    return this.#model.options.dtype;
+  }
+  get disposed(): boolean {
+    return this.#loaded === undefined;
+  }
 
   /**
    * Embeddings of images.
@@ -112,8 +168,10 @@ export class Encoder {
    * @returns one unit row per image, in order
    * @throws DataError naming the image; the signal's reason
    */
-  async encodeImages<T extends OutputType = 'f32'>(images: ImageInput | readonly ImageInput[],
-    options: EncodeOptions<T> = {}): Promise<Embeddings<T>> {
+  async encodeImages<T extends OutputType = 'f32'>(
+    images: ImageInput | readonly ImageInput[],
+    options: EncodeOptions<T> = {},
+  ): Promise<Embeddings<T>> {
     const list = asList(images);
     return this.#collect(this.#images(list, options, list.length), options);
   }
@@ -122,8 +180,10 @@ export class Encoder {
    * Embeddings of texts.
    * @returns one unit row per text, in order
    */
-  async encodeTexts<T extends OutputType = 'f32'>(texts: string | readonly string[],
-    options: EncodeOptions<T> = {}): Promise<Embeddings<T>> {
+  async encodeTexts<T extends OutputType = 'f32'>(
+    texts: string | readonly string[],
+    options: EncodeOptions<T> = {},
+  ): Promise<Embeddings<T>> {
     const list = checkStrings('encodeTexts', 'texts', typeof texts === 'string' ? [texts] : texts);
     return this.#collect(this.#texts(list, options, list.length), options);
   }
@@ -132,27 +192,40 @@ export class Encoder {
    * Rows for a stream of images, in its order. At most a few batches are taken from the source ahead of what was
    * consumed. An error ends the stream; a consumer that stops early closes the source.
    */
-  async *streamImages<T extends OutputType = 'f32'>(source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
-    options: EncodeOptions<T> = {}): AsyncGenerator<Row<T>, void, undefined> {
+  async *streamImages<T extends OutputType = 'f32'>(
+    source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: EncodeOptions<T> = {},
+  ): AsyncGenerator<Row<T>, void, undefined> {
     checkSource('streamImages', source);
-    for await (const row of this.#images(source, options, undefined)) yield convertRow(row, options.output ?? 'f32' as T);
+    for await (const row of this.#images(source, options, undefined))
+      yield convertRow(row, options.output ?? ('f32' as T));
   }
 
   /** Rows for a stream of texts; as `streamImages`. */
-  async *streamTexts<T extends OutputType = 'f32'>(source: Iterable<string> | AsyncIterable<string>,
-    options: EncodeOptions<T> = {}): AsyncGenerator<Row<T>, void, undefined> {
+  async *streamTexts<T extends OutputType = 'f32'>(
+    source: Iterable<string> | AsyncIterable<string>,
+    options: EncodeOptions<T> = {},
+  ): AsyncGenerator<Row<T>, void, undefined> {
     checkSource('streamTexts', source);
-    for await (const row of this.#texts(source, options, undefined)) yield convertRow(row, options.output ?? 'f32' as T);
+    for await (const row of this.#texts(source, options, undefined))
+      yield convertRow(row, options.output ?? ('f32' as T));
   }
 
   /** Every image against every text. */
-  async similarity(images: Embeddings<OutputType>, texts: Embeddings<OutputType>): Promise<Similarity> {
+  async similarity(
+    images: Embeddings<OutputType>,
+    texts: Embeddings<OutputType>,
+  ): Promise<Similarity> {
     for (const x of [images, texts]) {
       if (!(x instanceof Embeddings))
-        throw new ConfigError(`similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ` +
-          kindOf(x));
+        throw new ConfigError(
+          `similarity: both must be Embeddings, as encodeImages and encodeTexts give, but one is ` +
+            kindOf(x),
+        );
       if (x.dim !== this.dim)
-        throw new ConfigError(`similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`);
+        throw new ConfigError(
+          `similarity: embeddings of this model have ${this.dim} values but these have ${x.dim}`,
+        );
     }
     return similarity(images, texts, this.scale, this.bias, this.device);
   }
@@ -161,10 +234,14 @@ export class Encoder {
    * Which labels fit each image: probabilities that image and label belong together, each label judged by itself.
    * @returns for every image all labels, most probable first
    */
-  async zeroShot(images: ImageInput | readonly ImageInput[], labels: readonly string[],
-    options: ZeroShotOptions = {}): Promise<LabelScore[][]> {
+  async zeroShot(
+    images: ImageInput | readonly ImageInput[],
+    labels: readonly string[],
+    options: ZeroShotOptions = {},
+  ): Promise<LabelScore[][]> {
     checkOptions('zeroShot', options, ZERO_SHOT_KEYS);
-    if (checkStrings('zeroShot', 'labels', labels).length === 0) throw new ConfigError('zeroShot: there are no labels');
+    if (checkStrings('zeroShot', 'labels', labels).length === 0)
+      throw new ConfigError('zeroShot: there are no labels');
     const { language: _, templates: __, ...rest } = options;
     const texts = await this.encodeLabels(labels, options);
     const rows = await this.encodeImages(images, rest);
@@ -173,26 +250,47 @@ export class Encoder {
   }
 
   /** One unit row per label: the mean of its prompts' embeddings. */
-  async encodeLabels(labels: readonly string[], options: ZeroShotOptions = {}): Promise<Embeddings<'f32'>> {
+  async encodeLabels(
+    labels: readonly string[],
+    options: ZeroShotOptions = {},
+  ): Promise<Embeddings<'f32'>> {
     checkOptions('encodeLabels', options, ZERO_SHOT_KEYS);
     checkStrings('encodeLabels', 'labels', labels);
     const { language = 'en', templates, onProgress: _, ...rest } = options;
     const prompts = promptTemplates(language, templates);
-    const all = await this.encodeTexts(labels.flatMap((label) => prompts.map((p) => p.replaceAll('{label}', label))), rest);
-    return new Embeddings(meanRows(all.toFloat32(), this.dim, prompts.length), labels.length, this.dim, 'f32');
+    const all = await this.encodeTexts(
+      labels.flatMap((label) => prompts.map((p) => p.replaceAll('{label}', label))),
+      rest,
+    );
+    return new Embeddings(
+      meanRows(all.toFloat32(), this.dim, prompts.length),
+      labels.length,
+      this.dim,
+      'f32',
+    );
   }
 
   /** Dense features of images, each with the grid it lies on. */
-  async tokens(images: ImageInput | readonly ImageInput[],
-    options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {}): Promise<DenseFeatures[]> {
+  async tokens(
+    images: ImageInput | readonly ImageInput[],
+    options: Omit<EncodeOptions, 'output' | 'onBadImage'> = {},
+  ): Promise<DenseFeatures[]> {
     checkOptions('tokens', options, ['batchSize', 'signal', 'onProgress']);
     const list = asList(images);
     const dim = this.#model.config.vision.width;
     const grids: [rows: number, columns: number][] = [];
-    const rows = this.#stream(list, (image, i) => this.#pixels(image, i, options), (batch) => () => {
-      for (const item of batch) grids.push(this.#vision.grid(item));
-      return this.#vision.tokens(this.#model, batch);
-    }, (item) => this.#vision.grid(item).reduce((a, b) => a * b, dim), 8, options, list.length);
+    const rows = this.#stream(
+      list,
+      (image, i) => this.#pixels(image, i, options),
+      (batch) => () => {
+        for (const item of batch) grids.push(this.#vision.grid(item));
+        return this.#vision.tokens(this.#model, batch);
+      },
+      (item) => this.#vision.grid(item).reduce((a, b) => a * b, dim),
+      8,
+      options,
+      list.length,
+    );
     const features: DenseFeatures[] = [];
     for await (const data of rows) {
       const [down, across] = grids[features.length]!;
@@ -206,9 +304,17 @@ export class Encoder {
    * checkpoints have no decoder; those that training writes have one where `model.decoder` was trained.
    * @throws ConfigError when there is no decoder; otherwise as `encodeImages`
    */
-  caption(images: ImageInput | readonly ImageInput[], options: DescribeOptions = {}): Promise<string[]> {
-    return describe('caption', this.#describer, asList(images), options, ({ model, words, tokens, options: o }) =>
-      captionImages(model, words, tokens, o));
+  caption(
+    images: ImageInput | readonly ImageInput[],
+    options: DescribeOptions = {},
+  ): Promise<string[]> {
+    return describe(
+      'caption',
+      this.#describer,
+      asList(images),
+      options,
+      ({ model, words, tokens, options: o }) => captionImages(model, words, tokens, o),
+    );
   }
 
   /**
@@ -218,13 +324,29 @@ export class Encoder {
    * @returns null where what the decoder wrote is no box
    * @throws as `caption`
    */
-  async locate(images: ImageInput | readonly ImageInput[], phrases: string | readonly string[],
-    options: DescribeOptions = {}): Promise<(Location | null)[]> {
-    const list = asList(images), wanted = phrasesFor(phrases, list.length);
-    return describe('locate', this.#describer, list, options, async ({ model, words, tokens, items, options: o }) => {
-      const boxes = await boxesOfPhrases(model, words, tokens, items.map(({ index }) => wanted[index]!), o);
-      return boxes.map((box, i) => location(box, items[i]!.width, items[i]!.height));
-    });
+  async locate(
+    images: ImageInput | readonly ImageInput[],
+    phrases: string | readonly string[],
+    options: DescribeOptions = {},
+  ): Promise<(Location | null)[]> {
+    const list = asList(images),
+      wanted = phrasesFor(phrases, list.length);
+    return describe(
+      'locate',
+      this.#describer,
+      list,
+      options,
+      async ({ model, words, tokens, items, options: o }) => {
+        const boxes = await boxesOfPhrases(
+          model,
+          words,
+          tokens,
+          items.map(({ index }) => wanted[index]!),
+          o,
+        );
+        return boxes.map((box, i) => location(box, items[i]!.width, items[i]!.height));
+      },
+    );
   }
 
   /** Frees the model's memory. Calls that are still running reject. Safe to call twice. */
@@ -232,58 +354,99 @@ export class Encoder {
     this.#loaded?.model.dispose();
     this.#loaded = undefined;
   }
-  [Symbol.dispose](): void { this.dispose(); }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 
   get #open(): LoadedModel {
-    if (!this.#loaded) throw new DeviceError('the encoder was used after it was disposed', 'ERR_DISPOSED');
+    if (!this.#loaded)
+      throw new DeviceError('the encoder was used after it was disposed', 'ERR_DISPOSED');
     return this.#loaded;
   }
-  get #model(): LoadedModel['model'] { return this.#open.model; }
+  get #model(): LoadedModel['model'] {
+    return this.#open.model;
+  }
   get #describer(): Describer {
     return {
-      vision: this.#vision, open: () => this.#open, words: () => this.#tokenizerReady(),
+      vision: this.#vision,
+      open: () => this.#open,
+      words: () => this.#tokenizerReady(),
       decode: (input, signal, use) => this.#decoded(input, signal, use),
     };
   }
 
-  async #collect<T extends OutputType>(rows: AsyncIterable<Float32Array>,
-    options: EncodeOptions<T>): Promise<Embeddings<T>> {
+  async #collect<T extends OutputType>(
+    rows: AsyncIterable<Float32Array>,
+    options: EncodeOptions<T>,
+  ): Promise<Embeddings<T>> {
     const all: Float32Array[] = [];
     for await (const row of rows) all.push(row);
     return Embeddings.from(all, this.dim, options.output);
   }
 
-  #images(source: Iterable<ImageInput> | AsyncIterable<ImageInput>, options: EncodeOptions,
-    total: number | undefined): AsyncGenerator<Float32Array> {
+  #images(
+    source: Iterable<ImageInput> | AsyncIterable<ImageInput>,
+    options: EncodeOptions,
+    total: number | undefined,
+  ): AsyncGenerator<Float32Array> {
     checkOptions('encodeImages', options, ENCODE_KEYS);
-    return this.#stream(source, (image, i) => this.#pixels(image, i, options),
-      (batch) => () => this.#vision.encode(this.#model, batch), () => this.dim, 8, options, total);
+    return this.#stream(
+      source,
+      (image, i) => this.#pixels(image, i, options),
+      (batch) => () => this.#vision.encode(this.#model, batch),
+      () => this.dim,
+      8,
+      options,
+      total,
+    );
   }
 
-  #texts(source: Iterable<string> | AsyncIterable<string>, options: EncodeOptions,
-    total: number | undefined): AsyncGenerator<Float32Array> {
+  #texts(
+    source: Iterable<string> | AsyncIterable<string>,
+    options: EncodeOptions,
+    total: number | undefined,
+  ): AsyncGenerator<Float32Array> {
     checkOptions('encodeTexts', options, ENCODE_KEYS);
-    return this.#stream(source, async (text) => {
-      if (typeof text !== 'string')
-        throw new DataError(`a text must be a string but is ${text === null ? 'null' : typeof text}`);
-      return text;
-    }, async (batch) => {
-      const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
-      return () => this.#model.encodeTexts(tensor(ids, [batch.length, this.textLength], this.device));
-    }, () => this.dim, 32, options, total);
+    return this.#stream(
+      source,
+      async (text) => {
+        if (typeof text !== 'string')
+          throw new DataError(
+            `a text must be a string but is ${text === null ? 'null' : typeof text}`,
+          );
+        return text;
+      },
+      async (batch) => {
+        const ids = await (await this.#tokenizerReady()).encodeBatch(batch);
+        return () =>
+          this.#model.encodeTexts(tensor(ids, [batch.length, this.textLength], this.device));
+      },
+      () => this.dim,
+      32,
+      options,
+      total,
+    );
   }
 
   /**
    * Prepare, batch, compute, read: one f32 row of `width(item)` values per input, NaN where prepare gave null. `ready` gives
    * what enqueues a batch.
    */
-  #stream<T, U>(source: Iterable<T> | AsyncIterable<T>, prepare: (item: T, index: number) => Promise<U>,
-    ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>, width: (item: U) => number,
-    usual: number, options: EncodeOptions, total: number | undefined): AsyncGenerator<Float32Array, void, undefined> {
+  #stream<T, U>(
+    source: Iterable<T> | AsyncIterable<T>,
+    prepare: (item: T, index: number) => Promise<U>,
+    ready: (batch: U[]) => (() => Tensor) | Promise<() => Tensor>,
+    width: (item: U) => number,
+    usual: number,
+    options: EncodeOptions,
+    total: number | undefined,
+  ): AsyncGenerator<Float32Array, void, undefined> {
     const { batchSize: size = usual, output = 'f32', signal, onProgress } = options;
     checkCount('batchSize', size);
     if (!OUTPUT_TYPES.includes(output))
-      throw new ConfigError(`output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`);
+      throw new ConfigError(
+        `output must be ${OUTPUT_TYPES.join(', ')} but is ${JSON.stringify(output)}`,
+      );
     const device = this.device;
     let done = 0;
     const run = async (batch: U[]): Promise<Float32Array[]> => {
@@ -291,7 +454,7 @@ export class Encoder {
       const rows = scope(() => noGrad(() => batchInvariant(device, encode)));
       let data: Float32Array;
       try {
-        data = await rows.read() as Float32Array;
+        data = (await rows.read()) as Float32Array;
       } finally {
         rows.dispose();
       }
@@ -299,7 +462,7 @@ export class Encoder {
       onProgress?.(done, total);
       let at = 0;
       return batch.map((item) => {
-        const row = data.subarray(at, at += width(item));
+        const row = data.subarray(at, (at += width(item)));
         return item === null ? row.fill(NaN) : row;
       });
     };
@@ -307,7 +470,11 @@ export class Encoder {
   }
 
   /** An input's pixels; null when it is bad and the caller wants to know and go on. */
-  async #pixels(input: ImageInput, index: number, { signal, onBadImage }: EncodeOptions): Promise<Prepared | null> {
+  async #pixels(
+    input: ImageInput,
+    index: number,
+    { signal, onBadImage }: EncodeOptions,
+  ): Promise<Prepared | null> {
     try {
       return await this.#decoded(input, signal, (image) => this.#vision.prepare(image));
     } catch (e) {
@@ -317,18 +484,29 @@ export class Encoder {
     }
   }
 
-  #decoded<T>(input: ImageInput, signal: AbortSignal | undefined, use: (image: RawImage) => Promise<T>): Promise<T> {
+  #decoded<T>(
+    input: ImageInput,
+    signal: AbortSignal | undefined,
+    use: (image: RawImage) => Promise<T>,
+  ): Promise<T> {
     const { alpha, maxPixels } = this.#options;
-    return useDecoded(input, { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) }, use);
+    return useDecoded(
+      input,
+      { signal, ...(alpha ? { alpha } : {}), ...(maxPixels ? { maxPixels } : {}) },
+      use,
+    );
   }
 
   #tokenizerReady(): Promise<GemmaTokenizer> {
-    const { lowercase } = this.#options, loaded = this.#open;
+    const { lowercase } = this.#options,
+      loaded = this.#open;
     // A failed load may be tried again, after an install say.
-    this.#tokenizer ??= tokenizerOf(lowercase ? { ...loaded, lowercase } : loaded).catch((e: unknown) => {
-      this.#tokenizer = undefined;
-      throw e;
-    });
+    this.#tokenizer ??= tokenizerOf(lowercase ? { ...loaded, lowercase } : loaded).catch(
+      (e: unknown) => {
+        this.#tokenizer = undefined;
+        throw e;
+      },
+    );
     return this.#tokenizer;
   }
 }

@@ -1,9 +1,9 @@
 /** Options of the encoder, and their checks. */
 import { checkKeys, kindOf } from '../check.js';
-import type { ProcessorName } from '../image/processor.js';
-import type { LowerMode } from '../text/tokenizer.js';
 import { ConfigError } from '../errors.js';
+import type { ProcessorName } from '../image/processor.js';
 import type { DeviceName } from '../tensor.js';
+import type { LowerMode } from '../text/tokenizer.js';
 import type { OutputType } from './output.js';
 
 export interface LoadOptions {
@@ -53,14 +53,33 @@ export interface ZeroShotOptions extends Omit<EncodeOptions, 'output'> {
 }
 
 export const ENCODE_KEYS = ['output', 'batchSize', 'signal', 'onProgress', 'onBadImage'];
-export const ZERO_SHOT_KEYS = ['batchSize', 'signal', 'onProgress', 'onBadImage', 'language', 'templates'];
+export const ZERO_SHOT_KEYS = [
+  'batchSize',
+  'signal',
+  'onProgress',
+  'onBadImage',
+  'language',
+  'templates',
+];
 export const DESCRIBE_KEYS = ['beams', 'batchSize', 'signal', 'onProgress'];
-export const LOAD_KEYS = ['device', 'dtype', 'processor', 'alpha', 'lowercase', 'maxPixels', 'maxPatches', 'signal'];
+export const LOAD_KEYS = [
+  'device',
+  'dtype',
+  'processor',
+  'alpha',
+  'lowercase',
+  'maxPixels',
+  'maxPatches',
+  'signal',
+];
 
 /** `checkKeys`, and a signal and functions must be such. */
 export function checkOptions(call: string, options: object, keys: readonly string[]): void {
-  checkKeys(call, options, keys, (key) => /mask/i.test(key)
-    ? '; SigLIP attends to the padding of texts, so there is no mask to pass' : undefined);
+  checkKeys(call, options, keys, (key) =>
+    /mask/i.test(key)
+      ? '; SigLIP attends to the padding of texts, so there is no mask to pass'
+      : undefined,
+  );
   const { signal, ...rest } = options as { signal?: Partial<AbortSignal> };
   // Not instanceof: a signal may come from another realm.
   if (signal !== undefined && typeof signal?.throwIfAborted !== 'function')
@@ -78,7 +97,9 @@ export function checkLoadOptions(options: LoadOptions): void {
   const among = (name: 'dtype' | 'alpha' | 'lowercase', ...values: string[]): void => {
     const given = options[name];
     if (given !== undefined && !values.includes(given))
-      throw new ConfigError(`load: ${name} must be ${orList(values)} but is ${JSON.stringify(given)}`);
+      throw new ConfigError(
+        `load: ${name} must be ${orList(values)} but is ${JSON.stringify(given)}`,
+      );
   };
   among('dtype', 'f32', 'bf16');
   among('alpha', 'drop', 'white');
@@ -89,24 +110,37 @@ export function checkLoadOptions(options: LoadOptions): void {
   if (maxPatches !== undefined) checkCount('load: maxPatches', maxPatches);
 }
 
-const orList = (values: readonly string[]): string => `${values.slice(0, -1).join(', ')} or ${values.at(-1)}`;
+const orList = (values: readonly string[]): string =>
+  `${values.slice(0, -1).join(', ')} or ${values.at(-1)}`;
 
 /** `list` when it is an array of strings. Throws ConfigError calling them `what`, a plural, otherwise. */
-export function checkStrings(call: string, what: string, list: readonly string[]): readonly string[] {
+export function checkStrings(
+  call: string,
+  what: string,
+  list: readonly string[],
+): readonly string[] {
   if (!Array.isArray(list))
-    throw new ConfigError(`${call}: the ${what} must be an array of strings but are ${kindOf(list)}`);
+    throw new ConfigError(
+      `${call}: the ${what} must be an array of strings but are ${kindOf(list)}`,
+    );
   const bad = list.findIndex((s) => typeof s !== 'string');
-  if (bad >= 0) throw new ConfigError(`${call}: the ${what} must be strings but number ${bad} is ${kindOf(list[bad])}`);
+  if (bad >= 0)
+    throw new ConfigError(
+      `${call}: the ${what} must be strings but number ${bad} is ${kindOf(list[bad])}`,
+    );
   return list;
 }
 
 /** Throws ConfigError unless `source` can be iterated over and is no string, whose characters nobody means. */
 export function checkSource(call: string, source: unknown): void {
-  const { [Symbol.iterator]: one, [Symbol.asyncIterator]: other } =
-    Object(source ?? {}) as Partial<Iterable<1> & AsyncIterable<1>>;
+  const { [Symbol.iterator]: one, [Symbol.asyncIterator]: other } = Object(source ?? {}) as Partial<
+    Iterable<1> & AsyncIterable<1>
+  >;
   if (typeof source === 'string' || (typeof one !== 'function' && typeof other !== 'function'))
-    throw new ConfigError(`${call}: the source must be an array, an iterable or an async iterable but is ` +
-      kindOf(source));
+    throw new ConfigError(
+      `${call}: the source must be an array, an iterable or an async iterable but is ` +
+        kindOf(source),
+    );
 }
 
 /** Throws ConfigError unless n is an integer in [1, 65536]. */
@@ -117,5 +151,5 @@ export function checkCount(name: string, n: number): void {
 
 /** Alone or in a list. */
 export function asList<T>(x: T | readonly T[]): readonly T[] {
-  return Array.isArray(x) ? x as readonly T[] : [x as T];
+  return Array.isArray(x) ? (x as readonly T[]) : [x as T];
 }

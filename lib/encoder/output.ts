@@ -41,34 +41,60 @@ export class Embeddings<T extends OutputType = 'f32'> {
   toFloat32(): Float32Array {
     if (this.type === 'f32') return this.data as Float32Array;
     if (this.type === 'f16') return f16ToF32(this.data as Uint16Array);
-    return Float32Array.from(this.data as Int8Array, (v, i) => v * this.scales![Math.floor(i / this.dim)]!);
+    return Float32Array.from(
+      this.data as Int8Array,
+      (v, i) => v * this.scales![Math.floor(i / this.dim)]!,
+    );
   }
 
   /** Row `i` as text that pgvector and others read: `[0.1,-0.2,…]`. */
   toText(i: number): string {
-    this.row(i);  // refuses an i that is none
+    this.row(i); // refuses an i that is none
     return `[${Array.from(this.slice(i, i + 1).toFloat32()).join(',')}]`;
   }
 
   /** Rows `from` to `to` as a matrix of their own; shares memory. */
   slice(from: number, to: number): Embeddings<T> {
-    if (!(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from <= to && to <= this.rows))
-      throw new ConfigError(`slice: from and to must lie in [0, ${this.rows}], in this order, but are ` +
-        `${from} and ${to}`);
-    return new Embeddings(this.data.subarray(from * this.dim, to * this.dim) as Row<T>, to - from, this.dim, this.type,
-      this.scales?.subarray(from, to) ?? null);
+    if (
+      !(
+        Number.isInteger(from) &&
+        Number.isInteger(to) &&
+        from >= 0 &&
+        from <= to &&
+        to <= this.rows
+      )
+    )
+      throw new ConfigError(
+        `slice: from and to must lie in [0, ${this.rows}], in this order, but are ` +
+          `${from} and ${to}`,
+      );
+    return new Embeddings(
+      this.data.subarray(from * this.dim, to * this.dim) as Row<T>,
+      to - from,
+      this.dim,
+      this.type,
+      this.scales?.subarray(from, to) ?? null,
+    );
   }
 
   /** One matrix from f32 rows. */
-  static from<T extends OutputType = 'f32'>(rows: readonly Float32Array[], dim: number, type?: T): Embeddings<T> {
-    const all = new Float32Array(rows.length * dim), format: OutputType = type ?? 'f32';
+  static from<T extends OutputType = 'f32'>(
+    rows: readonly Float32Array[],
+    dim: number,
+    type?: T,
+  ): Embeddings<T> {
+    const all = new Float32Array(rows.length * dim),
+      format: OutputType = type ?? 'f32';
     const made = (data: Row, scales?: Float32Array): Embeddings<T> =>
       new Embeddings(data as Row<T>, rows.length, dim, format as T, scales);
     rows.forEach((row, i) => all.set(row, i * dim));
     if (format === 'f32') return made(all);
     if (format === 'f16') return made(f32ToF16(all));
-    const scales = new Float32Array(rows.length), data = new Int8Array(all.length);
-    rows.forEach((row, i) => { scales[i] = toInt8(row, data.subarray(i * dim, (i + 1) * dim)); });
+    const scales = new Float32Array(rows.length),
+      data = new Int8Array(all.length);
+    rows.forEach((row, i) => {
+      scales[i] = toInt8(row, data.subarray(i * dim, (i + 1) * dim));
+    });
     return made(data, scales);
   }
 }
@@ -78,11 +104,11 @@ function toInt8(row: Float32Array, out: Int8Array): number {
   let most = 0;
   for (const v of row) most = Math.max(most, Math.abs(v));
   if (!(most > 0)) return most;
-  for (let i = 0; i < row.length; i++) out[i] = Math.round(row[i]! * 127 / most);
+  for (let i = 0; i < row.length; i++) out[i] = Math.round((row[i]! * 127) / most);
   return most / 127;
 }
 
 /** One row in a type, in memory of its own: a consumer may transfer it. */
 export function convertRow<T extends OutputType>(row: Float32Array, type: T): Row<T> {
-  return type === 'f32' ? row.slice() as Row<T> : Embeddings.from([row], row.length, type).data;
+  return type === 'f32' ? (row.slice() as Row<T>) : Embeddings.from([row], row.length, type).data;
 }

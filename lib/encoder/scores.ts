@@ -32,20 +32,41 @@ export interface LabelScore {
 const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
 
 /** @param scale t, not its logarithm */
-export async function similarity(images: Embeddings<OutputType>, texts: Embeddings<OutputType>, scale: number,
-  bias: number, device: DeviceName): Promise<Similarity> {
-  const cosine = images.rows && texts.rows
-    ? await scores(images.toFloat32(), texts.toFloat32(), images.dim, device) : new Float32Array(0);
+export async function similarity(
+  images: Embeddings<OutputType>,
+  texts: Embeddings<OutputType>,
+  scale: number,
+  bias: number,
+  device: DeviceName,
+): Promise<Similarity> {
+  const cosine =
+    images.rows && texts.rows
+      ? await scores(images.toFloat32(), texts.toFloat32(), images.dim, device)
+      : new Float32Array(0);
   const logits = cosine.map((c) => scale * c + bias);
-  return { images: images.rows, texts: texts.rows, cosine, logits, probabilities: logits.map(sigmoid) };
+  return {
+    images: images.rows,
+    texts: texts.rows,
+    cosine,
+    logits,
+    probabilities: logits.map(sigmoid),
+  };
 }
 
 /** The labels of image `row`, most probable first; equal ones in the order of the list. */
 export function ranked(s: Similarity, row: number, labels: readonly string[]): LabelScore[] {
-  return labels.map((label, index) => {
-    const at = row * s.texts + index;
-    return { label, index, cosine: s.cosine[at]!, logit: s.logits[at]!, probability: s.probabilities[at]! };
-  }).sort((a, b) => b.logit - a.logit || a.index - b.index);
+  return labels
+    .map((label, index) => {
+      const at = row * s.texts + index;
+      return {
+        label,
+        index,
+        cosine: s.cosine[at]!,
+        logit: s.logits[at]!,
+        probability: s.probabilities[at]!,
+      };
+    })
+    .sort((a, b) => b.logit - a.logit || a.index - b.index);
 }
 
 /** Means of groups of `size` neighbouring unit rows, back on the unit sphere; (rows / size, dim). */
@@ -53,7 +74,8 @@ export function meanRows(rows: Float32Array, dim: number, size: number): Float32
   const out = new Float32Array(rows.length / size);
   for (let g = 0; g * size * dim < rows.length; g++) {
     const mean = out.subarray(g * dim, (g + 1) * dim);
-    for (let i = 0; i < size; i++) for (let d = 0; d < dim; d++) mean[d]! += rows[(g * size + i) * dim + d]!;
+    for (let i = 0; i < size; i++)
+      for (let d = 0; d < dim; d++) mean[d]! += rows[(g * size + i) * dim + d]!;
     const norm = Math.hypot(...mean);
     for (let d = 0; d < dim; d++) mean[d]! /= norm || 1;
   }

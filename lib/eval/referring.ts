@@ -3,20 +3,21 @@
  * counts when its IoU with the object's box is at least 0.5. `referringProbe` is the paper's protocol for judging an
  * encoder, whatever it was trained with: the encoder is frozen and a fresh decoder learns the task from its tokens.
  */
+
+import type { LoadedModel } from '../checkpoints/load.js';
+import { tokenizerOf, tokenizerOptions } from '../checkpoints/tokenizer.js';
 import { DataLoader } from '../data/loader.js';
-import { iou, type Box, type BoxFormat } from '../text/regions.js';
 import { openSource } from '../data/source.js';
 import { ConfigError } from '../errors.js';
+import { boxesOfPhrases } from '../inference/localize.js';
 import { captionBatch, captionLoss } from '../losses/caption.js';
-import type { LoadedModel } from '../checkpoints/load.js';
 import { Siglip2Model } from '../model/siglip2.js';
-import { backward, noGrad } from '../tape.js';
-import { scope, tensor } from '../tensor.js';
 import { AdamW } from '../optim/optimizer.js';
 import { scheduleMultiplier } from '../optim/schedule.js';
-import { boxesOfPhrases } from '../inference/localize.js';
+import { backward, noGrad } from '../tape.js';
+import { scope, tensor } from '../tensor.js';
+import { type Box, type BoxFormat, iou } from '../text/regions.js';
 import type { SceneSet } from './scenes.js';
-import { tokenizerOf, tokenizerOptions } from '../checkpoints/tokenizer.js';
 
 /** Fractions in [0, 1]. */
 export interface ReferringScores {
@@ -51,28 +52,51 @@ const QUERIES = 128;
  * Asks a model's own decoder for the box of every object.
  * @throws ConfigError when the model has no decoder
  */
-export async function referringAccuracy(loaded: LoadedModel, scenes: SceneSet,
-  options: ReferringOptions = {}): Promise<ReferringScores> {
-  const { model } = loaded, S = scenes.size, one = S * S * 3;
+export async function referringAccuracy(
+  loaded: LoadedModel,
+  scenes: SceneSet,
+  options: ReferringOptions = {},
+): Promise<ReferringScores> {
+  const { model } = loaded,
+    S = scenes.size,
+    one = S * S * 3;
   needsDecoder(model);
   const tokenizer = await tokenizerOf(loaded);
-  const queries = scenes.regions.flatMap((regions, scene) => regions.map(({ box, phrase }) => ({ scene, box, phrase })));
+  const queries = scenes.regions.flatMap((regions, scene) =>
+    regions.map(({ box, phrase }) => ({ scene, box, phrase })),
+  );
   const overlaps: number[] = [];
   for (let from = 0; from < queries.length; from += QUERIES) {
-    const some = queries.slice(from, from + QUERIES), pixels = new Uint8Array(some.length * one);
-    some.forEach(({ scene }, i) => pixels.set(scenes.images.subarray(scene * one, (scene + 1) * one), i * one));
-    const image = scope(() => noGrad(() => model.imageTokens(tensor(pixels, [some.length, S, S, 3], model.params.device))));
+    const some = queries.slice(from, from + QUERIES),
+      pixels = new Uint8Array(some.length * one);
+    some.forEach(({ scene }, i) =>
+      pixels.set(scenes.images.subarray(scene * one, (scene + 1) * one), i * one),
+    );
+    const image = scope(() =>
+      noGrad(() => model.imageTokens(tensor(pixels, [some.length, S, S, 3], model.params.device))),
+    );
     try {
-      const found = await boxesOfPhrases(model, tokenizer, image, some.map(({ phrase }) => phrase), options);
+      const found = await boxesOfPhrases(
+        model,
+        tokenizer,
+        image,
+        some.map(({ phrase }) => phrase),
+        options,
+      );
       found.forEach((box, i) => overlaps.push(box ? iou(box, some[i]!.box) : 0));
     } finally {
       image.dispose();
     }
   }
-  const n = queries.length, share = (values: readonly number[]): number => values.filter((v) => v >= 0.5).length / n;
-  const mean = [0, 1, 2, 3].map((c) => queries.reduce((sum, q) => sum + q.box[c as 0], 0) / n) as unknown as Box;
+  const n = queries.length,
+    share = (values: readonly number[]): number => values.filter((v) => v >= 0.5).length / n;
+  const mean = [0, 1, 2, 3].map(
+    (c) => queries.reduce((sum, q) => sum + q.box[c as 0], 0) / n,
+  ) as unknown as Box;
   return {
-    queries: n, accuracy: share(overlaps), meanIou: overlaps.reduce((a, b) => a + b, 0) / n,
+    queries: n,
+    accuracy: share(overlaps),
+    meanIou: overlaps.reduce((a, b) => a + b, 0) / n,
     constant: share(queries.map(({ box }) => iou(mean, box))),
   };
 }
@@ -82,34 +106,66 @@ export async function referringAccuracy(loaded: LoadedModel, scenes: SceneSet,
  * @param folder scenes made by `buildScenes`
  * @throws ConfigError when the model's config has no decoder
  */
-export async function referringProbe(loaded: LoadedModel, folder: string, test: SceneSet,
-  options: ReferringProbeOptions = {}): Promise<ReferringScores> {
+export async function referringProbe(
+  loaded: LoadedModel,
+  folder: string,
+  test: SceneSet,
+  options: ReferringProbeOptions = {},
+): Promise<ReferringScores> {
   const { steps = 1000, batch: size = 32, lr = 2e-3, seed = 0, ...format } = options;
   const { config, params } = loaded.model;
-  const decoder = needsDecoder(loaded.model), S = config.vision.imageSize;
-  const model = new Siglip2Model(config, { device: params.device, dtype: loaded.model.options.dtype, train: true });
+  const decoder = needsDecoder(loaded.model),
+    S = config.vision.imageSize;
+  const model = new Siglip2Model(config, {
+    device: params.device,
+    dtype: loaded.model.options.dtype,
+    train: true,
+  });
   // No decay: with gradients of zero the encoder then keeps its very bits.
-  const optimizer = new AdamW(model.params, { lr, weightDecay: 0, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null });
+  const optimizer = new AdamW(model.params, {
+    lr,
+    weightDecay: 0,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    clip: 1,
+    lrScale: {},
+    ema: null,
+  });
   let loader: DataLoader | undefined;
   try {
     model.initialize(seed);
-    for (const [name, { data }] of await params.read()) if (!name.startsWith('decoder.')) model.params.write(name, data);
+    for (const [name, { data }] of await params.read())
+      if (!name.startsWith('decoder.')) model.params.write(name, data);
     model.params.refreshCopy();
     loader = new DataLoader(await openSource({ type: 'scenes', path: folder, split: 'train' }), {
-      batchSize: size, seed, size: S, tokenizer: tokenizerOptions(loaded), cacheBytes: 2 ** 29,
+      batchSize: size,
+      seed,
+      size: S,
+      tokenizer: tokenizerOptions(loaded),
+      cacheBytes: 2 ** 29,
       decoder: { length: decoder.length, ...format },
     });
     for (let step = 0; step < steps; step++) {
-      const batch = await loader.next(), [aref] = batch.sequences!;
+      const batch = await loader.next(),
+        [aref] = batch.sequences!;
       model.params.zeroGrad();
       const loss = scope(() => {
-        const tokens = noGrad(() => model.imageTokens(tensor(batch.images, [size, S, S, 3], params.device)));
-        const told = captionLoss(model, tokens, captionBatch([aref!], { length: decoder.length, mask: config.text.vocab }));
+        const tokens = noGrad(() =>
+          model.imageTokens(tensor(batch.images, [size, S, S, 3], params.device)),
+        );
+        const told = captionLoss(
+          model,
+          tokens,
+          captionBatch([aref!], { length: decoder.length, mask: config.text.vocab }),
+        );
         backward([[told, 1]]);
         return told;
       });
-      optimizer.update(scheduleMultiplier({ kind: 'cosine', total: steps, warmup: Math.ceil(steps / 10) }, step));
-      await loss.read();  // waits, so that the queue stays short
+      optimizer.update(
+        scheduleMultiplier({ kind: 'cosine', total: steps, warmup: Math.ceil(steps / 10) }, step),
+      );
+      await loss.read(); // waits, so that the queue stays short
       loss.dispose();
     }
     return await referringAccuracy({ ...loaded, model }, test, format);
@@ -122,6 +178,8 @@ export async function referringProbe(loaded: LoadedModel, folder: string, test: 
 
 function needsDecoder({ config }: Siglip2Model): NonNullable<typeof config.decoder> {
   if (!config.decoder)
-    throw new ConfigError(`${config.name} has no decoder to ask for boxes; set model.decoder in the config it is trained with`);
+    throw new ConfigError(
+      `${config.name} has no decoder to ask for boxes; set model.decoder in the config it is trained with`,
+    );
   return config.decoder;
 }

@@ -2,17 +2,18 @@
  * Scenes with their ground truth for evaluation, made square as the model sees them: images, exact masks of classes,
  * captions, and the box of every object.
  */
+
+import { join } from 'node:path';
 import sharp from 'sharp';
-import { FileReader } from '../io/reader.js';
-import { readJson } from '../fs/files.js';
-import { decodeImage } from '../image/image.js';
-import { parseRegions, type Region } from '../text/regions.js';
+import type { EmojiSplit } from '../data/datasets/emoji.js';
 import { describeSample, readCaptions, type Sample } from '../data/sample.js';
 import { openSource } from '../data/source.js';
-import type { EmojiSplit } from '../data/datasets/emoji.js';
 import { DataError } from '../errors.js';
+import { readJson } from '../fs/files.js';
+import { decodeImage } from '../image/image.js';
+import { FileReader } from '../io/reader.js';
 import { resizeImage } from '../native.js';
-import { join } from 'node:path';
+import { parseRegions, type Region } from '../text/regions.js';
 
 /** N scenes. */
 export interface SceneSet {
@@ -50,15 +51,26 @@ const PARALLEL = 8;
  */
 export async function readScenes(folder: string, options: SceneSetOptions): Promise<SceneSet> {
   const { size: S, split = 'test', language = 'en', most = Infinity, signal } = options;
-  const { samples } = await openSource({ type: 'scenes', path: folder, split }, signal ? { signal } : {});
+  const { samples } = await openSource(
+    { type: 'scenes', path: folder, split },
+    signal ? { signal } : {},
+  );
   const classes = readJson(join(folder, 'classes.json')) as unknown[];
-  const chosen = samples.slice(0, most), N = chosen.length, pixels = S * S, reader = new FileReader();
+  const chosen = samples.slice(0, most),
+    N = chosen.length,
+    pixels = S * S,
+    reader = new FileReader();
   const set: SceneSet = {
-    size: S, images: new Uint8Array(N * pixels * 3), labels: new Int32Array(N * pixels), labelCount: 1 + classes.length,
-    captions: [], regions: [],
+    size: S,
+    images: new Uint8Array(N * pixels * 3),
+    labels: new Int32Array(N * pixels),
+    labelCount: 1 + classes.length,
+    captions: [],
+    regions: [],
   };
   const read = async (sample: Sample, i: number): Promise<void> => {
-    const name = describeSample(sample), { captions, meta } = readCaptions(reader, sample);
+    const name = describeSample(sample),
+      { captions, meta } = readCaptions(reader, sample);
     const { data, height, width } = await decodeImage(reader.read(sample.image), name);
     set.images.set(resizeImage(data, height, width, 3, S, S), i * pixels * 3);
     set.labels.set(await labelsOf(reader, sample, meta, S, set.labelCount), i * pixels);
@@ -68,7 +80,9 @@ export async function readScenes(folder: string, options: SceneSetOptions): Prom
   try {
     for (let start = 0; start < N; start += PARALLEL) {
       signal?.throwIfAborted();
-      await Promise.all(chosen.slice(start, start + PARALLEL).map((sample, k) => read(sample, start + k)));
+      await Promise.all(
+        chosen.slice(start, start + PARALLEL).map((sample, k) => read(sample, start + k)),
+      );
     }
     return set;
   } finally {
@@ -77,20 +91,36 @@ export async function readScenes(folder: string, options: SceneSetOptions): Prom
 }
 
 /** A scene's mask with object numbers replaced by labels, sampled at the centres of S×S pixels. */
-async function labelsOf(reader: FileReader, sample: Sample, meta: Readonly<Record<string, unknown>>, S: number,
-  labelCount: number): Promise<Int32Array> {
-  const name = describeSample(sample), objects = meta['objects'] as { class?: unknown }[] | undefined;
+async function labelsOf(
+  reader: FileReader,
+  sample: Sample,
+  meta: Readonly<Record<string, unknown>>,
+  S: number,
+  labelCount: number,
+): Promise<Int32Array> {
+  const name = describeSample(sample),
+    objects = meta['objects'] as { class?: unknown }[] | undefined;
   if (!sample.mask || !Array.isArray(objects))
-    throw new DataError(`${name}: has no mask; evaluate on scenes made by \`siglip2 dataset scenes\``);
-  const { data, info: { width, height } } = await sharp(reader.read(sample.mask)).toColourspace('b-w').raw()
+    throw new DataError(
+      `${name}: has no mask; evaluate on scenes made by \`siglip2 dataset scenes\``,
+    );
+  const {
+    data,
+    info: { width, height },
+  } = await sharp(reader.read(sample.mask))
+    .toColourspace('b-w')
+    .raw()
     .toBuffer({ resolveWithObject: true });
   return Int32Array.from({ length: S * S }, (_, p) => {
-    const y = Math.floor((Math.floor(p / S) + 0.5) * height / S), x = Math.floor((p % S + 0.5) * width / S);
+    const y = Math.floor(((Math.floor(p / S) + 0.5) * height) / S),
+      x = Math.floor((((p % S) + 0.5) * width) / S);
     const object = data[y * width + x]!;
     if (object === 0) return 0;
     const label = 1 + Number(objects[object - 1]?.class);
     if (!(label > 0 && label < labelCount))
-      throw new DataError(`${name}: the mask has object ${object} but the metadata give it no known class; build the scenes anew`);
+      throw new DataError(
+        `${name}: the mask has object ${object} but the metadata give it no known class; build the scenes anew`,
+      );
     return label;
   });
 }

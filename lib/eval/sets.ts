@@ -11,21 +11,25 @@
  * Everything depends on the seed alone. Beside any result belongs what a model without a model
  * gets: chance, and the nearest neighbour among the training artwork by pixels (`pixelNeighbour`).
  */
-import { ConfigError, DataError } from '../errors.js';
-import { resizeImage } from '../native.js';
-import { applyTransforms, type ImageTransform } from '../image/augment.js';
-import type { Background } from '../image/background.js';
-import { readManifest, type EmojiSplit } from '../data/datasets/emoji.js';
-import { FileReader } from '../io/reader.js';
-import { decodeImage, premultiply, type RawImage } from '../image/image.js';
-import { Random, Stream } from '../random.js';
+
+import { type EmojiSplit, readManifest } from '../data/datasets/emoji.js';
 import { describeSample, type Sample } from '../data/sample.js';
 import type { SampleSource } from '../data/sample_source.js';
 import { openSource } from '../data/source.js';
+import { ConfigError, DataError } from '../errors.js';
+import { applyTransforms, type ImageTransform } from '../image/augment.js';
+import type { Background } from '../image/background.js';
+import { decodeImage, premultiply, type RawImage } from '../image/image.js';
+import { FileReader } from '../io/reader.js';
+import { resizeImage } from '../native.js';
+import { Random, Stream } from '../random.js';
 
 /** Names of the sets. */
 export type EvalSetName =
-  'seen-placed' | 'val-placed' | 'unseen-studio-placed' | 'unseen-studio-plain';
+  | 'seen-placed'
+  | 'val-placed'
+  | 'unseen-studio-placed'
+  | 'unseen-studio-plain';
 
 /** N images with their classes. */
 export interface EvalSet {
@@ -103,7 +107,8 @@ const PARALLEL = 4;
 export async function buildEvalSets(folder: string, options: EvalSetOptions): Promise<EvalSuite> {
   const { size, seed, sets = SETS, perClass = 2, scale = [0.4, 1], minStudios = 3 } = options;
   const unknown = sets.find((name) => !SETS.includes(name));
-  if (unknown !== undefined) throw new ConfigError(`no set is called "${unknown}"; the sets are ${SETS.join(', ')}`);
+  if (unknown !== undefined)
+    throw new ConfigError(`no set is called "${unknown}"; the sets are ${SETS.join(', ')}`);
   const manifest = readManifest(folder);
   const drawnBy = new Map<number, number>();
   const test = new Set<number>();
@@ -133,7 +138,11 @@ export async function buildEvalSets(folder: string, options: EvalSetOptions): Pr
     const train = await source('train');
     const out: EvalSet[] = [];
     const placed: ImageTransform[] = [
-      { name: 'place', scale, ...(options.backgrounds ? { backgrounds: options.backgrounds } : {}) },
+      {
+        name: 'place',
+        scale,
+        ...(options.backgrounds ? { backgrounds: options.backgrounds } : {}),
+      },
     ];
     for (const name of sets) {
       const from =
@@ -328,8 +337,7 @@ export function pixelNeighbour(set: EvalSet, gallery: Thumbnails): number {
     for (let r = 0; r < rows.length; r++) {
       const row = rows[r] as number;
       const bound =
-        distance(queries.blocks, i * BLOCKS, gallery.blocks, row * BLOCKS, BLOCKS, Infinity) /
-        16;
+        distance(queries.blocks, i * BLOCKS, gallery.blocks, row * BLOCKS, BLOCKS, Infinity) / 16;
       bounds[r] = bound;
       if (bound < (bounds[closest] as number)) closest = r;
     }

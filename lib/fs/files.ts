@@ -6,9 +6,17 @@
  * file and a remedy.
  */
 import { randomBytes } from 'node:crypto';
-import { closeSync, constants, fstatSync, openSync, readFileSync, rmSync, type Stats } from 'node:fs';
-import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  type Stats,
+} from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
+import { access, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { DataError, IoError, Siglip2Error } from '../errors.js';
 
@@ -105,7 +113,7 @@ async function makeFolders(folder: string): Promise<void> {
   } catch (error) {
     // Of a read-only file system Node says that the folder does not exist: the nearest that does knows better.
     let there = dirname(folder);
-    while (!await exists(there)) there = dirname(there);
+    while (!(await exists(there))) there = dirname(there);
     await access(there, constants.W_OK);
     throw error;
   }
@@ -116,7 +124,9 @@ async function makeFolders(folder: string): Promise<void> {
  * @throws IoError naming it
  */
 export async function makeFolder(path: string): Promise<void> {
-  await makeFolders(resolve(path)).catch((error: unknown) => { throw ioError('write', path, error); });
+  await makeFolders(resolve(path)).catch((error: unknown) => {
+    throw ioError('write', path, error);
+  });
 }
 
 /**
@@ -136,7 +146,7 @@ export async function prepareToWrite(path: string): Promise<void> {
 }
 
 async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.byteLength;) {
+  for (let at = 0; at < bytes.byteLength; ) {
     const size = Math.min(bytes.byteLength - at, WRITE_BYTES);
     at += (await handle.write(bytes, at, size, null)).bytesWritten;
   }
@@ -214,10 +224,13 @@ async function syncTree(folder: string): Promise<void> {
 }
 
 async function exists(path: string): Promise<boolean> {
-  return stat(path).then(() => true, (error: unknown) => {
-    if (['ENOENT', 'ENOTDIR'].includes(errorCode(error) ?? '')) return false;
-    throw error;
-  });
+  return stat(path).then(
+    () => true,
+    (error: unknown) => {
+      if (['ENOENT', 'ENOTDIR'].includes(errorCode(error) ?? '')) return false;
+      throw error;
+    },
+  );
 }
 
 /**
@@ -230,7 +243,7 @@ async function exists(path: string): Promise<boolean> {
 export async function recoverFolder(path: string): Promise<void> {
   const target = resolve(path);
   try {
-    if (!await exists(previous(target))) return;
+    if (!(await exists(previous(target)))) return;
     if (await exists(target)) await rm(previous(target), { recursive: true, force: true });
     else await rename(previous(target), target);
   } catch (error) {
@@ -248,7 +261,8 @@ export async function recoverFolder(path: string): Promise<void> {
  *   `build` threw; the previous folder is then in place, unchanged; nothing else is left behind.
  */
 export async function writeFolderAtomic(
-  path: string, build: (temporaryFolder: string) => Promise<void>,
+  path: string,
+  build: (temporaryFolder: string) => Promise<void>,
 ): Promise<void> {
   const target = resolve(path);
   const draft = temporary(target);
@@ -286,11 +300,13 @@ export async function writeFolderAtomic(
 export async function cleanFolder(folder: string): Promise<void> {
   const names = await readdir(folder).catch(() => []);
   for (const name of names) {
-    const path = join(folder, name), [, swapped] = /^\.(.+)\.previous$/.exec(name) ?? [];
+    const path = join(folder, name),
+      [, swapped] = /^\.(.+)\.previous$/.exec(name) ?? [];
     if (swapped !== undefined) await recoverFolder(join(folder, swapped));
     else if (draftTarget(name) !== undefined)
-      await rm(path, { recursive: true, force: true })
-        .catch((error: unknown) => { throw ioError('remove', path, error); });
+      await rm(path, { recursive: true, force: true }).catch((error: unknown) => {
+        throw ioError('remove', path, error);
+      });
   }
 }
 
@@ -301,8 +317,10 @@ const TO_READ = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0);
 
 function checkInput(info: Stats): void {
   if (info.isFile() || info.isDirectory()) return;
-  throw new Error(`it is ${info.isFIFO() ? 'a named pipe' : info.isSocket() ? 'a socket' : 'a device'} and not a regular ` +
-    'file; write what it gives into a file first');
+  throw new Error(
+    `it is ${info.isFIFO() ? 'a named pipe' : info.isSocket() ? 'a socket' : 'a device'} and not a regular ` +
+      'file; write what it gives into a file first',
+  );
 }
 
 /**
@@ -359,8 +377,10 @@ export async function readFileLimited(path: string, maxBytes = 2 ** 30): Promise
         throw new IoError(`cannot read ${path}: it is not a regular file; check the path`);
       }
       if (info.size > maxBytes) {
-        throw new IoError(`cannot read ${path}: it has ${info.size} bytes but at most ` +
-          `${maxBytes} are expected; check that it is the right file`);
+        throw new IoError(
+          `cannot read ${path}: it has ${info.size} bytes but at most ` +
+            `${maxBytes} are expected; check that it is the right file`,
+        );
       }
       return await handle.readFile();
     } finally {
@@ -380,8 +400,10 @@ export async function readTextLimited(path: string, maxBytes = 2 ** 26): Promise
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
   } catch (cause) {
-    throw new IoError(`cannot read ${path}: it is not UTF-8 text; check that it is the right file`,
-      { cause });
+    throw new IoError(
+      `cannot read ${path}: it is not UTF-8 text; check that it is the right file`,
+      { cause },
+    );
   }
 }
 
@@ -393,7 +415,10 @@ export function fileError(cause: unknown, doing: string, file: string): Siglip2E
   if (cause instanceof Siglip2Error) return cause;
   const code = (cause as NodeJS.ErrnoException | undefined)?.code;
   if (code === 'ENOENT' || code === 'ENOTDIR') {
-    const reason = code === 'ENOENT' ? 'there is no such file' : 'it, or a part of its path, is a file and no folder';
+    const reason =
+      code === 'ENOENT'
+        ? 'there is no such file'
+        : 'it, or a part of its path, is a file and no folder';
     return new DataError(`cannot ${doing} ${file}: ${reason}; check the path`, { cause });
   }
   return ioError(doing, file, cause) as Siglip2Error;

@@ -17,7 +17,8 @@ export function keyLine(file: string, key: string): string {
 
 /** Lines in pieces of a MiB or so: a list may be longer than a string can be. */
 export function* keyLines(rows: Iterable<{ file: string; key: string }>): Generator<Buffer> {
-  let piece: string[] = [], size = 0;
+  let piece: string[] = [],
+    size = 0;
   for (const { file, key } of rows) {
     const line = keyLine(file, key);
     piece.push(line, '\n');
@@ -38,7 +39,8 @@ function parseField(text: string): string {
   }
 }
 
-const FIRST_CHUNK = 1 << 16, CHUNK = 1 << 26;
+const FIRST_CHUNK = 1 << 16,
+  CHUNK = 1 << 26;
 
 /**
  * A set of byte strings of any number: V8's own ends at 2²⁴ and takes several times the memory. The strings stand one behind
@@ -59,15 +61,23 @@ class ByteStrings {
     this.size++;
   }
 
-  has(bytes: Buffer): boolean { return this.#table[this.#slot(bytes)] !== 0; }
+  has(bytes: Buffer): boolean {
+    return this.#table[this.#slot(bytes)] !== 0;
+  }
 
   #store(bytes: Buffer): number {
-    const need = bytes.length + 4, last = this.#chunks.at(-1);
+    const need = bytes.length + 4,
+      last = this.#chunks.at(-1);
     if (!last || this.#used + need > last.length) {
-      this.#chunks.push(Buffer.allocUnsafeSlow(Math.max(need, Math.min(CHUNK, last ? 2 * last.length : FIRST_CHUNK))));
+      this.#chunks.push(
+        Buffer.allocUnsafeSlow(
+          Math.max(need, Math.min(CHUNK, last ? 2 * last.length : FIRST_CHUNK)),
+        ),
+      );
       this.#used = 0;
     }
-    const chunk = this.#chunks.at(-1)!, at = this.#used;
+    const chunk = this.#chunks.at(-1)!,
+      at = this.#used;
     chunk.writeUInt32LE(bytes.length, at);
     bytes.copy(chunk, at + 4);
     this.#used += need;
@@ -75,7 +85,8 @@ class ByteStrings {
   }
 
   #at(position: number): Buffer {
-    const chunk = this.#chunks[Math.floor(position / CHUNK)]!, at = position % CHUNK;
+    const chunk = this.#chunks[Math.floor(position / CHUNK)]!,
+      at = position % CHUNK;
     return chunk.subarray(at + 4, at + 4 + chunk.readUInt32LE(at));
   }
 
@@ -94,7 +105,8 @@ class ByteStrings {
   #grow(): void {
     const old = this.#table;
     this.#table = new Float64Array(old.length * 2);
-    for (const position of old) if (position !== 0) this.#table[this.#slot(this.#at(position - 1))] = position;
+    for (const position of old)
+      if (position !== 0) this.#table[this.#slot(this.#at(position - 1))] = position;
   }
 }
 
@@ -110,9 +122,19 @@ export class KeyList {
     for await (const { data } of lines(file)) {
       if (data.length === 0) continue;
       if (isUtf8(data) && data[0] !== 0x22 && !data.includes('\t"')) list.#kept.add(data);
-      else list.#kept.add(Buffer.from(data.toString(isUtf8(data) ? 'utf8' : 'latin1').split('\t').map(parseField).join('\t')));
+      else
+        list.#kept.add(
+          Buffer.from(
+            data
+              .toString(isUtf8(data) ? 'utf8' : 'latin1')
+              .split('\t')
+              .map(parseField)
+              .join('\t'),
+          ),
+        );
     }
-    if (list.size === 0) throw new DataError(`${file}: the key list is empty; it needs one key a line`);
+    if (list.size === 0)
+      throw new DataError(`${file}: the key list is empty; it needs one key a line`);
     return list;
   }
 
@@ -123,10 +145,15 @@ export class KeyList {
     return list;
   }
 
-  get size(): number { return this.#kept.size; }
+  get size(): number {
+    return this.#kept.size;
+  }
 
   /** @param file the tar, folder or manifest; its path does not matter */
   has(file: string, key: string): boolean {
-    return this.#kept.has(Buffer.from(`${path.basename(path.resolve(file))}\t${key}`)) || this.#kept.has(Buffer.from(key));
+    return (
+      this.#kept.has(Buffer.from(`${path.basename(path.resolve(file))}\t${key}`)) ||
+      this.#kept.has(Buffer.from(key))
+    );
   }
 }

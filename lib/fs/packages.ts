@@ -1,7 +1,7 @@
 /** Finding files inside installed npm packages, whatever their `exports` allow. */
 import * as fs from 'node:fs';
-import * as path from 'node:path';
 import { createRequire } from 'node:module';
+import * as path from 'node:path';
 import { DataError } from '../errors.js';
 
 /**

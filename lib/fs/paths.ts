@@ -2,8 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
-import { openInput } from './files.js';
-import { fileError } from './files.js';
+import { fileError, openInput } from './files.js';
 
 const MAX_LINE = 16 << 20;
 
@@ -20,11 +19,16 @@ export async function* lines(file: string): AsyncGenerator<{ data: Buffer; offse
   let offset = 0;
   let first = true;
   try {
-    for await (const chunk of (await openInput(file)).createReadStream({ highWaterMark: 1 << 20 })) {
+    for await (const chunk of (await openInput(file)).createReadStream({
+      highWaterMark: 1 << 20,
+    })) {
       let data = rest.length > 0 ? Buffer.concat([rest, chunk as Buffer]) : (chunk as Buffer);
       if (first && /^(\xff\xfe|\xfe\xff)/.test(data.toString('latin1', 0, 2)))
-        throw new DataError(`${file}: is UTF-16 text; convert it: \`iconv -f UTF-16 -t UTF-8 ${file}\``);
-      if (first && data.subarray(0, BOM.length).equals(BOM)) data = data.subarray(offset = BOM.length);
+        throw new DataError(
+          `${file}: is UTF-16 text; convert it: \`iconv -f UTF-16 -t UTF-8 ${file}\``,
+        );
+      if (first && data.subarray(0, BOM.length).equals(BOM))
+        data = data.subarray((offset = BOM.length));
       first = false;
       for (let end = data.indexOf(0x0a); end >= 0; end = data.indexOf(0x0a)) {
         yield { data: trimEnd(data.subarray(0, end)), offset };
@@ -59,7 +63,8 @@ const MAX_EXPANSION = 1_000_000;
 export function expandPaths(pattern: string): string[] {
   return expandBraces(pattern).flatMap((one) => {
     if (!/[*?]/.test(one)) return [one];
-    const { root } = path.parse(one), parts = one.slice(root.length).split(path.sep);
+    const { root } = path.parse(one),
+      parts = one.slice(root.length).split(path.sep);
     const found = [...new Set(matches(root, parts, true))];
     if (found.length === 0) throw new DataError(`${one}: no file matches; check the path`);
     return found;
@@ -71,33 +76,52 @@ function matches(folder: string, [part, ...rest]: readonly string[], first: bool
   if (part === undefined) return [folder];
   const below = (entry: fs.Dirent): string => path.join(folder, entry.name);
   if (part === '**') {
-    const deeper = entriesOf(folder, first).filter((entry) => entry.isDirectory() && !entry.name.startsWith('.'));
+    const deeper = entriesOf(folder, first).filter(
+      (entry) => entry.isDirectory() && !entry.name.startsWith('.'),
+    );
     // At its end it stands for all files.
-    return [...matches(folder, rest.length > 0 ? rest : ['*'], first).filter((found) => rest.length > 0 || isFile(found)),
-      ...deeper.flatMap((entry) => matches(below(entry), ['**', ...rest], false))];
+    return [
+      ...matches(folder, rest.length > 0 ? rest : ['*'], first).filter(
+        (found) => rest.length > 0 || isFile(found),
+      ),
+      ...deeper.flatMap((entry) => matches(below(entry), ['**', ...rest], false)),
+    ];
   }
   if (!/[*?]/.test(part)) {
     const next = path.join(folder, part);
     return rest.length === 0 && !first && !fs.existsSync(next) ? [] : matches(next, rest, first);
   }
-  const regex = new RegExp(`^${part.replace(/[.+^${}()|[\]\\]/g, '\\$&').replace(/\*+/g, '.*').replace(/\?/g, '.')}$`,
-    's');  // a name may have line breaks
-  const shown = (name: string): boolean => rest.length === 0 || !name.startsWith('.') || part.startsWith('.');
-  return entriesOf(folder, first).filter(({ name }) => regex.test(name) && shown(name))
-    .flatMap((entry) => rest.length === 0 || !isFile(below(entry)) ? matches(below(entry), rest, false) : []);
+  const regex = new RegExp(
+    `^${part
+      .replace(/[.+^${}()|[\]\\]/g, '\\$&')
+      .replace(/\*+/g, '.*')
+      .replace(/\?/g, '.')}$`,
+    's',
+  ); // a name may have line breaks
+  const shown = (name: string): boolean =>
+    rest.length === 0 || !name.startsWith('.') || part.startsWith('.');
+  return entriesOf(folder, first)
+    .filter(({ name }) => regex.test(name) && shown(name))
+    .flatMap((entry) =>
+      rest.length === 0 || !isFile(below(entry)) ? matches(below(entry), rest, false) : [],
+    );
 }
 
 /** Sorted by name; of a folder that a wildcard found and that cannot be read, none. */
 function entriesOf(folder: string, named: boolean): fs.Dirent[] {
   try {
-    return fs.readdirSync(folder || '.', { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1));
+    return fs
+      .readdirSync(folder || '.', { withFileTypes: true })
+      .sort((a, b) => (a.name < b.name ? -1 : 1));
   } catch (cause) {
-    if (!named && ['ENOENT', 'ENOTDIR'].includes(String((cause as { code?: unknown }).code))) return [];
+    if (!named && ['ENOENT', 'ENOTDIR'].includes(String((cause as { code?: unknown }).code)))
+      return [];
     throw fileError(cause, 'read', folder);
   }
 }
 
-const isFile = (name: string): boolean => fs.statSync(name, { throwIfNoEntry: false })?.isFile() ?? false;
+const isFile = (name: string): boolean =>
+  fs.statSync(name, { throwIfNoEntry: false })?.isFile() ?? false;
 
 function expandBraces(pattern: string): string[] {
   const match = /\{([^{}]*)\}/.exec(pattern);

@@ -28,7 +28,9 @@ function shareOf(tolerance: Tolerance, option: string): number | undefined {
   if (typeof tolerance === 'number' && tolerance >= 0) return undefined;
   const percent = /^(\d+(?:\.\d+)?)\s*%$/.exec(String(tolerance))?.[1];
   if (percent === undefined || Number(percent) > 100)
-    throw new ConfigError(`${option} must be a number of samples or a share such as "2%" but is ${JSON.stringify(tolerance)}`);
+    throw new ConfigError(
+      `${option} must be a number of samples or a share such as "2%" but is ${JSON.stringify(tolerance)}`,
+    );
   return Number(percent) / 100;
 }
 
@@ -54,7 +56,10 @@ export class SkipCounter {
    * @param maxSkips most skips allowed; default 1 % of the samples or 100, whichever is larger
    * @param note is told of the first skip of each kind when it happens, and then of every tenth, hundredth, ...
    */
-  constructor(readonly maxSkips?: Tolerance, readonly note?: (message: string) => void) {
+  constructor(
+    readonly maxSkips?: Tolerance,
+    readonly note?: (message: string) => void,
+  ) {
     if (maxSkips !== undefined) shareOf(maxSkips, 'maxSkips');
   }
 
@@ -70,7 +75,8 @@ export class SkipCounter {
    */
   add(reason: string, example: string, more: Pick<Skipped, 'samples' | 'uncounted'> = {}): boolean {
     if (this.#seen.has(example)) return false;
-    const { count } = this.#count({ example, reason, ...more }), first = count === (more.samples ?? 1);
+    const { count } = this.#count({ example, reason, ...more }),
+      first = count === (more.samples ?? 1);
     if (first) this.note?.(`skipped: ${reason}: ${example}`);
     else if (/^10+$/.test(String(count))) this.note?.(`skipped so far: ${reason}: ${count}`);
     return true;
@@ -101,8 +107,10 @@ export class SkipCounter {
   /** Throws DataError for a file that lost its end, with nobody knows how many samples, unless a tolerance is given. */
   checkEnds(): void {
     if (this.#uncounted === undefined || this.maxSkips !== undefined) return;
-    throw new DataError(`${this.#uncounted}; how many samples are lost with its end nobody can say: ` +
-      'fetch the file again, leave it out, or set maxSkips (--max-skips) to go on with what is there');
+    throw new DataError(
+      `${this.#uncounted}; how many samples are lost with its end nobody can say: ` +
+        'fetch the file again, leave it out, or set maxSkips (--max-skips) to go on with what is there',
+    );
   }
 
   /**
@@ -113,7 +121,10 @@ export class SkipCounter {
     this.checkEnds();
     const { maxSkips } = this;
     const share = maxSkips === undefined ? undefined : shareOf(maxSkips, 'maxSkips');
-    const limit = share !== undefined ? Math.floor(samples * share) : maxSkips as number | undefined ?? Math.max(100, Math.floor(samples / 100));
+    const limit =
+      share !== undefined
+        ? Math.floor(samples * share)
+        : ((maxSkips as number | undefined) ?? Math.max(100, Math.floor(samples / 100)));
     if (this.#total > limit) {
       throw new DataError(
         `${what}: ${this.#total} of ${samples} samples cannot be used, ` +

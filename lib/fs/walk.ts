@@ -3,7 +3,6 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { fileError } from './files.js';
 
-
 /** Whether a part of a path, in the collection, begins with a dot: what a file manager hides. */
 export function isHidden(name: string): boolean {
   return /(?:^|[/\\])\.(?!\.?(?:[/\\]|$))/.test(name);
@@ -23,23 +22,34 @@ export interface Found {
  * @throws DataError when there is no such folder; IoError when one cannot be read
  */
 export async function walk(folder: string): Promise<Found> {
-  const names: string[] = [], unnamed: string[] = [], seen = new Set<string>();
+  const names: string[] = [],
+    unnamed: string[] = [],
+    seen = new Set<string>();
   let links: string[] = [''];
   // A folder is taken by its own path where it has one in here, so links to folders come last.
   while (links.length > 0) {
     const round = links.sort();
     links = [];
     for (const link of round) {
-      const open = [{ below: link, real: await reading(path.join(folder, link), (file) => fs.promises.realpath(file)) }];
+      const open = [
+        {
+          below: link,
+          real: await reading(path.join(folder, link), (file) => fs.promises.realpath(file)),
+        },
+      ];
       for (let next = open.pop(); next !== undefined; next = open.pop()) {
         const { below, real } = next;
         if (seen.has(real)) continue;
         seen.add(real);
-        for (const entry of await reading(path.join(folder, below), (file) => fs.promises.readdir(file, { withFileTypes: true }))) {
+        for (const entry of await reading(path.join(folder, below), (file) =>
+          fs.promises.readdir(file, { withFileTypes: true }),
+        )) {
           if (isHidden(entry.name)) continue;
-          const name = path.join(below, entry.name), file = path.join(folder, name);
+          const name = path.join(below, entry.name),
+            file = path.join(folder, name);
           if (entry.name.includes('\ufffd') && !fs.existsSync(file)) unnamed.push(name);
-          else if (entry.isDirectory()) open.push({ below: name, real: path.join(real, entry.name) });
+          else if (entry.isDirectory())
+            open.push({ below: name, real: path.join(real, entry.name) });
           else if (entry.isSymbolicLink() && isFolder(file)) links.push(name);
           else names.push(name);
         }
@@ -50,7 +60,9 @@ export async function walk(folder: string): Promise<Found> {
 }
 
 async function reading<T>(file: string, run: (file: string) => Promise<T>): Promise<T> {
-  return run(file).catch((cause: unknown) => { throw fileError(cause, 'read', file); });
+  return run(file).catch((cause: unknown) => {
+    throw fileError(cause, 'read', file);
+  });
 }
 
 /** Whether a link leads to a folder; not when it leads nowhere. */

@@ -4,9 +4,9 @@
  * its keys alone.
  */
 import { ConfigError } from '../errors.js';
-import { background, BACKGROUNDS, type Background } from './background.js';
-import { div255, type RawImage, type ResizeImage } from './image.js';
 import type { Random } from '../random.js';
+import { BACKGROUNDS, type Background, background } from './background.js';
+import { div255, type RawImage, type ResizeImage } from './image.js';
 
 /**
  * One step of the pipeline. Exactly one of resize, random-resized-crop and place makes the image
@@ -178,8 +178,14 @@ export function applyTransforms(
       }
       case 'place':
         // The last transform draws where the result goes.
-        current = place(current, transform, size, random, resize,
-          i === transforms.length - 1 ? out : new Uint8Array(size * size * 3));
+        current = place(
+          current,
+          transform,
+          size,
+          random,
+          resize,
+          i === transforms.length - 1 ? out : new Uint8Array(size * size * 3),
+        );
         break;
       case 'flip':
         if (random.uniform() < (transform.probability ?? 0.5)) current = mirror(current);

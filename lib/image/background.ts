@@ -18,8 +18,12 @@ function colour(random: Random): Colour {
  * @param out where it is drawn, (S, S, 3)
  * @returns `out`
  */
-export function background(kind: Background, size: number, random: Random,
-  out: Uint8Array = new Uint8Array(size * size * 3)): Uint8Array {
+export function background(
+  kind: Background,
+  size: number,
+  random: Random,
+  out: Uint8Array = new Uint8Array(size * size * 3),
+): Uint8Array {
   const a = colour(random);
   const b = colour(random);
   if (kind === 'plain') return filled(out, a);

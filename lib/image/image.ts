@@ -7,7 +7,15 @@ import type { Sharp as Pipeline } from 'sharp';
 import { DataError, Siglip2Error } from '../errors.js';
 import { wantError } from '../fs/exhausted.js';
 import { releaseMemory } from '../native.js';
-import { gifFrame, imageFormat, isCutJpeg, jpegComponents, ownOrientation, pngSamples, type GifFrame } from './image_file.js';
+import {
+  type GifFrame,
+  gifFrame,
+  imageFormat,
+  isCutJpeg,
+  jpegComponents,
+  ownOrientation,
+  pngSamples,
+} from './image_file.js';
 
 let library: Promise<typeof Sharp> | undefined;
 
@@ -16,19 +24,26 @@ let library: Promise<typeof Sharp> | undefined;
  * @throws Siglip2Error ERR_NATIVE when it cannot be loaded
  */
 function loadSharp(): Promise<typeof Sharp> {
-  library ??= import('sharp').then(({ default: sharp }) => {
-    // One image is decoded on one thread: the loader's workers are the parallelism, and more threads
-    // than cores lose.
-    sharp.concurrency(1);
-    // Every image is decoded once or kept by us; libvips' cache would only hold memory.
-    sharp.cache(false);
-    return sharp;
-  }, (cause: unknown) => {
-    const reason = (cause as Error).message.split('\n')[0];
-    library = undefined;
-    // No DataError: the images are sound.
-    throw new Siglip2Error('ERR_NATIVE', `images cannot be decoded (${reason}); run: npm install sharp`, { cause });
-  });
+  library ??= import('sharp').then(
+    ({ default: sharp }) => {
+      // One image is decoded on one thread: the loader's workers are the parallelism, and more threads
+      // than cores lose.
+      sharp.concurrency(1);
+      // Every image is decoded once or kept by us; libvips' cache would only hold memory.
+      sharp.cache(false);
+      return sharp;
+    },
+    (cause: unknown) => {
+      const reason = (cause as Error).message.split('\n')[0];
+      library = undefined;
+      // No DataError: the images are sound.
+      throw new Siglip2Error(
+        'ERR_NATIVE',
+        `images cannot be decoded (${reason}); run: npm install sharp`,
+        { cause },
+      );
+    },
+  );
   return library;
 }
 
@@ -104,33 +119,74 @@ export function releaseDecoded(image: RawImage): void {
 
 async function decode(bytes: Uint8Array, name: string, options: DecodeOptions): Promise<RawImage> {
   const { alpha = DEFAULT_ALPHA, maxPixels = DEFAULT_MAX_PIXELS } = options;
-  const sharp = await loadSharp(), format = imageFormat(bytes), gif = format === 'GIF' ? gifFrame(bytes) : undefined;
+  const sharp = await loadSharp(),
+    format = imageFormat(bytes),
+    gif = format === 'GIF' ? gifFrame(bytes) : undefined;
   try {
     const limits = { failOn: 'error', limitInputPixels: maxPixels, ignoreIcc: true } as const;
     const shown = gif?.flag !== undefined && alpha === 'drop' ? opaque(bytes, gif.flag) : bytes;
     const { cmyk, deepGrey } = await kindOfPixels(sharp(shown, limits), bytes, format);
     const orientation = ownOrientation(bytes, format);
-    const image = orientation === undefined ? sharp(shown, limits).autoOrient() : oriented(sharp(shown, limits), orientation);
-    const raw = async (depth: 'uchar' | 'ushort' | 'float', space: string, from = image): Promise<{ data: Buffer } & Size> => {
-      const { data, info } = await from.toColourspace(space).raw({ depth }).toBuffer({ resolveWithObject: true });
+    const image =
+      orientation === undefined
+        ? sharp(shown, limits).autoOrient()
+        : oriented(sharp(shown, limits), orientation);
+    const raw = async (
+      depth: 'uchar' | 'ushort' | 'float',
+      space: string,
+      from = image,
+    ): Promise<{ data: Buffer } & Size> => {
+      const { data, info } = await from
+        .toColourspace(space)
+        .raw({ depth })
+        .toBuffer({ resolveWithObject: true });
       return { data, width: info.width, height: info.height, channels: info.channels };
     };
     if (cmyk) {
       const { data, ...size } = await raw(cmyk, 'cmyk', image.pipelineColourspace('cmyk'));
       // Of 16 bits PIL takes the upper eight.
-      const ink = cmyk === 'uchar' ? data : Uint8Array.from(new Uint16Array(data.buffer, data.byteOffset, data.length / 2), (v) => v >> 8);
-      return { width: size.width, height: size.height, channels: 3, data: inkToRgb(ink, size.channels) };
+      const ink =
+        cmyk === 'uchar'
+          ? data
+          : Uint8Array.from(
+              new Uint16Array(data.buffer, data.byteOffset, data.length / 2),
+              (v) => v >> 8,
+            );
+      return {
+        width: size.width,
+        height: size.height,
+        channels: 3,
+        data: inkToRgb(ink, size.channels),
+      };
     }
     if (deepGrey) {
-      const { data, width, height, channels } = await raw(deepGrey, deepGrey === 'ushort' ? 'grey16' : 'b-w', image.pipelineColourspace(deepGrey === 'ushort' ? 'grey16' : 'b-w'));
-      const values = deepGrey === 'ushort' ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2) : new Float32Array(data.buffer, data.byteOffset, data.length / 4);
-      const grey = Uint8Array.from({ length: width * height }, (_, i) => Math.trunc(Math.min(255, Math.max(0, values[i * channels]!))));
+      const { data, width, height, channels } = await raw(
+        deepGrey,
+        deepGrey === 'ushort' ? 'grey16' : 'b-w',
+        image.pipelineColourspace(deepGrey === 'ushort' ? 'grey16' : 'b-w'),
+      );
+      const values =
+        deepGrey === 'ushort'
+          ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2)
+          : new Float32Array(data.buffer, data.byteOffset, data.length / 4);
+      const grey = Uint8Array.from({ length: width * height }, (_, i) =>
+        Math.trunc(Math.min(255, Math.max(0, values[i * channels]!))),
+      );
       return { width, height, channels: 3, data: spread(grey, width * height, 1, 3) };
     }
-    const { data, width, height, channels } = await raw('uchar', 'srgb', alpha === 'drop' && !gif ? image.removeAlpha() : image);
+    const { data, width, height, channels } = await raw(
+      'uchar',
+      'srgb',
+      alpha === 'drop' && !gif ? image.removeAlpha() : image,
+    );
     const pixels = withAlpha(data, width * height, channels, alpha);
     if (pixels !== data) releaseMemory(data);
-    const decoded = { data: pixels, width, height, channels: pixels.length / (width * height) as 3 | 4 };
+    const decoded = {
+      data: pixels,
+      width,
+      height,
+      channels: (pixels.length / (width * height)) as 3 | 4,
+    };
     // Around the first frame a GIF with a transparent colour is transparent, unless alpha is dropped.
     return gif && (gif.flag === undefined || alpha === 'drop') ? fillAround(decoded, gif) : decoded;
   } catch (cause) {
@@ -147,30 +203,49 @@ interface Size {
 }
 
 /** Why an image cannot be decoded, as a sentence behind its name. */
-function whyNot({ message }: Error, bytes: Uint8Array, format: string | undefined, maxPixels: number): string {
+function whyNot(
+  { message }: Error,
+  bytes: Uint8Array,
+  format: string | undefined,
+  maxPixels: number,
+): string {
   const said = message.replace(/\s+/g, ' ').trim();
-  if (/pixel limit/.test(said)) return `cannot decode the image: ${said} of ${maxPixels}; raise maxPixels if it is meant to be so large`;
+  if (/pixel limit/.test(said))
+    return `cannot decode the image: ${said} of ${maxPixels}; raise maxPixels if it is meant to be so large`;
   if (bytes.length === 0) return 'cannot decode the image: it is empty';
-  if (format === 'JPEG' && isCutJpeg(bytes)) return 'cannot decode the image: it is a truncated JPEG, without its end';
-  if (format === 'git-LFS pointer') return 'is a git-LFS pointer and not the image; fetch it with `git lfs pull`';
-  if (format === 'web page') return 'is a web page and no image; whatever was downloaded was not there';
-  if (format !== undefined && !['JPEG', 'PNG', 'GIF', 'TIFF', 'WebP', 'AVIF', 'SVG'].includes(format))
+  if (format === 'JPEG' && isCutJpeg(bytes))
+    return 'cannot decode the image: it is a truncated JPEG, without its end';
+  if (format === 'git-LFS pointer')
+    return 'is a git-LFS pointer and not the image; fetch it with `git lfs pull`';
+  if (format === 'web page')
+    return 'is a web page and no image; whatever was downloaded was not there';
+  if (
+    format !== undefined &&
+    !['JPEG', 'PNG', 'GIF', 'TIFF', 'WebP', 'AVIF', 'SVG'].includes(format)
+  )
     return `is a ${format} file, which is not read; convert it to PNG or JPEG`;
   return `cannot decode the image: ${said}`;
 }
 
 /** What the file's samples are, where they need care. */
-async function kindOfPixels(image: Pipeline, bytes: Uint8Array, format: string | undefined):
-Promise<{ cmyk?: 'uchar' | 'ushort'; deepGrey?: 'ushort' | 'float' }> {
+async function kindOfPixels(
+  image: Pipeline,
+  bytes: Uint8Array,
+  format: string | undefined,
+): Promise<{ cmyk?: 'uchar' | 'ushort'; deepGrey?: 'ushort' | 'float' }> {
   if (format === 'JPEG') return jpegComponents(bytes) === 4 ? { cmyk: 'uchar' } : {};
   if (format === 'PNG') {
     const { bits, grey } = pngSamples(bytes);
-    return bits === 16 && grey && (await image.metadata()).channels === 1 ? { deepGrey: 'ushort' } : {};
+    return bits === 16 && grey && (await image.metadata()).channels === 1
+      ? { deepGrey: 'ushort' }
+      : {};
   }
   if (format !== 'TIFF') return {};
   const { space, channels, depth } = await image.metadata();
   if (space === 'cmyk') return { cmyk: depth === 'ushort' ? 'ushort' : 'uchar' };
-  return channels !== 1 || depth === 'uchar' ? {} : { deepGrey: depth === 'ushort' ? 'ushort' : 'float' };
+  return channels !== 1 || depth === 'uchar'
+    ? {}
+    : { deepGrey: depth === 'ushort' ? 'ushort' : 'float' };
 }
 
 /** A GIF's bytes without its transparent colour, whose pixels then have the palette's. */
@@ -199,7 +274,12 @@ function oriented(image: Pipeline, orientation: number): Pipeline {
 }
 
 /** Pixels of one to four channels, grey or colour with or without alpha, as three channels, or as four where alpha is kept. */
-export function withAlpha(data: Uint8Array, pixels: number, channels: number, alpha: AlphaMode): Uint8Array {
+export function withAlpha(
+  data: Uint8Array,
+  pixels: number,
+  channels: number,
+  alpha: AlphaMode,
+): Uint8Array {
   const transparent = channels % 2 === 0;
   if (channels === 3 || (channels === 4 && alpha === 'keep')) return data;
   if (!transparent || alpha === 'keep') return spread(data, pixels, channels, transparent ? 4 : 3);
@@ -215,12 +295,13 @@ export function withAlpha(data: Uint8Array, pixels: number, channels: number, al
 /** PIL's `alpha_composite` over opaque white, in its own rounding. */
 export function onWhite(value: number, opacity: number): number {
   const x = (value * opacity + 255 * (255 - opacity) + 128) * 128;
-  return ((x >> 8) + x >> 8) >> 7;
+  return (((x >> 8) + x) >> 8) >> 7;
 }
 
 /** Grey repeated, or alpha left out. */
 function spread(data: Uint8Array, pixels: number, channels: number, to: 3 | 4): Uint8Array {
-  const out = new Uint8Array(pixels * to), colours = channels > 2;
+  const out = new Uint8Array(pixels * to),
+    colours = channels > 2;
   for (let i = 0, j = 0; j < out.length; i += channels, j += to) {
     out[j] = data[i]!;
     out[j + 1] = data[colours ? i + 1 : i]!;

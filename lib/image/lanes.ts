@@ -17,14 +17,17 @@ export class Lanes {
       return await work();
     } finally {
       const next = this.#waiting.shift();
-      if (next) next();  // which takes over this lane
+      if (next)
+        next(); // which takes over this lane
       else this.#free++;
     }
   }
 }
 
 /** Threads of libuv's pool, on which images are decoded and resized: 4 unless UV_THREADPOOL_SIZE says otherwise. */
-export function poolThreads(setting: string | undefined = process.env['UV_THREADPOOL_SIZE']): number {
+export function poolThreads(
+  setting: string | undefined = process.env['UV_THREADPOOL_SIZE'],
+): number {
   if (setting === undefined) return 4;
   return Math.min(1024, Math.max(1, Number.parseInt(setting, 10) || 0));
 }

@@ -45,7 +45,8 @@ export function naflexGrid(
   patch: number,
   maxTokens: number,
 ): [rows: number, columns: number] {
-  if (!isCount(patch)) throw new ConfigError(`naflex: the patch must be a positive integer but is ${patch}`);
+  if (!isCount(patch))
+    throw new ConfigError(`naflex: the patch must be a positive integer but is ${patch}`);
   if (!isCount(maxTokens)) {
     throw new ConfigError(`naflex: maxTokens must be a positive integer but is ${maxTokens}`);
   }
@@ -98,7 +99,12 @@ export function naflexImage(
 }
 
 /** Pixels (rows*P, columns*P, 3) to patches (rows * columns, P*P*3). */
-export function patchify(pixels: Uint8Array, rows: number, columns: number, patch: number): Uint8Array {
+export function patchify(
+  pixels: Uint8Array,
+  rows: number,
+  columns: number,
+  patch: number,
+): Uint8Array {
   const patches = new Uint8Array(pixels.length);
   const run = 3 * patch;
   let to = 0;

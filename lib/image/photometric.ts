@@ -18,7 +18,8 @@ function luma(r: number, g: number, b: number): number {
 
 /** Blends every value with one constant: a table of 256 results. */
 function blendWith(rgb: Uint8Array, constant: number, factor: number): void {
-  const f = fround(factor), table = Uint8Array.from({ length: 256 }, (_, v) => blend(constant, v, f));
+  const f = fround(factor),
+    table = Uint8Array.from({ length: 256 }, (_, v) => blend(constant, v, f));
   for (let i = 0; i < rgb.length; i++) rgb[i] = table[rgb[i]!]!;
 }
 
@@ -38,7 +39,10 @@ export function contrast(rgb: Uint8Array, factor: number): void {
 export function saturation(rgb: Uint8Array, factor: number): void {
   const f = fround(factor);
   for (let i = 0; i < rgb.length; i += 3) {
-    const r = rgb[i]!, g = rgb[i + 1]!, b = rgb[i + 2]!, grey = luma(r, g, b);
+    const r = rgb[i]!,
+      g = rgb[i + 1]!,
+      b = rgb[i + 2]!,
+      grey = luma(r, g, b);
     rgb[i] = blend(grey, r, f);
     rgb[i + 1] = blend(grey, g, f);
     rgb[i + 2] = blend(grey, b, f);
@@ -47,7 +51,8 @@ export function saturation(rgb: Uint8Array, factor: number): void {
 
 /** Grey in all three channels. */
 export function greyscale(rgb: Uint8Array): void {
-  for (let i = 0; i < rgb.length; i += 3) rgb[i] = rgb[i + 1] = rgb[i + 2] = luma(rgb[i]!, rgb[i + 1]!, rgb[i + 2]!);
+  for (let i = 0; i < rgb.length; i += 3)
+    rgb[i] = rgb[i + 1] = rgb[i + 2] = luma(rgb[i]!, rgb[i + 1]!, rgb[i + 2]!);
 }
 
 /** Inverts values of 128 and more. */
@@ -64,8 +69,11 @@ export function solarise(rgb: Uint8Array): void {
 export function hue(rgb: Uint8Array, turn: number): void {
   const shift = trunc(turn * 255) & 255;
   for (let i = 0; i < rgb.length; i += 3) {
-    const r = rgb[i]!, g = rgb[i + 1]!, b = rgb[i + 2]!;
-    const most = r > g ? (r > b ? r : b) : g > b ? g : b, least = r < g ? (r < b ? r : b) : g < b ? g : b;
+    const r = rgb[i]!,
+      g = rgb[i + 1]!,
+      b = rgb[i + 2]!;
+    const most = r > g ? (r > b ? r : b) : g > b ? g : b,
+      least = r < g ? (r < b ? r : b) : g < b ? g : b;
     const range = most - least;
     // Grey has no hue to turn.
     if (range === 0) continue;
@@ -74,18 +82,48 @@ export function hue(rgb: Uint8Array, turn: number): void {
       rgb[i] = rgb[i + 1] = rgb[i + 2] = most;
       continue;
     }
-    const rc = fround((most - r) / range), gc = fround((most - g) / range), bc = fround((most - b) / range);
-    const sector = r === most ? fround(bc - gc) : g === most ? fround(2 + rc - bc) : fround(4 + gc - rc);
+    const rc = fround((most - r) / range),
+      gc = fround((most - g) / range),
+      bc = fround((most - b) / range);
+    const sector =
+      r === most ? fround(bc - gc) : g === most ? fround(2 + rc - bc) : fround(4 + gc - rc);
     const h = (trunc(fround((sector / 6 + 1) % 1) * 255) + shift) & 255;
-    const k = floor(h * 6 / 255), f = fround(h * 6 / 255 - k), fs = fround(s / 255);
-    const p = half(most * (1 - fs)), q = half(most * (1 - fround(fs * f))), t = half(most * (1 - fs * (1 - f)));
+    const k = floor((h * 6) / 255),
+      f = fround((h * 6) / 255 - k),
+      fs = fround(s / 255);
+    const p = half(most * (1 - fs)),
+      q = half(most * (1 - fround(fs * f))),
+      t = half(most * (1 - fs * (1 - f)));
     switch (k % 6) {
-      case 0: rgb[i] = most; rgb[i + 1] = t; rgb[i + 2] = p; break;
-      case 1: rgb[i] = q; rgb[i + 1] = most; rgb[i + 2] = p; break;
-      case 2: rgb[i] = p; rgb[i + 1] = most; rgb[i + 2] = t; break;
-      case 3: rgb[i] = p; rgb[i + 1] = q; rgb[i + 2] = most; break;
-      case 4: rgb[i] = t; rgb[i + 1] = p; rgb[i + 2] = most; break;
-      default: rgb[i] = most; rgb[i + 1] = p; rgb[i + 2] = q;
+      case 0:
+        rgb[i] = most;
+        rgb[i + 1] = t;
+        rgb[i + 2] = p;
+        break;
+      case 1:
+        rgb[i] = q;
+        rgb[i + 1] = most;
+        rgb[i + 2] = p;
+        break;
+      case 2:
+        rgb[i] = p;
+        rgb[i + 1] = most;
+        rgb[i + 2] = t;
+        break;
+      case 3:
+        rgb[i] = p;
+        rgb[i + 1] = q;
+        rgb[i + 2] = most;
+        break;
+      case 4:
+        rgb[i] = t;
+        rgb[i + 1] = p;
+        rgb[i + 2] = most;
+        break;
+      default:
+        rgb[i] = most;
+        rgb[i + 1] = p;
+        rgb[i + 2] = q;
     }
   }
 }
@@ -104,22 +142,28 @@ const PASSES = 3;
  * @param rgb (height, width, 3)
  */
 export function gaussianBlur(rgb: Uint8Array, height: number, width: number, sigma: number): void {
-  const wide = boxRadius(sigma), radius = trunc(wide);
+  const wide = boxRadius(sigma),
+    radius = trunc(wide);
   const inner = trunc(fround(16777216 / fround(fround(wide * 2) + 1)));
   const outer = trunc((16777216 - (radius * 2 + 1) * inner) / 2);
   const room = max(height, width) + 2 * (radius + 1);
   const lines: [Uint8Array, Uint8Array] = [new Uint8Array(room), new Uint8Array(room)];
   for (let y = 0; y < height; y++)
-    for (let c = 0; c < 3; c++) boxFilters(rgb, y * width * 3 + c, 3, width, lines, radius, inner, outer);
-  for (let i = 0; i < width * 3; i++) boxFilters(rgb, i, width * 3, height, lines, radius, inner, outer);
+    for (let c = 0; c < 3; c++)
+      boxFilters(rgb, y * width * 3 + c, 3, width, lines, radius, inner, outer);
+  for (let i = 0; i < width * 3; i++)
+    boxFilters(rgb, i, width * 3, height, lines, radius, inner, outer);
 }
 
 /** Half width of the box whose threefold use has this deviation; all in float32, as PIL computes it. */
 function boxRadius(sigma: number): number {
   const s = fround(fround(sigma) * fround(sigma));
   const variance = fround(s / PASSES);
-  const length = fround(sqrt(12 * variance + 1)), whole = fround(floor((length - 1) / 2));
-  const numerator = fround(fround(2 * whole + 1) * fround(fround(whole * fround(whole + 1)) - fround(3 * variance)));
+  const length = fround(sqrt(12 * variance + 1)),
+    whole = fround(floor((length - 1) / 2));
+  const numerator = fround(
+    fround(2 * whole + 1) * fround(fround(whole * fround(whole + 1)) - fround(3 * variance)),
+  );
   const denominator = fround(6 * fround(variance - fround(fround(whole + 1) * fround(whole + 1))));
   return fround(whole + fround(numerator / denominator));
 }
@@ -129,9 +173,18 @@ function boxRadius(sigma: number): number {
  * 2·radius + 1 values inside, `outer` for the one beyond on either side. `lines` is workspace: a line with its edges
  * repeated radius + 1 times, so that the loops need not ask where they are.
  */
-function boxFilters(data: Uint8Array, start: number, step: number, count: number,
-  lines: readonly [Uint8Array, Uint8Array], radius: number, inner: number, outer: number): void {
-  const edge = radius + 1, width = 2 * edge;
+function boxFilters(
+  data: Uint8Array,
+  start: number,
+  step: number,
+  count: number,
+  lines: readonly [Uint8Array, Uint8Array],
+  radius: number,
+  inner: number,
+  outer: number,
+): void {
+  const edge = radius + 1,
+    width = 2 * edge;
   let [from, to] = lines;
   for (let x = 0, at = start; x < count; x++, at += step) from[edge + x] = data[at]!;
   for (let pass = 0; pass < PASSES; pass++) {
@@ -139,7 +192,7 @@ function boxFilters(data: Uint8Array, start: number, step: number, count: number
       from[x] = from[edge]!;
       from[edge + count + x] = from[edge + count - 1]!;
     }
-    let sum = 0;  // over the window around −1
+    let sum = 0; // over the window around −1
     for (let x = 0; x < width - 1; x++) sum += from[x]!;
     for (let x = 0; x < count; x++) {
       const left = from[x]!;

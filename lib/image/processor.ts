@@ -13,7 +13,7 @@
  * otherwise. Scaling to [−1, 1] happens in the model's patch embedding.
  */
 import { ConfigError } from '../errors.js';
-import { resizeImageAsync, type ResizeMethod } from '../native.js';
+import { type ResizeMethod, resizeImageAsync } from '../native.js';
 import type { RawImage } from './image.js';
 
 export type ProcessorName = 'hf' | 'big_vision' | 'aa-f32';
@@ -33,7 +33,9 @@ export interface Processor {
  */
 export function processorOf(resample: 2 | 3, name: ProcessorName = 'hf'): Processor {
   if (!PROCESSORS.includes(name))
-    throw new ConfigError(`processor must be ${PROCESSORS.join(', ')} but is ${JSON.stringify(name)}`);
+    throw new ConfigError(
+      `processor must be ${PROCESSORS.join(', ')} but is ${JSON.stringify(name)}`,
+    );
   return { name, resample: name === 'hf' && resample === 3 ? 'bicubic' : 'bilinear' };
 }
 
@@ -45,12 +47,25 @@ export function processorOf(resample: 2 | 3, name: ProcessorName = 'hf'): Proces
  * @param into what a filtered image is written to, of the result's size and type; a new array when undefined
  * @returns (height, width, 3): uint8, or f32 in [0, 255] for `aa-f32`
  */
-export function resizeTo(image: RawImage, height: number, width: number, processor: Processor,
-  into?: Uint8Array | Float32Array): Promise<Uint8Array | Float32Array> {
-  if (image.channels !== 3) throw new ConfigError(`resizeTo: the image must have 3 channels but has ${image.channels}`);
-  const same = image.height === height && image.width === width && image.data.length === height * width * 3;
+export function resizeTo(
+  image: RawImage,
+  height: number,
+  width: number,
+  processor: Processor,
+  into?: Uint8Array | Float32Array,
+): Promise<Uint8Array | Float32Array> {
+  if (image.channels !== 3)
+    throw new ConfigError(`resizeTo: the image must have 3 channels but has ${image.channels}`);
+  const same =
+    image.height === height && image.width === width && image.data.length === height * width * 3;
   if (same && processor.name !== 'aa-f32') return Promise.resolve(image.data);
-  const method: ResizeMethod = processor.name === 'big_vision' ? 'two-point' : processor.name === 'aa-f32' ? 'f32'
-    : processor.resample === 'bicubic' ? 'pil-bicubic' : 'pil-bilinear';
+  const method: ResizeMethod =
+    processor.name === 'big_vision'
+      ? 'two-point'
+      : processor.name === 'aa-f32'
+        ? 'f32'
+        : processor.resample === 'bicubic'
+          ? 'pil-bicubic'
+          : 'pil-bilinear';
   return resizeImageAsync(image.data, image.height, image.width, 3, height, width, method, into);
 }

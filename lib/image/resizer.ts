@@ -2,8 +2,8 @@
  * Images of one size for an encoder, without work for the collection of garbage. Left to it, the decoded image and the
  * resized one would lie in new memory time and again, and mapping its pages takes longer than resizing.
  */
-import { releaseDecoded, type RawImage } from './image.js';
-import { resizeTo, type Processor } from './processor.js';
+import { type RawImage, releaseDecoded } from './image.js';
+import { type Processor, resizeTo } from './processor.js';
 
 /** Buffers that are kept for the next images. */
 const MOST_SPARE = 64;
@@ -31,7 +31,8 @@ export class Resizer {
    * @throws ConfigError as `resizeTo`
    */
   async resize(image: RawImage): Promise<Pixels> {
-    const target = this.#spare.pop() ?? this.#buffer(), pixels = await resizeTo(image, this.#height, this.#width, this.#processor, target);
+    const target = this.#spare.pop() ?? this.#buffer(),
+      pixels = await resizeTo(image, this.#height, this.#width, this.#processor, target);
     if (pixels === target) releaseDecoded(image);
     else this.#spare.push(target);
     return pixels;
@@ -43,7 +44,8 @@ export class Resizer {
   }
 
   #buffer(): Pixels {
-    const n = this.#height * this.#width * 3, made = this.#processor.name === 'aa-f32' ? new Float32Array(n) : new Uint8Array(n);
+    const n = this.#height * this.#width * 3,
+      made = this.#processor.name === 'aa-f32' ? new Float32Array(n) : new Uint8Array(n);
     this.#own.add(made);
     return made;
   }

@@ -4,10 +4,18 @@
  * keyed by (seed, epoch, sample, view), so it does not depend on workers or order.
  */
 import { ConfigError } from '../errors.js';
+import { Random, Stream, shuffle } from '../random.js';
 import { mirror, onWhite, randomCrop } from './augment.js';
 import type { RawImage, ResizeImage } from './image.js';
-import { brightness, contrast, gaussianBlur, greyscale, hue, saturation, solarise } from './photometric.js';
-import { Random, Stream, shuffle } from '../random.js';
+import {
+  brightness,
+  contrast,
+  gaussianBlur,
+  greyscale,
+  hue,
+  saturation,
+  solarise,
+} from './photometric.js';
 
 /** How one kind of view is made; probabilities in [0, 1]. */
 export interface ViewSettings {
@@ -50,9 +58,15 @@ export interface ViewsConfig {
 }
 
 const COMMON = {
-  ratio: [3 / 4, 4 / 3] as [number, number], flip: 0.5,
-  colour: 0.8, brightness: 0.4, contrast: 0.4, saturation: 0.2, hue: 0.1,
-  greyscale: 0.2, sigma: [0.1, 2] as [number, number],
+  ratio: [3 / 4, 4 / 3] as [number, number],
+  flip: 0.5,
+  colour: 0.8,
+  brightness: 0.4,
+  contrast: 0.4,
+  saturation: 0.2,
+  hue: 0.1,
+  greyscale: 0.2,
+  sigma: [0.1, 2] as [number, number],
 };
 
 /**
@@ -61,30 +75,52 @@ const COMMON = {
  * none, so it is off.
  * @param size side of the global view: the model's image size
  */
-export function viewsConfig(size: number, patch: number, changes: {
-  global?: Partial<ViewSettings>; local?: Partial<ViewSettings>; locals?: number; masked?: number;
-} = {}): ViewsConfig {
-  const small = Math.max(1, Math.round(Math.min(96, size * 3 / 8) / patch)) * patch;
+export function viewsConfig(
+  size: number,
+  patch: number,
+  changes: {
+    global?: Partial<ViewSettings>;
+    local?: Partial<ViewSettings>;
+    locals?: number;
+    masked?: number;
+  } = {},
+): ViewsConfig {
+  const small = Math.max(1, Math.round(Math.min(96, (size * 3) / 8) / patch)) * patch;
   return checkViews({
     global: { ...COMMON, size, scale: [0.4, 1], blur: 1, solarise: 0, ...changes.global },
     local: { ...COMMON, size: small, scale: [0.05, 0.4], blur: 0.5, solarise: 0, ...changes.local },
-    locals: changes.locals ?? 8, patch, masked: changes.masked ?? 0.5,
+    locals: changes.locals ?? 8,
+    patch,
+    masked: changes.masked ?? 0.5,
   });
 }
 
 /** Settings that are a probability or a share. */
-const SHARES = ['flip', 'colour', 'brightness', 'contrast', 'saturation', 'greyscale', 'blur', 'solarise'] as const;
+const SHARES = [
+  'flip',
+  'colour',
+  'brightness',
+  'contrast',
+  'saturation',
+  'greyscale',
+  'blur',
+  'solarise',
+] as const;
 
 /** Returns the config if its numbers make sense. @throws ConfigError naming the field, what it must be, what it is */
 export function checkViews(config: ViewsConfig): ViewsConfig {
   const number = (name: string, v: number, low: number, high: number, whole = false): void => {
     if (!(v >= low && v <= high) || (whole && !Number.isInteger(v)))
-      throw new ConfigError(`views: ${name} must be ${whole ? 'an integer' : 'a number'} in [${low}, ${high}] but is ` +
-        JSON.stringify(v));
+      throw new ConfigError(
+        `views: ${name} must be ${whole ? 'an integer' : 'a number'} in [${low}, ${high}] but is ` +
+          JSON.stringify(v),
+      );
   };
   const range = (name: string, v: readonly number[], low: number, high: number): void => {
     if (!(v.length === 2 && v[0]! >= low && v[0]! <= v[1]! && v[1]! <= high))
-      throw new ConfigError(`views: ${name} must be [low, high] within [${low}, ${high}] but is ${JSON.stringify(v)}`);
+      throw new ConfigError(
+        `views: ${name} must be [low, high] within [${low}, ${high}] but is ${JSON.stringify(v)}`,
+      );
   };
   number('patch', config.patch, 1, 1024, true);
   number('locals', config.locals, 1, 64, true);
@@ -97,10 +133,13 @@ export function checkViews(config: ViewsConfig): ViewsConfig {
     for (const key of SHARES) number(`${kind}.${key}`, v[key], 0, 1);
     number(`${kind}.hue`, v.hue, 0, 0.5);
   }
-  const N = patchesOf(config), hidden = Math.round(config.masked * N);
+  const N = patchesOf(config),
+    hidden = Math.round(config.masked * N);
   if (!(config.masked > 0 && config.masked < 1 && hidden >= 1 && hidden < N))
-    throw new ConfigError(`views: masked must be a share in (0, 1) that hides some of the ${N} patches and leaves some ` +
-      `but is ${config.masked}`);
+    throw new ConfigError(
+      `views: masked must be a share in (0, 1) that hides some of the ${N} patches and leaves some ` +
+        `but is ${config.masked}`,
+    );
   return config;
 }
 
@@ -124,10 +163,16 @@ export interface ViewBatch {
 
 /** Room for the views of a batch. */
 export function emptyViews(config: ViewsConfig, size: number): ViewBatch {
-  const { global: { size: S }, local: { size: s } } = config;
+  const {
+    global: { size: S },
+    local: { size: s },
+  } = config;
   return {
-    globalViews: new Uint8Array(size * S * S * 3), localViews: new Uint8Array(config.locals * size * s * s * 3),
-    masks: new Uint8Array(size * patchesOf(config)), globalSize: S, localSize: s,
+    globalViews: new Uint8Array(size * S * S * 3),
+    localViews: new Uint8Array(config.locals * size * s * s * 3),
+    masks: new Uint8Array(size * patchesOf(config)),
+    globalSize: S,
+    localSize: s,
   };
 }
 
@@ -137,9 +182,11 @@ export function viewTargets(batch: ViewBatch, slot: number, config: ViewsConfig)
   const part = (all: Uint8Array, i: number, of: number): Uint8Array =>
     all.subarray(i * (all.length / of), (i + 1) * (all.length / of));
   return {
-    global: part(batch.globalViews, slot, size), mask: part(batch.masks, slot, size),
+    global: part(batch.globalViews, slot, size),
+    mask: part(batch.masks, slot, size),
     locals: Array.from({ length: config.locals }, (_, v) =>
-      part(batch.localViews, v * size + slot, config.locals * size)),
+      part(batch.localViews, v * size + slot, config.locals * size),
+    ),
   };
 }
 
@@ -154,32 +201,55 @@ export interface ViewTargets {
 }
 
 /** Makes all views of one image and its mask. Four channels must be premultiplied; they are laid on white. */
-export function makeViews(image: RawImage, config: ViewsConfig, key: { seed: number; epoch: number; sample: number },
-  resize: ResizeImage, out: ViewTargets): void {
+export function makeViews(
+  image: RawImage,
+  config: ViewsConfig,
+  key: { seed: number; epoch: number; sample: number },
+  resize: ResizeImage,
+  out: ViewTargets,
+): void {
   const rgb = opaque(image);
-  const random = (stream: number, view: number): Random => new Random(key.seed, stream, key.epoch, key.sample, view);
+  const random = (stream: number, view: number): Random =>
+    new Random(key.seed, stream, key.epoch, key.sample, view);
   out.global.set(makeView(rgb, config.global, random(Stream.view, 0), resize));
-  out.locals.forEach((to, v) => to.set(makeView(rgb, config.local, random(Stream.view, v + 1), resize)));
+  out.locals.forEach((to, v) =>
+    to.set(makeView(rgb, config.local, random(Stream.view, v + 1), resize)),
+  );
   out.mask.set(randomMask(patchesOf(config), config.masked, random(Stream.mask, 0)));
 }
 
 /** One view: crop and resize, mirror, colour, grey, blur, solarise. (size, size, 3) */
-export function makeView(image: RawImage, v: ViewSettings, random: Random, resize: ResizeImage): Uint8Array {
+export function makeView(
+  image: RawImage,
+  v: ViewSettings,
+  random: Random,
+  resize: ResizeImage,
+): Uint8Array {
   const part = randomCrop(image, v.scale, v.ratio, random);
   let data = resize(part.data, part.height, part.width, 3, v.size, v.size);
-  if (random.uniform() < v.flip) data = mirror({ data, height: v.size, width: v.size, channels: 3 }).data;
+  if (random.uniform() < v.flip)
+    data = mirror({ data, height: v.size, width: v.size, channels: 3 }).data;
   if (random.uniform() < v.colour) jitter(data, v, random);
   if (random.uniform() < v.greyscale) greyscale(data);
-  if (random.uniform() < v.blur) gaussianBlur(data, v.size, v.size, random.between(v.sigma[0], v.sigma[1]));
+  if (random.uniform() < v.blur)
+    gaussianBlur(data, v.size, v.size, random.between(v.sigma[0], v.sigma[1]));
   if (random.uniform() < v.solarise) solarise(data);
   return data;
 }
 
 function jitter(data: Uint8Array, v: ViewSettings, random: Random): void {
   const around = (x: number): number => random.between(1 - x, 1 + x);
-  const [b, c, s, h] = [around(v.brightness), around(v.contrast), around(v.saturation), random.between(-v.hue, v.hue)];
+  const [b, c, s, h] = [
+    around(v.brightness),
+    around(v.contrast),
+    around(v.saturation),
+    random.between(-v.hue, v.hue),
+  ];
   const changes = [
-    () => brightness(data, b), () => contrast(data, c), () => saturation(data, s), () => hue(data, h),
+    () => brightness(data, b),
+    () => contrast(data, c),
+    () => saturation(data, s),
+    () => hue(data, h),
   ];
   for (const change of shuffle(changes, random)) change();
 }

@@ -4,7 +4,7 @@
  */
 import { linear } from '../ops/linear.js';
 import { noGrad } from '../tape.js';
-import { scope, tensor, type DeviceName } from '../tensor.js';
+import { type DeviceName, scope, tensor } from '../tensor.js';
 
 /** Fractions in [0, 1]. */
 export interface LanguageScores {
@@ -18,11 +18,19 @@ export interface LanguageScores {
 }
 
 /** Row-wise scores (n, m) of `a` (n, d) against `b` (m, d). */
-export async function scores(a: Float32Array, b: Float32Array, d: number, device: DeviceName = 'cpu'): Promise<Float32Array> {
-  const n = a.length / d, m = b.length / d;
-  const y = scope(() => noGrad(() => linear(tensor(a, [n, d], device), tensor(b, [m, d], device), null)));
+export async function scores(
+  a: Float32Array,
+  b: Float32Array,
+  d: number,
+  device: DeviceName = 'cpu',
+): Promise<Float32Array> {
+  const n = a.length / d,
+    m = b.length / d;
+  const y = scope(() =>
+    noGrad(() => linear(tensor(a, [n, d], device), tensor(b, [m, d], device), null)),
+  );
   try {
-    return await y.read() as Float32Array;
+    return (await y.read()) as Float32Array;
   } finally {
     y.dispose();
   }
@@ -46,11 +54,19 @@ export function topK(row: Float32Array, k: number): number[] {
  * @param images (n, d) embeddings and `labels` (n), the row of `names` that is right
  * @param texts (k, d) embeddings of `names`
  */
-export async function evaluateLanguage(images: Float32Array, labels: ArrayLike<number>, texts: Float32Array,
-  names: readonly string[], d: number, device: DeviceName = 'cpu'): Promise<LanguageScores> {
-  const n = labels.length, k = names.length;
+export async function evaluateLanguage(
+  images: Float32Array,
+  labels: ArrayLike<number>,
+  texts: Float32Array,
+  names: readonly string[],
+  d: number,
+  device: DeviceName = 'cpu',
+): Promise<LanguageScores> {
+  const n = labels.length,
+    k = names.length;
   const s = await scores(images, texts, d, device);
-  let top1 = 0, top5 = 0;
+  let top1 = 0,
+    top5 = 0;
   for (let i = 0; i < n; i++) {
     const right = names[labels[i]!];
     const best = topK(s.subarray(i * k, (i + 1) * k), 5);
@@ -61,18 +77,28 @@ export async function evaluateLanguage(images: Float32Array, labels: ArrayLike<n
   const first = new Map<number, number>();
   for (let i = 0; i < n; i++) if (!first.has(labels[i]!)) first.set(labels[i]!, i);
   const classes = [...first.keys()];
-  let t2i = 0, i2t = 0;
+  let t2i = 0,
+    i2t = 0;
   for (const c of classes) {
-    let image = -1, text = -1, bestImage = -Infinity, bestText = -Infinity;
+    let image = -1,
+      text = -1,
+      bestImage = -Infinity,
+      bestText = -Infinity;
     for (const o of classes) {
-      const down = s[first.get(o)! * k + c]!, across = s[first.get(c)! * k + o]!;
+      const down = s[first.get(o)! * k + c]!,
+        across = s[first.get(c)! * k + o]!;
       if (down > bestImage) [image, bestImage] = [o, down];
       if (across > bestText) [text, bestText] = [o, across];
     }
     if (names[image] === names[c]) t2i++;
     if (names[text] === names[c]) i2t++;
   }
-  return { top1: top1 / n, top5: top5 / n, t2i_r1: t2i / classes.length, i2t_r1: i2t / classes.length };
+  return {
+    top1: top1 / n,
+    top5: top5 / n,
+    t2i_r1: t2i / classes.length,
+    i2t_r1: i2t / classes.length,
+  };
 }
 
 /** Retrieval of scenes by their captions: fractions in [0, 1] whose best-scoring partner has the right caption. */
@@ -88,12 +114,21 @@ export interface CaptionRetrieval {
  * @param images (n, d) and `texts` (n, d) embeddings, row i of both of one pair
  * @param captions (n)
  */
-export async function captionRetrieval(images: Float32Array, texts: Float32Array, captions: readonly string[], d: number,
-  device: DeviceName = 'cpu'): Promise<CaptionRetrieval> {
-  const n = captions.length, hits = async (a: Float32Array, b: Float32Array): Promise<number> => {
-    const s = await scores(a, b, d, device);
-    return captions.filter((c, i) => captions[topK(s.subarray(i * n, (i + 1) * n), 1)[0]!] === c).length / n;
-  };
+export async function captionRetrieval(
+  images: Float32Array,
+  texts: Float32Array,
+  captions: readonly string[],
+  d: number,
+  device: DeviceName = 'cpu',
+): Promise<CaptionRetrieval> {
+  const n = captions.length,
+    hits = async (a: Float32Array, b: Float32Array): Promise<number> => {
+      const s = await scores(a, b, d, device);
+      return (
+        captions.filter((c, i) => captions[topK(s.subarray(i * n, (i + 1) * n), 1)[0]!] === c)
+          .length / n
+      );
+    };
   const often = new Map<string, number>();
   for (const c of captions) often.set(c, (often.get(c) ?? 0) + 1);
   const chance = [...often.values()].reduce((sum, k) => sum + (k / n) ** 2, 0);

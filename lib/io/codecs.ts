@@ -13,11 +13,18 @@ export interface InPage {
 type Codec = keyof typeof compressors;
 
 /** Unpacks a page. Throws when it is damaged. */
-export function unpackPage(bytes: Uint8Array, { codec, unpacked }: Pick<InPage, 'codec' | 'unpacked'>): Uint8Array {
+export function unpackPage(
+  bytes: Uint8Array,
+  { codec, unpacked }: Pick<InPage, 'codec' | 'unpacked'>,
+): Uint8Array {
   const unpack = compressors[codec as Codec];
-  if (!unpack) throw new Error(`pages are compressed with ${codec}, which is not read; write the file again with zstd or snappy`);
+  if (!unpack)
+    throw new Error(
+      `pages are compressed with ${codec}, which is not read; write the file again with zstd or snappy`,
+    );
   const page = unpack(bytes, unpacked);
-  if (page.length !== unpacked) throw new Error(`a page of ${unpacked} bytes unpacks to ${page.length}`);
+  if (page.length !== unpacked)
+    throw new Error(`a page of ${unpacked} bytes unpacks to ${page.length}`);
   return page;
 }
 

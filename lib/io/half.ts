@@ -10,7 +10,8 @@ const BITS = new Uint32Array(WORD.buffer);
 
 /** Widens bfloat16 bits; exact. */
 export function bf16ToF32(
-  bits: Uint16Array, out: Float32Array = new Float32Array(bits.length),
+  bits: Uint16Array,
+  out: Float32Array = new Float32Array(bits.length),
 ): Float32Array {
   const words = new Uint32Array(out.buffer, out.byteOffset, bits.length);
   for (let i = 0; i < bits.length; i++) words[i] = bits[i]! << 16;
@@ -19,23 +20,26 @@ export function bf16ToF32(
 
 /** Narrows to bfloat16 bits. */
 export function f32ToBf16(
-  values: Float32Array, out: Uint16Array = new Uint16Array(values.length),
+  values: Float32Array,
+  out: Uint16Array = new Uint16Array(values.length),
 ): Uint16Array {
   const words = new Uint32Array(values.buffer, values.byteOffset, values.length);
   for (let i = 0; i < words.length; i++) {
     const word = words[i]!;
-    out[i] = (word & 0x7fffffff) > 0x7f800000
-      // Truncating could clear every mantissa bit that makes a NaN; setting the quiet bit keeps it
-      // one.
-      ? (word >>> 16) | 0x40
-      : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+    out[i] =
+      (word & 0x7fffffff) > 0x7f800000
+        ? // Truncating could clear every mantissa bit that makes a NaN; setting the quiet bit keeps it
+          // one.
+          (word >>> 16) | 0x40
+        : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
   }
   return out;
 }
 
 /** Widens IEEE binary16 bits; exact. */
 export function f16ToF32(
-  bits: Uint16Array, out: Float32Array = new Float32Array(bits.length),
+  bits: Uint16Array,
+  out: Float32Array = new Float32Array(bits.length),
 ): Float32Array {
   const words = new Uint32Array(out.buffer, out.byteOffset, bits.length);
   for (let i = 0; i < bits.length; i++) {
@@ -55,7 +59,8 @@ export function f16ToF32(
 
 /** Narrows to IEEE binary16 bits. */
 export function f32ToF16(
-  values: Float32Array, out: Uint16Array = new Uint16Array(values.length),
+  values: Float32Array,
+  out: Uint16Array = new Uint16Array(values.length),
 ): Uint16Array {
   for (let i = 0; i < values.length; i++) {
     WORD[0] = values[i]!;

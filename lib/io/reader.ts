@@ -1,8 +1,8 @@
 /** File access shared by the data pipeline: typed errors that name the file, exact reads. */
 import * as fs from 'node:fs';
 import { DataError } from '../errors.js';
-import { unpackPage, type InPage } from './codecs.js';
 import { fileError, openInputSync, readWhole } from '../fs/files.js';
+import { type InPage, unpackPage } from './codecs.js';
 
 /** A byte range of a file; `size` -1 means the whole file. */
 export interface Location {
@@ -64,7 +64,10 @@ export class FileReader {
       try {
         this.#page = { path, offset, bytes: unpackPage(packed, within) };
       } catch (cause) {
-        throw new DataError(`${path}: the page at byte ${offset} is damaged or has changed: ${(cause as Error).message}`, { cause });
+        throw new DataError(
+          `${path}: the page at byte ${offset} is damaged or has changed: ${(cause as Error).message}`,
+          { cause },
+        );
       }
     }
     return Buffer.from(this.#page.bytes.subarray(within.start, within.start + within.length));
@@ -98,4 +101,3 @@ export class FileReader {
     return fd;
   }
 }
-

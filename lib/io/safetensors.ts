@@ -10,12 +10,18 @@ import type { FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 import { errorCode, ioError, openInput, readTextLimited, writeFileAtomic } from '../fs/files.js';
-import { decodeFloats } from './half.js';
 import type { FloatDtype } from './half.js';
-import {
-  ELEMENT_BYTES, isObject, isSize, MAX_HEADER_BYTES, parseObject, readExactly, readHeader,
-} from './safetensors_header.js';
+import { decodeFloats } from './half.js';
 import type { Dtype, Located, TensorInfo } from './safetensors_header.js';
+import {
+  ELEMENT_BYTES,
+  isObject,
+  isSize,
+  MAX_HEADER_BYTES,
+  parseObject,
+  readExactly,
+  readHeader,
+} from './safetensors_header.js';
 
 export type { Dtype, TensorInfo };
 
@@ -100,7 +106,8 @@ function bytesOf(view: ArrayBufferView): Uint8Array {
  *   says no.
  */
 export async function openSafetensors(
-  path: string, options: ReadOptions = {},
+  path: string,
+  options: ReadOptions = {},
 ): Promise<TensorReader> {
   if (path.endsWith('.index.json')) return openShards(path, options);
   if (path.endsWith('.safetensors')) return SafetensorsFile.open(path, options);
@@ -117,8 +124,11 @@ export async function openSafetensors(
     const { message, cause } = error as Error;
     // A shard that is missing is another matter than a missing index.
     if (errorCode(cause) !== 'ENOENT' || !message.includes(index)) throw error;
-    throw new CheckpointError(`${path}: holds neither model.safetensors nor ` +
-      'model.safetensors.index.json; check the path', { cause: error });
+    throw new CheckpointError(
+      `${path}: holds neither model.safetensors nor ` +
+        'model.safetensors.index.json; check the path',
+      { cause: error },
+    );
   }
 }
 
@@ -128,7 +138,8 @@ class SafetensorsFile implements TensorReader {
   readonly #handle: FileHandle;
 
   private constructor(
-    path: string, handle: FileHandle,
+    path: string,
+    handle: FileHandle,
     readonly tensors: ReadonlyMap<string, Located>,
     readonly metadata: Readonly<Record<string, string>>,
   ) {
@@ -151,8 +162,10 @@ class SafetensorsFile implements TensorReader {
     const info = find(this.tensors, name, this.#path);
     const bytes = out ?? new Uint8Array(info.bytes);
     if (bytes.byteLength !== info.bytes) {
-      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${info.bytes} bytes but the ` +
-        `destination has ${bytes.byteLength}; give one of the same size`);
+      throw new CheckpointError(
+        `${this.#path}: tensor "${name}" has ${info.bytes} bytes but the ` +
+          `destination has ${bytes.byteLength}; give one of the same size`,
+      );
     }
     await this.#fill(info, 0, bytes);
     return bytes;
@@ -164,8 +177,10 @@ class SafetensorsFile implements TensorReader {
     const length = info.bytes / size;
     const values = out ?? new Float32Array(length);
     if (values.length !== length) {
-      throw new CheckpointError(`${this.#path}: tensor "${name}" has ${length} values but the ` +
-        `destination has ${values.length}; give one of the same size`);
+      throw new CheckpointError(
+        `${this.#path}: tensor "${name}" has ${length} values but the ` +
+          `destination has ${values.length}; give one of the same size`,
+      );
     }
     const dtype = this.#floatDtype(info);
     if (dtype === 'F32') {
@@ -181,7 +196,7 @@ class SafetensorsFile implements TensorReader {
     return values;
   }
 
-  async* chunks(name: string): AsyncGenerator<Float32Array> {
+  async *chunks(name: string): AsyncGenerator<Float32Array> {
     const info = find(this.tensors, name, this.#path);
     const [dtype, size] = [this.#floatDtype(info), ELEMENT_BYTES[info.dtype]];
     const length = info.bytes / size;
@@ -197,13 +212,16 @@ class SafetensorsFile implements TensorReader {
   locate(name: string): FilePlace | undefined {
     const { dtype, begin } = find(this.tensors, name, this.#path);
     return dtype === 'F32' || dtype === 'F16' || dtype === 'BF16'
-      ? { fd: this.#handle.fd, offset: begin, dtype } : undefined;
+      ? { fd: this.#handle.fd, offset: begin, dtype }
+      : undefined;
   }
 
   #floatDtype({ name, dtype }: Located): FloatDtype {
     if (dtype === 'F32' || dtype === 'F16' || dtype === 'BF16' || dtype === 'F64') return dtype;
-    throw new CheckpointError(`${this.#path}: tensor "${name}" has dtype ${dtype} but ` +
-      'floating-point values are needed (F32, F16, BF16 or F64)');
+    throw new CheckpointError(
+      `${this.#path}: tensor "${name}" has dtype ${dtype} but ` +
+        'floating-point values are needed (F32, F16, BF16 or F64)',
+    );
   }
 
   async close(): Promise<void> {
@@ -220,8 +238,9 @@ class SafetensorsFile implements TensorReader {
     } catch (error) {
       throw ioError('read', this.#path, error);
     }
-    throw new CheckpointError(`${this.#path}: tensor "${name}": the file ended early; it was cut ` +
-      'while open');
+    throw new CheckpointError(
+      `${this.#path}: tensor "${name}": the file ended early; it was cut ` + 'while open',
+    );
   }
 }
 
@@ -235,12 +254,15 @@ async function openToRead(path: string): Promise<FileHandle> {
 }
 
 function find<T extends TensorInfo>(
-  tensors: ReadonlyMap<string, T>, name: string, path: string,
+  tensors: ReadonlyMap<string, T>,
+  name: string,
+  path: string,
 ): T {
   const info = tensors.get(name);
   if (info === undefined) {
-    throw new CheckpointError(`${path}: holds no tensor "${name}"; is it a checkpoint of another ` +
-      'model?');
+    throw new CheckpointError(
+      `${path}: holds no tensor "${name}"; is it a checkpoint of another ` + 'model?',
+    );
   }
   return info;
 }
@@ -254,7 +276,8 @@ class Shards implements TensorReader {
   readonly #owner: ReadonlyMap<string, TensorReader>;
 
   constructor(
-    path: string, readonly tensors: ReadonlyMap<string, TensorInfo>,
+    path: string,
+    readonly tensors: ReadonlyMap<string, TensorInfo>,
     files: ReadonlyMap<string, TensorReader>,
     owner: ReadonlyMap<string, TensorReader>,
   ) {
@@ -309,15 +332,19 @@ async function openShards(path: string, options: ReadOptions): Promise<TensorRea
           tensors.set(name, info);
           owner.set(name, reader);
         } else if (options.strict ?? true) {
-          throw new CheckpointError(`${path}: does not list tensor "${name}" of ${file}; the ` +
-            'files do not belong together');
+          throw new CheckpointError(
+            `${path}: does not list tensor "${name}" of ${file}; the ` +
+              'files do not belong together',
+          );
         }
       }
     }
     for (const [name, file] of weightMap) {
       if (!tensors.has(name)) {
-        throw new CheckpointError(`${path}: tensor "${name}" should be in ${file} but is not ` +
-          'there; the files do not belong together');
+        throw new CheckpointError(
+          `${path}: tensor "${name}" should be in ${file} but is not ` +
+            'there; the files do not belong together',
+        );
       }
     }
     return new Shards(path, tensors, files, owner);
@@ -341,13 +368,17 @@ async function readIndex(path: string): Promise<Map<string, string>> {
   if (!isObject(weightMap)) {
     throw new CheckpointError(`${path}: has no weight_map; it is not a shard index`);
   }
-  return new Map(Object.entries(weightMap).map(([name, file]) => {
-    if (typeof file !== 'string' || !/^[^/\\\0]+\.safetensors$/.test(file)) {
-      throw new CheckpointError(`${path}: tensor "${name}" must be in a .safetensors file of the ` +
-        `same folder but is in ${JSON.stringify(file)}`);
-    }
-    return [name, file];
-  }));
+  return new Map(
+    Object.entries(weightMap).map(([name, file]) => {
+      if (typeof file !== 'string' || !/^[^/\\\0]+\.safetensors$/.test(file)) {
+        throw new CheckpointError(
+          `${path}: tensor "${name}" must be in a .safetensors file of the ` +
+            `same folder but is in ${JSON.stringify(file)}`,
+        );
+      }
+      return [name, file];
+    }),
+  );
 }
 
 /**
@@ -360,7 +391,9 @@ async function readIndex(path: string): Promise<Map<string, string>> {
  *   shape; the old file is then untouched. IoError when the disk says no.
  */
 export async function writeSafetensors(
-  path: string, entries: Iterable<TensorEntry>, metadata: Record<string, string> = { format: 'pt' },
+  path: string,
+  entries: Iterable<TensorEntry>,
+  metadata: Record<string, string> = { format: 'pt' },
 ): Promise<void> {
   const sorted = [...entries].sort((a, b) => ELEMENT_BYTES[b.dtype] - ELEMENT_BYTES[a.dtype]);
   const header = new Map<string, unknown>([['__metadata__', metadata]]);
@@ -369,8 +402,9 @@ export async function writeSafetensors(
     if (header.has(name)) throw new CheckpointError(`${path}: tensor "${name}" is given twice`);
     const bytes = shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
     if (!isSize(bytes)) {
-      throw new CheckpointError(`${path}: tensor "${name}" of ${dtype} [${shape.join(', ')}] has ` +
-        'no valid size');
+      throw new CheckpointError(
+        `${path}: tensor "${name}" of ${dtype} [${shape.join(', ')}] has ` + 'no valid size',
+      );
     }
     header.set(name, { dtype, shape, data_offsets: [at, at + bytes] });
     at += bytes;
@@ -379,11 +413,14 @@ export async function writeSafetensors(
 }
 
 async function* fileChunks(
-  path: string, header: Map<string, unknown>, entries: readonly TensorEntry[],
+  path: string,
+  header: Map<string, unknown>,
+  entries: readonly TensorEntry[],
 ): AsyncGenerator<Uint8Array> {
   // Built pair by pair, because an object would lose a tensor called "__proto__".
-  const pairs = [...header]
-    .map(([name, value]) => `${JSON.stringify(name)}:${JSON.stringify(value)}`);
+  const pairs = [...header].map(
+    ([name, value]) => `${JSON.stringify(name)}:${JSON.stringify(value)}`,
+  );
   const json = Buffer.from(`{${pairs.join(',')}}`);
   const head = Buffer.alloc(8 + Math.ceil(json.length / 8) * 8, ' ');
   head.writeBigUInt64LE(BigInt(head.length - 8));
@@ -393,8 +430,10 @@ async function* fileChunks(
     const bytes = bytesOf(typeof data === 'function' ? await data() : data);
     const expected = shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
     if (bytes.byteLength !== expected) {
-      throw new CheckpointError(`${path}: tensor "${name}" of ${dtype} [${shape.join(', ')}] ` +
-        `needs ${expected} bytes but ${bytes.byteLength} came`);
+      throw new CheckpointError(
+        `${path}: tensor "${name}" of ${dtype} [${shape.join(', ')}] ` +
+          `needs ${expected} bytes but ${bytes.byteLength} came`,
+      );
     }
     yield bytes;
   }

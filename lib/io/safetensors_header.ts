@@ -5,10 +5,21 @@ import { isSmallFloat, smallFloat } from './foreign.js';
 
 /** Bytes of one element by dtype. */
 export const ELEMENT_BYTES = {
-  BOOL: 1, U8: 1, I8: 1, F8_E4M3: 1, F8_E5M2: 1,
-  U16: 2, I16: 2, F16: 2, BF16: 2,
-  U32: 4, I32: 4, F32: 4,
-  U64: 8, I64: 8, F64: 8,
+  BOOL: 1,
+  U8: 1,
+  I8: 1,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
+  U16: 2,
+  I16: 2,
+  F16: 2,
+  BF16: 2,
+  U32: 4,
+  I32: 4,
+  F32: 4,
+  U64: 8,
+  I64: 8,
+  F64: 8,
 } as const;
 
 /** Element types of the format. */
@@ -40,25 +51,31 @@ export interface Header {
 
 /** Reads and checks the header of an open file. Throws CheckpointError. */
 export async function readHeader(
-  path: string, handle: FileHandle, strict: boolean,
+  path: string,
+  handle: FileHandle,
+  strict: boolean,
 ): Promise<Header> {
   const info = await handle.stat();
   if (!info.isFile()) throw new CheckpointError(`${path}: is not a regular file; check the path`);
-  const cut = new CheckpointError(`${path}: has ${info.size} bytes, too few for its header; it ` +
-    'is cut or not a safetensors file');
+  const cut = new CheckpointError(
+    `${path}: has ${info.size} bytes, too few for its header; it ` +
+      'is cut or not a safetensors file',
+  );
   const prefix = Buffer.alloc(8);
-  if (!await readExactly(handle, prefix, 0)) throw cut;
+  if (!(await readExactly(handle, prefix, 0))) throw cut;
   if (isLfsPointer(prefix.toString('latin1'))) throw lfsPointer(path);
   const length = prefix.readBigUInt64LE();
   if (length > MAX_HEADER_BYTES) {
-    throw new CheckpointError(`${path}: states a header of ${length} bytes, more than ` +
-      `${MAX_HEADER_BYTES}; it is damaged or not a safetensors file`);
+    throw new CheckpointError(
+      `${path}: states a header of ${length} bytes, more than ` +
+        `${MAX_HEADER_BYTES}; it is damaged or not a safetensors file`,
+    );
   }
   const end = 8 + Number(length);
   // The size is compared before allocating, so that a false length costs no memory.
   if (end > info.size) throw cut;
   const bytes = Buffer.alloc(Number(length));
-  if (!await readExactly(handle, bytes, 8)) throw cut;
+  if (!(await readExactly(handle, bytes, 8))) throw cut;
   return checkHeader(path, bytes, end, info.size, strict);
 }
 
@@ -69,12 +86,18 @@ export function isLfsPointer(head: string): boolean {
 
 /** The error for such a file. */
 export function lfsPointer(path: string): CheckpointError {
-  return new CheckpointError(`${path}: is a git-LFS pointer and not the file itself; fetch it with \`git lfs pull\`, or download the file`);
+  return new CheckpointError(
+    `${path}: is a git-LFS pointer and not the file itself; fetch it with \`git lfs pull\`, or download the file`,
+  );
 }
 
 /** Proves a header against the file's size. `base` is the offset of the first tensor byte. */
 function checkHeader(
-  path: string, bytes: Buffer, base: number, fileBytes: number, strict: boolean,
+  path: string,
+  bytes: Buffer,
+  base: number,
+  fileBytes: number,
+  strict: boolean,
 ): Header {
   const text = decodeUtf8(path, bytes);
   const header = parseObject(path, text);
@@ -96,8 +119,9 @@ function decodeUtf8(path: string, bytes: Buffer): string {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch (cause) {
-    throw new CheckpointError(`${path}: its header is not UTF-8 text; the file is damaged`,
-      { cause });
+    throw new CheckpointError(`${path}: its header is not UTF-8 text; the file is damaged`, {
+      cause,
+    });
   }
 }
 
@@ -108,8 +132,10 @@ export function parseObject(path: string, text: string): Record<string, unknown>
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new CheckpointError(`${path}: is not valid JSON (${(cause as Error).message}); the ` +
-      'file is damaged', { cause });
+    throw new CheckpointError(
+      `${path}: is not valid JSON (${(cause as Error).message}); the ` + 'file is damaged',
+      { cause },
+    );
   }
   if (!isObject(value)) {
     throw new CheckpointError(`${path}: its JSON must be an object; the file is damaged`);
@@ -154,7 +180,11 @@ export function isSize(value: unknown): value is number {
 }
 
 function checkTensor(
-  path: string, name: string, value: unknown, base: number, fileBytes: number,
+  path: string,
+  name: string,
+  value: unknown,
+  base: number,
+  fileBytes: number,
 ): Located {
   const fail = (what: string): CheckpointError =>
     new CheckpointError(`${path}: tensor "${name}" ${what}`);
@@ -162,8 +192,9 @@ function checkTensor(
   const { dtype, shape, data_offsets: offsets } = value;
   if (typeof dtype !== 'string' || !Object.hasOwn(ELEMENT_BYTES, dtype)) {
     if (isSmallFloat(dtype)) throw fail(`is ${String(dtype)}: ${smallFloat(path, [])}`);
-    throw fail(`has dtype ${JSON.stringify(dtype)}; known are ` +
-      `${Object.keys(ELEMENT_BYTES).join(', ')}`);
+    throw fail(
+      `has dtype ${JSON.stringify(dtype)}; known are ` + `${Object.keys(ELEMENT_BYTES).join(', ')}`,
+    );
   }
   if (!Array.isArray(shape) || !shape.every(isSize)) {
     throw fail(`has no valid shape: ${JSON.stringify(shape)}`);
@@ -173,8 +204,9 @@ function checkTensor(
   }
   const [begin, end] = offsets as [number, number];
   if (begin > end || end > fileBytes - base) {
-    throw fail(`lies at bytes ${begin} to ${end} of ${fileBytes - base}; the file is cut or ` +
-      'damaged');
+    throw fail(
+      `lies at bytes ${begin} to ${end} of ${fileBytes - base}; the file is cut or ` + 'damaged',
+    );
   }
   const bytes = (shape as number[]).reduce((a, b) => a * b, ELEMENT_BYTES[dtype as Dtype]);
   if (bytes !== end - begin) {
@@ -185,7 +217,10 @@ function checkTensor(
 
 /** No two tensors may share bytes; in strict mode they must also fill the file. */
 function checkLayout(
-  path: string, tensors: ReadonlyMap<string, Located>, base: number, fileBytes: number,
+  path: string,
+  tensors: ReadonlyMap<string, Located>,
+  base: number,
+  fileBytes: number,
   strict: boolean,
 ): void {
   const sorted = [...tensors.values()].sort((a, b) => a.begin - b.begin || a.bytes - b.bytes);
@@ -194,25 +229,35 @@ function checkLayout(
   for (const { name, begin, bytes } of sorted) {
     if (begin < at) throw new CheckpointError(`${path}: tensors "${last}" and "${name}" overlap`);
     if (strict && begin > at) {
-      throw new CheckpointError(`${path}: ${begin - at} unused bytes before tensor "${name}"; ` +
-        'the file is damaged, or not written by safetensors');
+      throw new CheckpointError(
+        `${path}: ${begin - at} unused bytes before tensor "${name}"; ` +
+          'the file is damaged, or not written by safetensors',
+      );
     }
     at = begin + bytes;
     last = name;
   }
   if (strict && at !== fileBytes) {
-    throw new CheckpointError(`${path}: ${fileBytes - at} unused bytes after the last tensor ` +
-      `"${last}"; the file is damaged, or not written by safetensors`);
+    throw new CheckpointError(
+      `${path}: ${fileBytes - at} unused bytes after the last tensor ` +
+        `"${last}"; the file is damaged, or not written by safetensors`,
+    );
   }
 }
 
 /** Fills `bytes` from `position`; false when the file ends before. */
 export async function readExactly(
-  handle: FileHandle, bytes: Uint8Array, position: number,
+  handle: FileHandle,
+  bytes: Uint8Array,
+  position: number,
 ): Promise<boolean> {
-  for (let at = 0; at < bytes.byteLength;) {
+  for (let at = 0; at < bytes.byteLength; ) {
     const { bytesRead } = await handle.read(
-      bytes, at, Math.min(bytes.byteLength - at, READ_BYTES), position + at);
+      bytes,
+      at,
+      Math.min(bytes.byteLength - at, READ_BYTES),
+      position + at,
+    );
     if (bytesRead === 0) return false;
     at += bytesRead;
   }

@@ -6,13 +6,12 @@
  * joined end to end, and such without an end marker. An archive is untrusted input: each header's checksum and each offset is
  * checked against the file's size, and whatever does not fit is a DataError with file and byte offset.
  */
-import * as fs from 'node:fs';
+import type * as fs from 'node:fs';
 import { posix } from 'node:path';
 import { DataError } from '../errors.js';
-import { openInput } from '../fs/files.js';
-import { fileError } from '../fs/files.js';
+import { fileError, openInput } from '../fs/files.js';
 import { isKind, kindOf } from '../fs/kinds.js';
-import { isHeader, BLOCK, parseHeader, parsePax, TarFault, text } from './tar_header.js';
+import { BLOCK, isHeader, parseHeader, parsePax, TarFault, text } from './tar_header.js';
 
 /** One regular file inside a tar archive. */
 export interface TarEntry {
@@ -100,18 +99,29 @@ class Archive {
 
   /** Throws when the file begins as other kinds of files do. */
   async checkKind(): Promise<void> {
-    const head = Buffer.from(await this.#bytes(0, BLOCK)), kind = isHeader(head) ? undefined : kindOf(head, this.#file);
+    const head = Buffer.from(await this.#bytes(0, BLOCK)),
+      kind = isHeader(head) ? undefined : kindOf(head, this.#file);
     if (kind && kind.id !== 'tar')
-      throw new NoTar(`${this.#file}: ${kind.id === 'compressed' ? '' : 'is no tar archive: it '}${isKind(kind)}`);
+      throw new NoTar(
+        `${this.#file}: ${kind.id === 'compressed' ? '' : 'is no tar archive: it '}${isKind(kind)}`,
+      );
     // Neither the mark of a tar nor a number where old tars have their checksum.
-    if (!kind && head.length === BLOCK && !head.equals(ZEROS) && !isHeader(head) && !/^[0-7 \0]+$/.test(head.toString('latin1', 148, 156)))
+    if (
+      !kind &&
+      head.length === BLOCK &&
+      !head.equals(ZEROS) &&
+      !isHeader(head) &&
+      !/^[0-7 \0]+$/.test(head.toString('latin1', 148, 156))
+    )
       throw new NoTar(`${this.#file}: is no tar archive; check the file`);
   }
 
   async list({ onDamage, note }: TarOptions): Promise<TarEntry[]> {
-    const entries: TarEntry[] = [], lost: TarEntry[] = [];
-    let fault: TarFault | undefined, known = true;
-    for (let from: number | undefined = 0, into = entries; from !== undefined;) {
+    const entries: TarEntry[] = [],
+      lost: TarEntry[] = [];
+    let fault: TarFault | undefined,
+      known = true;
+    for (let from: number | undefined = 0, into = entries; from !== undefined; ) {
       try {
         await this.#walk(from, into);
         from = undefined;
@@ -125,8 +135,12 @@ class Archive {
     }
     if (fault) onDamage!(fault, known ? lost.map(({ name }) => name) : undefined);
     this.#follow(entries);
-    const last = new Map(entries.map((entry) => [entry.name, entry])), again = entries.length - last.size;
-    if (again > 0) note?.(`${this.#file}: ${again} of ${entries.length} members come again later by the same name; the last one counts`);
+    const last = new Map(entries.map((entry) => [entry.name, entry])),
+      again = entries.length - last.size;
+    if (again > 0)
+      note?.(
+        `${this.#file}: ${again} of ${entries.length} members come again later by the same name; the last one counts`,
+      );
     return [...last.values()];
   }
 
@@ -145,7 +159,8 @@ class Archive {
   }
 
   async #findHeader(from: number): Promise<number | undefined> {
-    for (let at = from; at + BLOCK <= this.#total; at += BLOCK) if (isHeader(await this.#bytes(at, BLOCK))) return at;
+    for (let at = from; at + BLOCK <= this.#total; at += BLOCK)
+      if (isHeader(await this.#bytes(at, BLOCK))) return at;
     return undefined;
   }
 
@@ -160,11 +175,14 @@ class Archive {
 
   /** Adds the entries from a header on. Throws TarFault. */
   async #walk(from: number, entries: TarEntry[]): Promise<void> {
-    const file = this.#file, total = this.#total;
-    let position = from, pax: Map<string, string> | undefined;
+    const file = this.#file,
+      total = this.#total;
+    let position = from,
+      pax: Map<string, string> | undefined;
     let longName: string | undefined, longLink: string | undefined, marker: number | undefined;
     for (;;) {
-      const block = await this.#bytes(position, BLOCK), pending = pax !== undefined || longName !== undefined;
+      const block = await this.#bytes(position, BLOCK),
+        pending = pax !== undefined || longName !== undefined;
       if (block.length === 0 && position > 0 && !pending) return;
       if (block.length === BLOCK && ZEROS.equals(block)) {
         // Archives that were joined have one behind the other's end marker.
@@ -174,17 +192,26 @@ class Archive {
         continue;
       }
       if (marker !== undefined && !(block.length === BLOCK && isHeader(block))) {
-        throw new TarFault(`${file}: behind the end marker at byte ${marker} follow ${total - position} bytes, ` +
-          `from byte ${position} on, that are no tar archive`, position);
+        throw new TarFault(
+          `${file}: behind the end marker at byte ${marker} follow ${total - position} bytes, ` +
+            `from byte ${position} on, that are no tar archive`,
+          position,
+        );
       }
       if (block.length < BLOCK) {
-        throw new TarFault(`${file}: truncated at byte ${total}: expected a tar header or the end marker at byte ${position}`,
-          position, true);
+        throw new TarFault(
+          `${file}: truncated at byte ${total}: expected a tar header or the end marker at byte ${position}`,
+          position,
+          true,
+        );
       }
-      const header = parseHeader(block, file, position), { type } = header;
-      let { size } = header, content = position + BLOCK;
+      const header = parseHeader(block, file, position),
+        { type } = header;
+      let { size } = header,
+        content = position + BLOCK;
       marker = undefined;
-      const isExtension = /[xXgLK]/.test(type), isLink = type === '1' || type === '2';
+      const isExtension = /[xXgLK]/.test(type),
+        isLink = type === '1' || type === '2';
       // The types 1-6 (links, devices, folders) have no content whatever their size field says.
       if (/[1-6]/.test(type)) size = 0;
       // A size that does not fit into the header is 0 there, as Python's tarfile writes it.
@@ -198,28 +225,46 @@ class Archive {
           more = (await this.#bytes(content, BLOCK))[504] !== 0;
       }
       if (!Number.isSafeInteger(size) || content + size > total) {
-        throw new TarFault(`${file}: truncated at byte ${total}: the entry at byte ${position} needs ${size} bytes ` +
-          `from byte ${content}`, position, true);
+        throw new TarFault(
+          `${file}: truncated at byte ${total}: the entry at byte ${position} needs ${size} bytes ` +
+            `from byte ${content}`,
+          position,
+          true,
+        );
       }
       if (isExtension) {
         if (size > MAX_EXTENSION) {
-          throw new TarFault(`${file}: the extended tar header at byte ${position} has ${size} bytes, more than ` +
-            `${MAX_EXTENSION}; the archive is damaged`, position);
+          throw new TarFault(
+            `${file}: the extended tar header at byte ${position} has ${size} bytes, more than ` +
+              `${MAX_EXTENSION}; the archive is damaged`,
+            position,
+          );
         }
         const data = await this.#bytes(content, size);
-        if (data.length < size) throw new TarFault(`${file}: truncated at byte ${content + data.length}`, position, true);
+        if (data.length < size)
+          throw new TarFault(`${file}: truncated at byte ${content + data.length}`, position, true);
         if (type === 'x' || type === 'X') pax = parsePax(data, file, content);
         else if (type === 'L') longName = text(data, 0, size);
         else if (type === 'K') longLink = text(data, 0, size);
       } else {
         const name = pax?.get('GNU.sparse.name') ?? pax?.get('path') ?? longName ?? header.name;
-        const sparse = type === 'S' || [...pax?.keys() ?? []].some((key) => key.startsWith('GNU.sparse.'));
-        const fault = sparse ? 'a sparse member of a tar' : type === 'M' ? 'a member that begins in another tar' : undefined;
+        const sparse =
+          type === 'S' || [...(pax?.keys() ?? [])].some((key) => key.startsWith('GNU.sparse.'));
+        const fault = sparse
+          ? 'a sparse member of a tar'
+          : type === 'M'
+            ? 'a member that begins in another tar'
+            : undefined;
         // Unknown types are regular files, as POSIX asks; 7 is a contiguous file. Old archives mark a folder by a trailing
         // slash only. V, D, A, E and I are labels, lists and notes of backup tools.
         if ((isLink || !/[3-6VDAEI]/.test(type)) && !name.endsWith('/')) {
           const entry: TarEntry = { name, offset: content, size, ...(fault ? { fault } : {}) };
-          if (isLink) this.#links.set(entry, { entry, target: pax?.get('linkpath') ?? longLink ?? header.link, hard: type === '1' });
+          if (isLink)
+            this.#links.set(entry, {
+              entry,
+              target: pax?.get('linkpath') ?? longLink ?? header.link,
+              hard: type === '1',
+            });
           entries.push(entry);
         }
         pax = undefined;
@@ -235,7 +280,8 @@ class Archive {
     const byName = new Map<string, TarEntry>();
     const take = (entry: TarEntry, from: TarEntry | undefined): void => {
       if (from) [entry.offset, entry.size] = [from.offset, from.size];
-      if (!from || from.fault) entry.fault = from?.fault ?? 'a link to a file that is not in the tar';
+      if (!from || from.fault)
+        entry.fault = from?.fault ?? 'a link to a file that is not in the tar';
     };
     for (const entry of entries) {
       const link = this.#links.get(entry);

@@ -8,7 +8,13 @@ export const BLOCK = 512;
 /** What is wrong with an archive, and where. */
 export class TarFault extends DataError {
   /** @param cut whether bytes are missing at the end, so that nobody can say how many samples went with them */
-  constructor(message: string, readonly at: number, readonly cut = false) { super(message); }
+  constructor(
+    message: string,
+    readonly at: number,
+    readonly cut = false,
+  ) {
+    super(message);
+  }
 }
 
 export interface Header {
@@ -49,7 +55,8 @@ function number(block: Buffer, start: number, length: number): number {
 export function isHeader(block: Buffer): boolean {
   const stored = number(block, 148, 8);
   if (!(stored > 0)) return false;
-  let unsigned = 0, signed = 0;
+  let unsigned = 0,
+    signed = 0;
   for (let i = 0; i < BLOCK; i++) {
     const byte = i >= 148 && i < 156 ? 0x20 : (block[i] as number);
     unsigned += byte;
@@ -61,10 +68,16 @@ export function isHeader(block: Buffer): boolean {
 /** Throws TarFault for a block that is no header. */
 export function parseHeader(block: Buffer, file: string, at: number): Header {
   if (!isHeader(block))
-    throw new TarFault(`${file}: the tar header at byte ${at} has a wrong checksum; the archive is damaged`, at);
+    throw new TarFault(
+      `${file}: the tar header at byte ${at} has a wrong checksum; the archive is damaged`,
+      at,
+    );
   const size = number(block, 124, 12);
   if (!Number.isSafeInteger(size))
-    throw new TarFault(`${file}: the tar header at byte ${at} has an unreadable size; the archive is damaged`, at);
+    throw new TarFault(
+      `${file}: the tar header at byte ${at} has an unreadable size; the archive is damaged`,
+      at,
+    );
   let name = text(block, 0, 100);
   // Only POSIX ustar ("ustar\0") has a name prefix; GNU tar ("ustar  ") keeps other things there.
   if (text(block, 257, 6) === 'ustar' && block[262] === 0) {
@@ -78,13 +91,27 @@ export function parseHeader(block: Buffer, file: string, at: number): Header {
 /** The records of a pax header: "<length> <key>=<value>\n", the length counting the whole record. Throws TarFault. */
 export function parsePax(data: Buffer, file: string, at: number): Map<string, string> {
   const records = new Map<string, string>();
-  for (let position = 0; position < data.length;) {
-    const space = data.indexOf(0x20, position), equals = data.indexOf(0x3d, space + 1);
+  for (let position = 0; position < data.length; ) {
+    const space = data.indexOf(0x20, position),
+      equals = data.indexOf(0x3d, space + 1);
     const digits = space < 0 ? '' : data.toString('latin1', position, space);
-    const length = /^[1-9][0-9]{0,8}$/.test(digits) ? Number(digits) : 0, end = position + length;
-    if (length < digits.length + 3 || end > data.length || data[end - 1] !== 0x0a || equals < space + 2 || equals >= end)
-      throw new TarFault(`${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`, at - BLOCK);
-    records.set(decode(data.subarray(space + 1, equals)), decode(data.subarray(equals + 1, end - 1)));
+    const length = /^[1-9][0-9]{0,8}$/.test(digits) ? Number(digits) : 0,
+      end = position + length;
+    if (
+      length < digits.length + 3 ||
+      end > data.length ||
+      data[end - 1] !== 0x0a ||
+      equals < space + 2 ||
+      equals >= end
+    )
+      throw new TarFault(
+        `${file}: the pax header at byte ${at + position} is malformed; the archive is damaged`,
+        at - BLOCK,
+      );
+    records.set(
+      decode(data.subarray(space + 1, equals)),
+      decode(data.subarray(equals + 1, end - 1)),
+    );
     position = end;
   }
   return records;

@@ -1,8 +1,7 @@
 /** Writing tar archives: POSIX ustar, with a pax header for names that it cannot hold. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { settleDraft, temporary, trackDraft } from '../fs/files.js';
-import { fileError } from '../fs/files.js';
+import { fileError, settleDraft, temporary, trackDraft } from '../fs/files.js';
 import { BLOCK } from './tar_header.js';
 
 /**

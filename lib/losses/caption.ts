@@ -4,13 +4,13 @@
  * tokens that are scored, then the sum over the examples divided by the batch size.
  */
 import { check } from '../check.js';
-import type { Random } from '../random.js';
-import type { DecoderSequence } from '../text/sequences.js';
 import { decoderStates } from '../model/decoder.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import type { Packed } from '../ops/attention.js';
 import { linearCrossEntropy } from '../ops/linear_cross_entropy.js';
-import { tensor, type Tensor } from '../tensor.js';
+import type { Random } from '../random.js';
+import { type Tensor, tensor } from '../tensor.js';
+import type { DecoderSequence } from '../text/sequences.js';
 
 /** Sequences of several tasks about the same images, ready for the decoder. */
 export interface CaptionBatch {
@@ -56,17 +56,32 @@ export function parallelCount(B: number, p: number, random: Random): number {
  * name at the beginning is never scored, everything after it is, the end mark included.
  * @param sets (S) lists of B sequences or nulls; the captioning set last, because parallel prediction is its
  */
-export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[])[],
-  options: CaptionBatchOptions): CaptionBatch {
+export function captionBatch(
+  sets: readonly (readonly (DecoderSequence | null)[])[],
+  options: CaptionBatchOptions,
+): CaptionBatch {
   const { length: L, mask, parallel = 0, weights: factors } = options;
-  const S = sets.length, B = sets[0]?.length ?? 0, R = S * B;
-  check(sets.every((s) => s.length === B), 'captionBatch', 'every set must have one entry per image');
-  check(parallel >= 0 && parallel <= B, 'captionBatch', `parallel must be one of 0 to ${B} but is ${parallel}`);
-  const ids = new Int32Array(R * L), targets = new Int32Array(R * L).fill(-1), weights = new Float32Array(R * L);
+  const S = sets.length,
+    B = sets[0]?.length ?? 0,
+    R = S * B;
+  check(
+    sets.every((s) => s.length === B),
+    'captionBatch',
+    'every set must have one entry per image',
+  );
+  check(
+    parallel >= 0 && parallel <= B,
+    'captionBatch',
+    `parallel must be one of 0 to ${B} but is ${parallel}`,
+  );
+  const ids = new Int32Array(R * L),
+    targets = new Int32Array(R * L).fill(-1),
+    weights = new Float32Array(R * L);
   sets.flat().forEach((sequence, r) => {
     if (r >= R - parallel) ids.fill(mask, r * L, (r + 1) * L);
     if (!sequence) return;
-    const { ids: tokens, prefix } = sequence, n = tokens.length;
+    const { ids: tokens, prefix } = sequence,
+      n = tokens.length;
     check(n <= L, 'captionBatch', `a sequence has ${n} tokens but the decoder has ${L}`);
     if (r < R - parallel) ids.set(tokens.subarray(0, L - 1), r * L + 1);
     const each = (factors?.[Math.floor(r / B)] ?? 1) / Math.max(1, n - prefix);
@@ -87,14 +102,37 @@ export function captionBatch(sets: readonly (readonly (DecoderSequence | null)[]
  * @returns (S) f32, each with its task weight; the objective is their sum
  * @throws ShapeError
  */
-export function captionLoss(model: Siglip2Model, image: Tensor, batch: CaptionBatch,
-  options: { gradScale?: number; of?: number; imageLengths?: Tensor | null; packed?: Packed | null } = {}): Tensor {
-  const { params, config } = model, { sets, batch: B, length: L } = batch, R = sets * B;
+export function captionLoss(
+  model: Siglip2Model,
+  image: Tensor,
+  batch: CaptionBatch,
+  options: {
+    gradScale?: number;
+    of?: number;
+    imageLengths?: Tensor | null;
+    packed?: Packed | null;
+  } = {},
+): Tensor {
+  const { params, config } = model,
+    { sets, batch: B, length: L } = batch,
+    R = sets * B;
   check(config.decoder != null, 'captionLoss', 'the model has no decoder; give its config one');
-  const states = decoderStates(params, config, tensor(batch.ids, [R, L], image.device), image,
-    { ...model.options, causal: batch.causal, imageLengths: options.imageLengths ?? null, packed: options.packed ?? null });
-  return linearCrossEntropy(states, params.get('decoder.head.weight'), params.get('decoder.head.bias'),
-    tensor(batch.targets, [R * L], image.device), {
-      weights: tensor(batch.weights, [R * L], image.device), denominator: options.of ?? B, groups: sets, gradScale: options.gradScale ?? 1,
-    });
+  const states = decoderStates(params, config, tensor(batch.ids, [R, L], image.device), image, {
+    ...model.options,
+    causal: batch.causal,
+    imageLengths: options.imageLengths ?? null,
+    packed: options.packed ?? null,
+  });
+  return linearCrossEntropy(
+    states,
+    params.get('decoder.head.weight'),
+    params.get('decoder.head.bias'),
+    tensor(batch.targets, [R * L], image.device),
+    {
+      weights: tensor(batch.weights, [R * L], image.device),
+      denominator: options.of ?? B,
+      groups: sets,
+      gradScale: options.gradScale ?? 1,
+    },
+  );
 }

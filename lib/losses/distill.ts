@@ -33,7 +33,7 @@ export const SSL_WEIGHTS = { distill: 1, masked: 0.25 } as const;
 
 /** Factor of both losses by model size (SigLIP 2 §2.3); sizes the paper does not train get that of B. */
 export function sslFactor(config: ModelConfig): number {
-  const factors: Record<string, number> = { 'B': 0.25, 'L': 0.5, 'So400m': 1, 'g-opt': 0.5 };
+  const factors: Record<string, number> = { B: 0.25, L: 0.5, So400m: 1, 'g-opt': 0.5 };
   return factors[config.name.split('/')[0]!] ?? 0.25;
 }
 
@@ -45,9 +45,16 @@ export function sslFactor(config: ModelConfig): number {
  * @param target the teacher's logits (B, K) for the global views
  * @returns (1), a root of backward()
  */
-export function distillationLoss({ params, config, options }: Siglip2Model, views: Tensor, target: Target,
-  t: Temperatures = TEMPERATURES): Tensor {
+export function distillationLoss(
+  { params, config, options }: Siglip2Model,
+  views: Tensor,
+  target: Target,
+  t: Temperatures = TEMPERATURES,
+): Tensor {
   const logits = sslHead(params, 'ssl.image_head', visionTower(params, config, views, options));
-  return distillLoss(logits, target.logits, target.centre,
-    { studentTemperature: t.student, teacherTemperature: t.teacher, overwriteStudent: true });
+  return distillLoss(logits, target.logits, target.centre, {
+    studentTemperature: t.student,
+    teacherTemperature: t.teacher,
+    overwriteStudent: true,
+  });
 }

@@ -7,13 +7,15 @@ import { sslHead, tokensAt } from '../model/ssl_head.js';
 import { visionTokens } from '../model/vision.js';
 import { distillLoss } from '../ops/distill_loss.js';
 import type { Tensor } from '../tensor.js';
-import { TEMPERATURES, type Target, type Temperatures } from './distill.js';
+import { type Target, TEMPERATURES, type Temperatures } from './distill.js';
 
 /** The rows of a mask that are set, ascending: what `maskedLoss` and the teacher gather. */
 export function maskedRows(mask: Uint8Array): Int32Array {
   let n = 0;
   const rows = new Int32Array(mask.length);
-  mask.forEach((m, i) => { if (m) rows[n++] = i; });
+  mask.forEach((m, i) => {
+    if (m) rows[n++] = i;
+  });
   return rows.subarray(0, n);
 }
 
@@ -27,10 +29,22 @@ export function maskedRows(mask: Uint8Array): Int32Array {
  * @param target the teacher's logits (M, K) at those rows
  * @returns (1), a root of backward()
  */
-export function maskedLoss({ params, config, options }: Siglip2Model, images: Tensor, mask: Tensor, rows: Tensor,
-  target: Target, t: Temperatures = TEMPERATURES): Tensor {
-  const tokens = visionTokens(params, config, images, options, { mask, token: params.get('ssl.mask_token') });
+export function maskedLoss(
+  { params, config, options }: Siglip2Model,
+  images: Tensor,
+  mask: Tensor,
+  rows: Tensor,
+  target: Target,
+  t: Temperatures = TEMPERATURES,
+): Tensor {
+  const tokens = visionTokens(params, config, images, options, {
+    mask,
+    token: params.get('ssl.mask_token'),
+  });
   const logits = sslHead(params, 'ssl.patch_head', tokensAt(tokens, rows));
-  return distillLoss(logits, target.logits, target.centre,
-    { studentTemperature: t.student, teacherTemperature: t.teacher, overwriteStudent: true });
+  return distillLoss(logits, target.logits, target.centre, {
+    studentTemperature: t.student,
+    teacherTemperature: t.teacher,
+    overwriteStudent: true,
+  });
 }

@@ -10,6 +10,10 @@ import type { Tensor } from '../tensor.js';
  * @param texts one (B, E) tensor of unit rows per caption; row i belongs to image i
  * @returns one loss (1) per caption set, each to be weighted in backward(), so that the weights' sum is 1
  */
-export function contrastiveLoss(model: Siglip2Model, images: Tensor, texts: readonly Tensor[]): Tensor[] {
+export function contrastiveLoss(
+  model: Siglip2Model,
+  images: Tensor,
+  texts: readonly Tensor[],
+): Tensor[] {
   return texts.map((t) => sigmoidLoss(images, t, model.logitScale, model.logitBias));
 }

@@ -4,7 +4,7 @@
  */
 import { attention, crossAttention, type Packed } from '../ops/attention.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
-import { linear, type Gelu } from '../ops/linear.js';
+import { type Gelu, linear } from '../ops/linear.js';
 import { mlp as mlpOp } from '../ops/mlp.js';
 import { selectToken } from '../ops/select_token.js';
 import { checkpoint, isRecording, needsGrad, noGrad } from '../tape.js';
@@ -31,14 +31,24 @@ export interface EncoderOptions extends Lengths {
 type Stream = [h: Tensor, d: Tensor];
 
 /** LayerNorm of the stream with the parameters `${name}.weight` and `.bias`; `sum` is the stream as one tensor. */
-function norm(p: ParamStore, name: string, h: Tensor, d: Tensor | null, eps: number): { sum: Tensor; y: Tensor } {
-  const weight = p.get(`${name}.weight`), bias = p.get(`${name}.bias`);
+function norm(
+  p: ParamStore,
+  name: string,
+  h: Tensor,
+  d: Tensor | null,
+  eps: number,
+): { sum: Tensor; y: Tensor } {
+  const weight = p.get(`${name}.weight`),
+    bias = p.get(`${name}.bias`);
   return d ? addLayerNorm(h, d, weight, bias, eps) : { sum: h, y: layerNorm(h, weight, bias, eps) };
 }
 
 /** fc2(gelu(fc1(x))) with the parameters under `${name}.mlp`. x (…, D) → (…, D). */
 export function mlp(p: ParamStore, name: string, x: Tensor, gelu: Gelu = 'tanh'): Tensor {
-  const layer = (fc: string) => ({ weight: p.get(`${name}.mlp.${fc}.weight`), bias: p.get(`${name}.mlp.${fc}.bias`) });
+  const layer = (fc: string) => ({
+    weight: p.get(`${name}.mlp.${fc}.weight`),
+    bias: p.get(`${name}.mlp.${fc}.bias`),
+  });
   return mlpOp(x, layer('fc1'), layer('fc2'), gelu);
 }
 
@@ -55,12 +65,22 @@ function mlpHalf(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, a: T
   });
 }
 
-function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Tensor | null): Stream {
+function block(
+  p: ParamStore,
+  name: string,
+  o: EncoderOptions,
+  h: Tensor,
+  d: Tensor | null,
+): Stream {
   const [sum, a] = passing(() => {
     const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
-    const proj = (kind: 'weight' | 'bias') => p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
+    const proj = (kind: 'weight' | 'bias') =>
+      p.fused(['q', 'k', 'v'].map((x) => `${name}.self_attn.${x}_proj.${kind}`));
     const qkv = linear(first.y, proj('weight'), proj('bias'));
-    const mixed = attention(qkv, o.heads, { packed: o.packed ?? null, keyLengths: o.keyLengths ?? null });
+    const mixed = attention(qkv, o.heads, {
+      packed: o.packed ?? null,
+      keyLengths: o.keyLengths ?? null,
+    });
     const out = `${name}.self_attn.out_proj`;
     return [first.sum, linear(mixed, p.get(`${out}.weight`), p.get(`${out}.bias`))];
   }) as Stream;
@@ -68,13 +88,24 @@ function block(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Ten
 }
 
 /** The block for the last token alone: keys and values come from all tokens, everything after them is one row. */
-function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tensor, d: Tensor | null): Stream {
+function lastTokenBlock(
+  p: ParamStore,
+  name: string,
+  o: EncoderOptions,
+  h: Tensor,
+  d: Tensor | null,
+): Stream {
   const first = norm(p, `${name}.layer_norm1`, h, d, o.eps);
-  const proj = (xs: string[], kind: 'weight' | 'bias') => p.fused(xs.map((x) => `${name}.self_attn.${x}_proj.${kind}`));
+  const proj = (xs: string[], kind: 'weight' | 'bias') =>
+    p.fused(xs.map((x) => `${name}.self_attn.${x}_proj.${kind}`));
   const kv = linear(first.y, proj(['k', 'v'], 'weight'), proj(['k', 'v'], 'bias'));
   const q = linear(selectToken(first.y, -1), proj(['q'], 'weight'), proj(['q'], 'bias'));
   const mixed = crossAttention(q, kv, o.heads, { keyLengths: o.keyLengths ?? null });
-  const a = linear(mixed, p.get(`${name}.self_attn.out_proj.weight`), p.get(`${name}.self_attn.out_proj.bias`));
+  const a = linear(
+    mixed,
+    p.get(`${name}.self_attn.out_proj.weight`),
+    p.get(`${name}.self_attn.out_proj.bias`),
+  );
   return mlpHalf(p, name, o, selectToken(first.sum, -1), a);
 }
 
@@ -86,9 +117,16 @@ function lastTokenBlock(p: ParamStore, name: string, o: EncoderOptions, h: Tenso
  * @param only `last`: just the last token is wanted, so the last block computes no other
  * @returns as x, or (B, 1, D) with `only: 'last'`
  */
-export function encoder(p: ParamStore, layers: string, finalNorm: string, o: EncoderOptions, x: Tensor,
-  only: 'all' | 'last' = 'all'): Tensor {
-  let h: Tensor = x, d: Tensor | null = null;
+export function encoder(
+  p: ParamStore,
+  layers: string,
+  finalNorm: string,
+  o: EncoderOptions,
+  x: Tensor,
+  only: 'all' | 'last' = 'all',
+): Tensor {
+  let h: Tensor = x,
+    d: Tensor | null = null;
   // Inputs of every checkpoint, so that they live until backward needs them again.
   const lengths = [o.packed?.offsets, o.keyLengths].filter((t) => t != null);
   for (let i = 0; i < o.depth; i++) {
@@ -96,11 +134,17 @@ export function encoder(p: ParamStore, layers: string, finalNorm: string, o: Enc
     const name = `${layers}.${i}`;
     const [before, added]: [Tensor, Tensor | null] = [h, d];
     // A frozen block on what nobody trains is as in inference.
-    const recorded: boolean = isRecording() && (needsGrad(before) || needsGrad(added) || p.trains(`${name}.`));
-    [h, d] = !recorded ? noGrad(() => scope(() => run(p, name, o, before, added)))
-      : !o.checkpoint ? run(p, name, o, before, added)
-        : checkpoint((...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
-          ...lengths, ...(added ? [before, added] : [before])) as Stream;
+    const recorded: boolean =
+      isRecording() && (needsGrad(before) || needsGrad(added) || p.trains(`${name}.`));
+    [h, d] = !recorded
+      ? noGrad(() => scope(() => run(p, name, o, before, added)))
+      : !o.checkpoint
+        ? run(p, name, o, before, added)
+        : (checkpoint(
+            (...t) => run(p, name, o, t[lengths.length]!, t[lengths.length + 1] ?? null),
+            ...lengths,
+            ...(added ? [before, added] : [before]),
+          ) as Stream);
     if (recorded) continue;
     if (before !== x) before.dispose();
     added?.dispose();

@@ -2,8 +2,13 @@
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
 import type { Gelu } from '../ops/linear.js';
-import { checkDecoder, decoderConfig, decoderSchema, type DecoderConfig } from './decoder_config.js';
 import { GEMMA_VOCAB } from '../text/vocab.js';
+import {
+  checkDecoder,
+  type DecoderConfig,
+  decoderConfig,
+  decoderSchema,
+} from './decoder_config.js';
 
 /** Shape of the vision tower. Pixels are (imageSize, imageSize, 3). */
 export interface VisionConfig {
@@ -89,17 +94,16 @@ export type Tower = Pick<VisionConfig, 'width' | 'depth' | 'heads' | 'mlp' | 'ge
 
 /** Tower shapes by letter; MLP widths are spelled out, for So400m's is no multiple of its width. */
 const TOWERS = {
-  'B':      { width: 768,  depth: 12, heads: 12, mlp: 3072 },
-  'L':      { width: 1024, depth: 24, heads: 16, mlp: 4096 },
-  'So400m': { width: 1152, depth: 27, heads: 16, mlp: 4304 },
-  'g-opt':  { width: 1536, depth: 40, heads: 16, mlp: 6144 },
+  B: { width: 768, depth: 12, heads: 12, mlp: 3072 },
+  L: { width: 1024, depth: 24, heads: 16, mlp: 4096 },
+  So400m: { width: 1152, depth: 27, heads: 16, mlp: 4304 },
+  'g-opt': { width: 1536, depth: 40, heads: 16, mlp: 6144 },
 } as const satisfies Record<string, Tower>;
 
 type Letter = keyof typeof TOWERS;
 
 /** g-opt is a vision tower only, paired with the So400m text tower (SigLIP 2, section 2.1). */
-const TEXT_LETTER: Record<Letter, Letter> =
-  { 'B': 'B', 'L': 'L', 'So400m': 'So400m', 'g-opt': 'So400m' };
+const TEXT_LETTER: Record<Letter, Letter> = { B: 'B', L: 'L', So400m: 'So400m', 'g-opt': 'So400m' };
 
 /** Small models for tests (`test`) and for a training run of minutes on a CPU (`micro`). */
 const SMALL = {
@@ -113,13 +117,28 @@ const SMALL = {
   },
 } as const satisfies Record<string, { vision: VisionConfig; text: TextConfig }>;
 
-
 /** Names of released checkpoints, and the small ones. Other patch sizes of a letter work too. */
-export const VARIANTS: readonly string[] =
-  ['B/32', 'B/16', 'L/16', 'So400m/14', 'So400m/16', 'g-opt/16', ...Object.keys(SMALL)];
+export const VARIANTS: readonly string[] = [
+  'B/32',
+  'B/16',
+  'L/16',
+  'So400m/14',
+  'So400m/16',
+  'g-opt/16',
+  ...Object.keys(SMALL),
+];
 
-const count = z.int().min(1).max(2 ** 31 - 1);
-const tower = { width: count, depth: count, heads: count, mlp: count, gelu: z.enum(['tanh', 'exact']).optional() };
+const count = z
+  .int()
+  .min(1)
+  .max(2 ** 31 - 1);
+const tower = {
+  width: count,
+  depth: count,
+  heads: count,
+  mlp: count,
+  gelu: z.enum(['tanh', 'exact']).optional(),
+};
 
 /** Checks the fields of a ModelConfig alone; `checkModelConfig` adds the rules between them. */
 export const modelConfigSchema: z.ZodType<ModelConfig> = z.strictObject({
@@ -134,8 +153,20 @@ export const modelConfigSchema: z.ZodType<ModelConfig> = z.strictObject({
   decoder: decoderSchema,
 });
 
-const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'decoder', 'vision', 'text',
-  'embed', 'initLogitScale', 'initLogitBias', 'layerNormEps',
+const OVERRIDES = [
+  'name',
+  'naflex',
+  'imageSize',
+  'vocab',
+  'length',
+  'pool',
+  'decoder',
+  'vision',
+  'text',
+  'embed',
+  'initLogitScale',
+  'initLogitBias',
+  'layerNormEps',
 ] as const satisfies readonly (keyof ModelOverrides)[];
 
 /**
@@ -152,18 +183,26 @@ const OVERRIDES = ['name', 'naflex', 'imageSize', 'vocab', 'length', 'pool', 'de
  */
 export function modelConfig(name: string, overrides: ModelOverrides = {}): ModelConfig {
   if (typeof name !== 'string' || typeof overrides !== 'object' || overrides === null)
-    throw new ConfigError(`model: needs the name of a variant, such as "B/16", and an object of changes to it`);
+    throw new ConfigError(
+      `model: needs the name of a variant, such as "B/16", and an object of changes to it`,
+    );
   for (const key of Object.keys(overrides)) {
     if (!(OVERRIDES as readonly string[]).includes(key)) {
-      throw new ConfigError(`model: unknown key "${key}"${didYouMean(key, OVERRIDES)}; ` +
-        `the keys are ${OVERRIDES.join(', ')}`);
+      throw new ConfigError(
+        `model: unknown key "${key}"${didYouMean(key, OVERRIDES)}; ` +
+          `the keys are ${OVERRIDES.join(', ')}`,
+      );
     }
   }
   const base = variant(name);
-  const vision = merge<VisionConfig>(base.vision, overrides.vision,
-    { imageSize: overrides.imageSize });
-  const text = merge<TextConfig>(base.text, overrides.text,
-    { vocab: overrides.vocab, length: overrides.length, pool: overrides.pool });
+  const vision = merge<VisionConfig>(base.vision, overrides.vision, {
+    imageSize: overrides.imageSize,
+  });
+  const text = merge<TextConfig>(base.text, overrides.text, {
+    vocab: overrides.vocab,
+    length: overrides.length,
+    pool: overrides.pool,
+  });
   return checkModelConfig({
     name: overrides.name ?? name,
     naflex: overrides.naflex ?? false,
@@ -177,8 +216,10 @@ export function modelConfig(name: string, overrides: ModelOverrides = {}): Model
   });
 }
 
-function merge<T extends object>(base: T,
-  ...changes: ({ [K in keyof T]?: T[K] | undefined } | undefined)[]): T {
+function merge<T extends object>(
+  base: T,
+  ...changes: ({ [K in keyof T]?: T[K] | undefined } | undefined)[]
+): T {
   const result = { ...base };
   for (const change of changes) {
     for (const [key, value] of Object.entries(change ?? {})) {
@@ -192,14 +233,19 @@ function variant(name: string): { vision: VisionConfig; text: TextConfig } {
   if (Object.hasOwn(SMALL, name)) return SMALL[name as keyof typeof SMALL];
   const [, letter, digits] = /^(.+)\/([1-9][0-9]{0,3})$/.exec(name) ?? [];
   if (letter === undefined || !Object.hasOwn(TOWERS, letter)) {
-    throw new ConfigError(`model: no variant is called "${name}"${didYouMean(name, VARIANTS)}; ` +
-      `the variants are ${VARIANTS.join(', ')}`);
+    throw new ConfigError(
+      `model: no variant is called "${name}"${didYouMean(name, VARIANTS)}; ` +
+        `the variants are ${VARIANTS.join(', ')}`,
+    );
   }
   const patch = Number(digits);
   return {
     vision: { ...TOWERS[letter as Letter], patch, imageSize: patch === 32 ? 256 : 16 * patch },
     text: {
-      ...TOWERS[TEXT_LETTER[letter as Letter]], vocab: GEMMA_VOCAB, length: 64, pool: 'last',
+      ...TOWERS[TEXT_LETTER[letter as Letter]],
+      vocab: GEMMA_VOCAB,
+      length: 64,
+      pool: 'last',
     },
   };
 }
@@ -214,36 +260,50 @@ export function checkModelConfig(config: ModelConfig): ModelConfig {
     const issue = parsed.error.issues[0];
     if (issue?.code === 'unrecognized_keys') {
       const at = issue.path.map((part) => `${String(part)}.`).join('');
-      throw new ConfigError(`model: unknown key "${at}${issue.keys[0]}"; remove it or correct ` +
-        'its name');
+      throw new ConfigError(
+        `model: unknown key "${at}${issue.keys[0]}"; remove it or correct ` + 'its name',
+      );
     }
     const path = (issue?.path ?? []).map(String);
-    const value = path.reduce<unknown>((at, key) =>
-      (at as Record<string, unknown> | undefined)?.[key], config);
-    throw new ConfigError(`model: ${path.join('.') || 'config'} is ` +
-      `${JSON.stringify(value) ?? 'missing'}: ` +
-      `${issue?.message ?? 'not valid'}`);
+    const value = path.reduce<unknown>(
+      (at, key) => (at as Record<string, unknown> | undefined)?.[key],
+      config,
+    );
+    throw new ConfigError(
+      `model: ${path.join('.') || 'config'} is ` +
+        `${JSON.stringify(value) ?? 'missing'}: ` +
+        `${issue?.message ?? 'not valid'}`,
+    );
   }
-  const towers = [['vision', config.vision], ['text', config.text]] as const;
+  const towers = [
+    ['vision', config.vision],
+    ['text', config.text],
+  ] as const;
   for (const [side, { width, heads }] of towers) {
     if (width % heads !== 0) {
-      throw new ConfigError(`model: ${side}.width ${width} must be a multiple of ${side}.heads ` +
-        `${heads}`);
+      throw new ConfigError(
+        `model: ${side}.width ${width} must be a multiple of ${side}.heads ` + `${heads}`,
+      );
     }
   }
   if (config.decoder) checkDecoder(config.decoder);
   const { patch, imageSize } = config.vision;
   if (imageSize < patch) {
-    throw new ConfigError(`model: vision.imageSize ${imageSize} must be at least one patch of ` +
-      `${patch} px`);
+    throw new ConfigError(
+      `model: vision.imageSize ${imageSize} must be at least one patch of ` + `${patch} px`,
+    );
   }
   if (config.naflex && imageSize % patch !== 0) {
-    throw new ConfigError(`model: vision.imageSize of a NaFlex model gives its position grid, so ` +
-      `it must be a multiple of the patch ${patch} but is ${imageSize}`);
+    throw new ConfigError(
+      `model: vision.imageSize of a NaFlex model gives its position grid, so ` +
+        `it must be a multiple of the patch ${patch} but is ${imageSize}`,
+    );
   }
   if (config.embed !== config.vision.width) {
-    throw new ConfigError(`model: embed must equal vision.width ${config.vision.width} (the ` +
-      `vision tower has no projection) but is ${config.embed}`);
+    throw new ConfigError(
+      `model: embed must equal vision.width ${config.vision.width} (the ` +
+        `vision tower has no projection) but is ${config.embed}`,
+    );
   }
   return config;
 }

@@ -4,13 +4,13 @@
  * For evaluation; nothing is recorded on the tape.
  */
 import { check } from '../check.js';
-import { EOS } from '../text/tokenizer.js';
 import { crossAttention } from '../ops/attention.js';
 import { copyRows } from '../ops/copy_rows.js';
-import { linear } from '../ops/linear.js';
 import { cast } from '../ops/elementwise.js';
+import { linear } from '../ops/linear.js';
 import { noGrad } from '../tape.js';
-import { batchInvariant, empty, scope, tensor, type Tensor } from '../tensor.js';
+import { batchInvariant, empty, scope, type Tensor, tensor } from '../tensor.js';
+import { EOS } from '../text/tokenizer.js';
 import { decoderEmbed, decoderLayers, decoderNorm } from './decoder.js';
 import type { Siglip2Model } from './siglip2.js';
 
@@ -52,8 +52,13 @@ class State {
   readonly #cross: Tensor[];
   #position = 0;
 
-  constructor(readonly model: Siglip2Model, image: Tensor, readonly beams: number, readonly length: number,
-    readonly imageLengths: Tensor | null) {
+  constructor(
+    readonly model: Siglip2Model,
+    image: Tensor,
+    readonly beams: number,
+    readonly length: number,
+    readonly imageLengths: Tensor | null,
+  ) {
     this.#layers = decoderLayers(model.params, model.config);
     const width = model.config.decoder!.width;
     this.#cross = scope(() => this.#layers.map((layer) => layer.crossKv(image)));
@@ -63,39 +68,68 @@ class State {
 
   /** @param ids (R) the next token of each sequence @returns (R, V) f32 logits */
   step(ids: Int32Array): Tensor {
-    const { model, beams, length } = this, { params, config, options } = model;
-    const { heads, width } = config.decoder!, R = ids.length, t = this.#position++;
+    const { model, beams, length } = this,
+      { params, config, options } = model;
+    const { heads, width } = config.decoder!,
+      R = ids.length,
+      t = this.#position++;
     return scope(() => {
-      const device = params.device, rows = Int32Array.from({ length: R }, (_, r) => r);
-      const to = tensor(rows.map((r) => r * length + t), [R], device), from = tensor(rows, [R], device);
+      const device = params.device,
+        rows = Int32Array.from({ length: R }, (_, r) => r);
+      const to = tensor(
+          rows.map((r) => r * length + t),
+          [R],
+          device,
+        ),
+        from = tensor(rows, [R], device);
       const seen = tensor(new Int32Array(R).fill(t + 1), [R], device);
-      let h = decoderEmbed(params, config, tensor(ids, [R, 1], device), options.dtype, t), d: Tensor | null = null;
+      let h = decoderEmbed(params, config, tensor(ids, [R, 1], device), options.dtype, t),
+        d: Tensor | null = null;
       this.#layers.forEach((layer, i) => {
         const first = layer.norm(1, h, d);
         copyRows(this.#self[i]!, layer.selfKv(first.y).reshape([R, 2 * width]), to, from);
         const cache = this.#self[i]!.reshape([R, length, 2 * width]);
-        const a = layer.selfOut(crossAttention(layer.selfQ(first.y), cache, heads, { keyLengths: seen }));
+        const a = layer.selfOut(
+          crossAttention(layer.selfQ(first.y), cache, heads, { keyLengths: seen }),
+        );
         const second = layer.norm(2, first.sum, a);
         // The beams of an image are queries over one set of keys.
         const q = layer.crossQ(second.y).reshape([R / beams, beams, width]);
-        const mixed = crossAttention(q, this.#cross[i]!, heads, { keyLengths: this.imageLengths }).reshape([R, 1, width]);
+        const mixed = crossAttention(q, this.#cross[i]!, heads, {
+          keyLengths: this.imageLengths,
+        }).reshape([R, 1, width]);
         const third = layer.norm(3, second.sum, layer.crossOut(mixed));
         [h, d] = [third.sum, layer.mlp(third.y)];
       });
       const y = decoderNorm(params, h, d!, config.layerNormEps).reshape([R, width]);
-      return cast(linear(y, params.get('decoder.head.weight'), params.get('decoder.head.bias')), 'f32');
+      return cast(
+        linear(y, params.get('decoder.head.weight'), params.get('decoder.head.bias')),
+        'f32',
+      );
     });
   }
 
   reorder(parents: readonly number[]): void {
     if (parents.every((p, r) => p === r)) return;
-    const { length } = this, t = this.#position, R = parents.length, device = this.model.params.device;
+    const { length } = this,
+      t = this.#position,
+      R = parents.length,
+      device = this.model.params.device;
     this.#self = this.#self.map((old) => {
       const cache = empty(old.shape, old.dtype, device).detach();
       scope(() => {
         const places = (of: (r: number) => number): Tensor =>
-          tensor(Int32Array.from({ length: R * t }, (_, i) => of(Math.floor(i / t)) * length + i % t), [R * t], device);
-        copyRows(cache, old, places((r) => r), places((r) => parents[r]!));
+          tensor(
+            Int32Array.from({ length: R * t }, (_, i) => of(Math.floor(i / t)) * length + (i % t)),
+            [R * t],
+            device,
+          );
+        copyRows(
+          cache,
+          old,
+          places((r) => r),
+          places((r) => parents[r]!),
+        );
       });
       old.dispose();
       return cache;
@@ -109,10 +143,12 @@ class State {
 
 /** The log-probabilities of the `n` likeliest tokens of one row of logits, best first. */
 function likeliest(logits: Float32Array, n: number): { id: number; logProbability: number }[] {
-  let most = -Infinity, total = 0;
+  let most = -Infinity,
+    total = 0;
   for (const l of logits) if (l > most) most = l;
   for (const l of logits) total += Math.exp(l - most);
-  const base = most + Math.log(total), best: number[] = [];
+  const base = most + Math.log(total),
+    best: number[] = [];
   for (let id = 0; id < logits.length; id++) {
     if (best.length === n && logits[id]! <= logits[best[n - 1]!]!) continue;
     let at = best.length;
@@ -130,45 +166,87 @@ function likeliest(logits: Float32Array, n: number): { id: number; logProbabilit
  * @returns (B) the best sequence of each image
  * @throws ShapeError when the model has no decoder or a beginning is too long; the signal's reason
  */
-export async function decode(model: Siglip2Model, image: Tensor, forced: readonly ArrayLike<number>[],
-  options: DecodeOptions = {}): Promise<Decoded[]> {
-  const { beams = 1, lengthPenalty = 0, imageLengths = null } = options, decoder = model.config.decoder;
+export async function decode(
+  model: Siglip2Model,
+  image: Tensor,
+  forced: readonly ArrayLike<number>[],
+  options: DecodeOptions = {},
+): Promise<Decoded[]> {
+  const { beams = 1, lengthPenalty = 0, imageLengths = null } = options,
+    decoder = model.config.decoder;
   check(decoder != null, 'decode', 'the model has no decoder');
-  const length = options.length ?? decoder.length, B = forced.length;
-  check(image.shape[0] === B, 'decode', `${image.shape[0]} images need as many beginnings but there are ${B}`);
-  check(Number.isInteger(beams) && beams > 0, 'decode', `beams must be a positive integer but is ${beams}`);
-  check(length <= decoder.length && forced.every((f) => f.length <= length), 'decode',
-    `sequences have at most ${decoder.length} tokens`);
+  const length = options.length ?? decoder.length,
+    B = forced.length;
+  check(
+    image.shape[0] === B,
+    'decode',
+    `${image.shape[0]} images need as many beginnings but there are ${B}`,
+  );
+  check(
+    Number.isInteger(beams) && beams > 0,
+    'decode',
+    `beams must be a positive integer but is ${beams}`,
+  );
+  check(
+    length <= decoder.length && forced.every((f) => f.length <= length),
+    'decode',
+    `sequences have at most ${decoder.length} tokens`,
+  );
   const rank = (b: Beam): number => b.logProbability / Math.max(1, b.ids.length) ** lengthPenalty;
 
   const { device } = image;
-  const state = noGrad(() => batchInvariant(device, () => new State(model, image, beams, length, imageLengths)));
+  const state = noGrad(() =>
+    batchInvariant(device, () => new State(model, image, beams, length, imageLengths)),
+  );
   // All beams of an image begin alike; only the first may be extended until they differ.
-  let live: Beam[][] = Array.from({ length: B }, (_, b) => [{ row: b * beams, ids: [], logProbability: 0, done: false }]);
+  let live: Beam[][] = Array.from({ length: B }, (_, b) => [
+    { row: b * beams, ids: [], logProbability: 0, done: false },
+  ]);
   try {
     for (let t = 0; t < length; t++) {
       options.signal?.throwIfAborted();
       const next = new Int32Array(B * beams);
       for (const group of live) for (const b of group) next[b.row] = b.ids.at(-1) ?? 0;
       const logits = noGrad(() => batchInvariant(device, () => state.step(next)));
-      const V = logits.shape[1]!, values = await logits.read() as Float32Array;
+      const V = logits.shape[1]!,
+        values = (await logits.read()) as Float32Array;
       logits.dispose();
       live = live.map((group, image) => {
         const must = forced[image]![t];
         if (must !== undefined) return group.map((b) => ({ ...b, ids: [...b.ids, must] }));
-        const candidates = group.flatMap((b): Beam[] => b.done ? [b]
-          : likeliest(values.subarray(b.row * V, (b.row + 1) * V), beams).map(({ id, logProbability }) =>
-            ({ row: b.row, ids: [...b.ids, id], logProbability: b.logProbability + logProbability, done: id === EOS })));
+        const candidates = group.flatMap((b): Beam[] =>
+          b.done
+            ? [b]
+            : likeliest(values.subarray(b.row * V, (b.row + 1) * V), beams).map(
+                ({ id, logProbability }) => ({
+                  row: b.row,
+                  ids: [...b.ids, id],
+                  logProbability: b.logProbability + logProbability,
+                  done: id === EOS,
+                }),
+              ),
+        );
         return candidates.sort((x, y) => rank(y) - rank(x)).slice(0, beams);
       });
       if (live.every((group) => group.every((b) => b.done))) break;
       const parents = Array.from({ length: B * beams }, (_, r) => r);
-      live.forEach((group, image) => group.forEach((b, i) => { parents[image * beams + i] = b.row; }));
+      live.forEach((group, image) =>
+        group.forEach((b, i) => {
+          parents[image * beams + i] = b.row;
+        }),
+      );
       noGrad(() => state.reorder(parents));
-      live.forEach((group, image) => group.forEach((b, i) => { b.row = image * beams + i; }));
+      live.forEach((group, image) =>
+        group.forEach((b, i) => {
+          b.row = image * beams + i;
+        }),
+      );
     }
   } finally {
     state.dispose();
   }
-  return live.map(([best]) => ({ ids: Int32Array.from(best!.ids), logProbability: best!.logProbability }));
+  return live.map(([best]) => ({
+    ids: Int32Array.from(best!.ids),
+    logProbability: best!.logProbability,
+  }));
 }

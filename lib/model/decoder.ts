@@ -9,7 +9,7 @@ import { embedding } from '../ops/embedding.js';
 import { addLayerNorm, layerNorm } from '../ops/layer_norm.js';
 import { linear } from '../ops/linear.js';
 import { mlp } from '../ops/mlp.js';
-import { checkpoint, reshape, type Param } from '../tape.js';
+import { checkpoint, type Param, reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ModelConfig } from './config.js';
 import type { DecoderConfig } from './decoder_config.js';
@@ -30,13 +30,21 @@ export interface DecoderOptions {
 
 /** The parameters of one decoder block by role; absent biases are null. */
 export class DecoderLayer {
-  constructor(readonly params: ParamStore, readonly name: string, readonly config: DecoderConfig, readonly eps: number) {}
+  constructor(
+    readonly params: ParamStore,
+    readonly name: string,
+    readonly config: DecoderConfig,
+    readonly eps: number,
+  ) {}
 
   #bias(names: string[]): Param | null {
     return this.config.bias ? this.params.fused(names.map((n) => `${this.name}.${n}.bias`)) : null;
   }
   #layer(names: string[]): { weight: Param; bias: Param | null } {
-    return { weight: this.params.fused(names.map((n) => `${this.name}.${n}.weight`)), bias: this.#bias(names) };
+    return {
+      weight: this.params.fused(names.map((n) => `${this.name}.${n}.weight`)),
+      bias: this.#bias(names),
+    };
   }
   #linear(x: Tensor, names: string[]): Tensor {
     const { weight, bias } = this.#layer(names);
@@ -44,31 +52,59 @@ export class DecoderLayer {
   }
   /** LayerNorm `i` (1 to 3) of h + d. */
   norm(i: number, h: Tensor, d: Tensor | null): { sum: Tensor; y: Tensor } {
-    const weight = this.params.get(`${this.name}.layer_norm${i}.weight`), bias = this.#bias([`layer_norm${i}`]);
-    return d ? addLayerNorm(h, d, weight, bias, this.eps) : { sum: h, y: layerNorm(h, weight, bias, this.eps) };
+    const weight = this.params.get(`${this.name}.layer_norm${i}.weight`),
+      bias = this.#bias([`layer_norm${i}`]);
+    return d
+      ? addLayerNorm(h, d, weight, bias, this.eps)
+      : { sum: h, y: layerNorm(h, weight, bias, this.eps) };
   }
   /** (…, W) → (…, 3W) */
-  selfQkv(x: Tensor): Tensor { return this.#linear(x, ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj']); }
-  selfQ(x: Tensor): Tensor { return this.#linear(x, ['self_attn.q_proj']); }
-  selfKv(x: Tensor): Tensor { return this.#linear(x, ['self_attn.k_proj', 'self_attn.v_proj']); }
-  selfOut(x: Tensor): Tensor { return this.#linear(x, ['self_attn.out_proj']); }
-  crossQ(x: Tensor): Tensor { return this.#linear(x, ['cross_attn.q_proj']); }
+  selfQkv(x: Tensor): Tensor {
+    return this.#linear(x, ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj']);
+  }
+  selfQ(x: Tensor): Tensor {
+    return this.#linear(x, ['self_attn.q_proj']);
+  }
+  selfKv(x: Tensor): Tensor {
+    return this.#linear(x, ['self_attn.k_proj', 'self_attn.v_proj']);
+  }
+  selfOut(x: Tensor): Tensor {
+    return this.#linear(x, ['self_attn.out_proj']);
+  }
+  crossQ(x: Tensor): Tensor {
+    return this.#linear(x, ['cross_attn.q_proj']);
+  }
   /** Image tokens (B, N, Dv) or (T, Dv) → keys and values of 2W columns */
-  crossKv(image: Tensor): Tensor { return this.#linear(image, ['cross_attn.k_proj', 'cross_attn.v_proj']); }
-  crossOut(x: Tensor): Tensor { return this.#linear(x, ['cross_attn.out_proj']); }
-  mlp(x: Tensor): Tensor { return mlp(x, this.#layer(['mlp.fc1']), this.#layer(['mlp.fc2'])); }
+  crossKv(image: Tensor): Tensor {
+    return this.#linear(image, ['cross_attn.k_proj', 'cross_attn.v_proj']);
+  }
+  crossOut(x: Tensor): Tensor {
+    return this.#linear(x, ['cross_attn.out_proj']);
+  }
+  mlp(x: Tensor): Tensor {
+    return mlp(x, this.#layer(['mlp.fc1']), this.#layer(['mlp.fc2']));
+  }
 }
 
 /** The blocks of a model with a decoder. */
 export function decoderLayers(p: ParamStore, config: ModelConfig): DecoderLayer[] {
   const decoder = config.decoder!;
-  return Array.from({ length: decoder.depth }, (_, i) =>
-    new DecoderLayer(p, `decoder.layers.${i}`, decoder, config.layerNormEps));
+  return Array.from(
+    { length: decoder.depth },
+    (_, i) => new DecoderLayer(p, `decoder.layers.${i}`, decoder, config.layerNormEps),
+  );
 }
 
 /** Token embeddings with positions `from` … of sequences. ids (R, L) i32 → (R, L, W) */
-export function decoderEmbed(p: ParamStore, config: ModelConfig, ids: Tensor, dtype: 'f32' | 'bf16', from = 0): Tensor {
-  const [R, L] = ids.shape as [number, number], name = 'decoder.embeddings';
+export function decoderEmbed(
+  p: ParamStore,
+  config: ModelConfig,
+  ids: Tensor,
+  dtype: 'f32' | 'bf16',
+  from = 0,
+): Tensor {
+  const [R, L] = ids.shape as [number, number],
+    name = 'decoder.embeddings';
   const positions = p.rows(`${name}.position_embedding.weight`, from, from + L);
   const rows = embedding(ids, p.get(`${name}.token_embedding.weight`), positions, dtype);
   return reshape(rows, [R, L, config.decoder!.width]);
@@ -87,25 +123,43 @@ export function decoderNorm(p: ParamStore, h: Tensor, d: Tensor, eps: number): T
  * @returns (S·B·L, W)
  * @throws ShapeError
  */
-export function decoderStates(p: ParamStore, config: ModelConfig, ids: Tensor, image: Tensor, o: DecoderOptions): Tensor {
+export function decoderStates(
+  p: ParamStore,
+  config: ModelConfig,
+  ids: Tensor,
+  image: Tensor,
+  o: DecoderOptions,
+): Tensor {
   const { heads, width, length } = config.decoder!;
   const [R, L] = ids.shape as [number, number];
   checkShape('decoderStates', 'ids', ids, [R, Math.min(L, length)]);
   checkRank('decoderStates', 'image', image, o.packed ? 2 : 3);
   checkShape('decoderStates', 'image', image, [...image.shape.slice(0, -1), config.vision.width]);
-  const causal = o.causal ?? R, keys = { keyLengths: o.imageLengths ?? null, packedKeys: o.packed ?? null };
-  const block = (layer: DecoderLayer, tokens: Tensor, h: Tensor, d: Tensor | null): [Tensor, Tensor] => {
+  const causal = o.causal ?? R,
+    keys = { keyLengths: o.imageLengths ?? null, packedKeys: o.packed ?? null };
+  const block = (
+    layer: DecoderLayer,
+    tokens: Tensor,
+    h: Tensor,
+    d: Tensor | null,
+  ): [Tensor, Tensor] => {
     const first = layer.norm(1, h, d);
     const a = layer.selfOut(attention(layer.selfQkv(first.y), heads, { causal }));
     const second = layer.norm(2, first.sum, a);
-    const c = layer.crossOut(crossAttention(layer.crossQ(second.y), layer.crossKv(tokens), heads, keys));
+    const c = layer.crossOut(
+      crossAttention(layer.crossQ(second.y), layer.crossKv(tokens), heads, keys),
+    );
     const third = layer.norm(3, second.sum, c);
     return [third.sum, layer.mlp(third.y)];
   };
-  let h = decoderEmbed(p, config, ids, o.dtype), d: Tensor | null = null;
+  let h = decoderEmbed(p, config, ids, o.dtype),
+    d: Tensor | null = null;
   for (const layer of decoderLayers(p, config)) {
     [h, d] = o.checkpoint
-      ? checkpoint((t, a, b) => block(layer, t!, a!, b ?? null), image, ...(d ? [h, d] : [h])) as [Tensor, Tensor]
+      ? (checkpoint((t, a, b) => block(layer, t!, a!, b ?? null), image, ...(d ? [h, d] : [h])) as [
+          Tensor,
+          Tensor,
+        ])
       : block(layer, image, h, d);
   }
   return reshape(decoderNorm(p, h, d!, config.layerNormEps), [R * L, width]);

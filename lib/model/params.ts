@@ -7,11 +7,11 @@
  */
 import { check } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
-import { native, op, type Handle } from '../native.js';
 import { bf16ToF32 } from '../io/half.js';
-import { initialize, type Init } from '../ops/init.js';
+import { type Handle, native, op } from '../native.js';
+import { type Init, initialize } from '../ops/init.js';
 import { Param } from '../tape.js';
-import { empty, scope, sizeOf, tensor, zeros, type DeviceName, type Tensor } from '../tensor.js';
+import { type DeviceName, empty, scope, sizeOf, type Tensor, tensor, zeros } from '../tensor.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
@@ -75,10 +75,18 @@ export class ParamStore {
    * @param options.frozen names of parameters without gradient
    * @throws ConfigError when a part of a matrix is frozen and a part is not
    */
-  constructor(readonly shapes: readonly ParameterShape[],
-    options: { device?: DeviceName; dtype?: 'f32' | 'bf16'; train?: boolean; values?: Tensor;
-      frozen?: ReadonlySet<string> } = {}) {
-    const device = options.device ?? 'cpu', train = options.train ?? false;
+  constructor(
+    readonly shapes: readonly ParameterShape[],
+    options: {
+      device?: DeviceName;
+      dtype?: 'f32' | 'bf16';
+      train?: boolean;
+      values?: Tensor;
+      frozen?: ReadonlySet<string>;
+    } = {},
+  ) {
+    const device = options.device ?? 'cpu',
+      train = options.train ?? false;
     const compact = options.dtype === 'bf16' && !train && !options.values;
     this.#compact = compact;
     const segments: Segment[] = [];
@@ -88,12 +96,15 @@ export class ParamStore {
     for (const { name, shape, decay } of shapes) {
       // Exactly the dense and convolution kernels decay, and exactly they are multiplied with.
       const half = compact && (decay || (name === TOKEN_TABLE && device === 'cpu'));
-      const arena = half ? 'half' : 'full', size = sizeOf(shape);
+      const arena = half ? 'half' : 'full',
+        size = sizeOf(shape);
       const trained = train && !options.frozen?.has(name) ? end.trained : null;
       const segment: Segment = { name, half, offset: end[arena], size, shape, decay, trained };
       segments.push(segment);
       if (joined && (joined.trained === null) !== (trained === null))
-        throw new ConfigError(`freeze: ${joined.name} and ${name} are parts of one matrix; freeze both or none of them`);
+        throw new ConfigError(
+          `freeze: ${joined.name} and ${name} are parts of one matrix; freeze both or none of them`,
+        );
       joined = JOINED.test(name) ? segment : undefined;
       end[arena] += size;
       if (trained !== null) end.trained += size;
@@ -104,13 +115,16 @@ export class ParamStore {
     this.trainedSize = end.trained;
     this.#byName = new Map(segments.map((s) => [s.name, s]));
     // Without training nothing runs over the gaps, and touching every page twice would double the time to load.
-    const arena = (n: number, dtype: 'f32' | 'bf16'): Tensor => (train ? zeros : empty)([n], dtype, device).detach();
+    const arena = (n: number, dtype: 'f32' | 'bf16'): Tensor =>
+      (train ? zeros : empty)([n], dtype, device).detach();
     this.values = options.values?.reshape([this.size]).detach() ?? arena(this.size, 'f32');
     this.grads = train ? arena(this.trainedSize, 'f32') : null;
     this.copy = options.dtype === 'bf16' ? arena(compact ? end.half : this.size, 'bf16') : null;
   }
 
-  get device(): DeviceName { return this.values.device; }
+  get device(): DeviceName {
+    return this.values.device;
+  }
 
   /**
    * The same parameters with the values of another arena, their moving average say, for the same model code. It has no
@@ -118,7 +132,11 @@ export class ParamStore {
    * `refreshCopy` after a change. Dispose it; `values` stays its maker's.
    */
   withValues(values: Tensor): ParamStore {
-    return new ParamStore(this.shapes, { device: this.device, dtype: this.copy ? 'bf16' : 'f32', values });
+    return new ParamStore(this.shapes, {
+      device: this.device,
+      dtype: this.copy ? 'bf16' : 'f32',
+      values,
+    });
   }
 
   segment(name: string): Segment {
@@ -144,8 +162,14 @@ export class ParamStore {
   }
   /** Rows `from` to `to` of a matrix or vector: the key and value part of in_proj_weight, say. */
   rows(name: string, from: number, to: number): Param {
-    const s = this.segment(name), row = s.size / s.shape[0]!;
-    return this.#view(s, s.offset + from * row, [to - from, ...s.shape.slice(1)], `${name}[${from}:${to}]`);
+    const s = this.segment(name),
+      row = s.size / s.shape[0]!;
+    return this.#view(
+      s,
+      s.offset + from * row,
+      [to - from, ...s.shape.slice(1)],
+      `${name}[${from}:${to}]`,
+    );
   }
   /** Neighbouring parameters stacked along their first axis: q, k, v as one (3D, D) matrix. */
   fused(names: readonly string[]): Param {
@@ -153,19 +177,34 @@ export class ParamStore {
     const first = parts[0]!;
     parts.forEach((p, i) => {
       const before = parts[i - 1];
-      if (before && p.offset !== before.offset + before.size) throw new Error(`${before.name} and ${p.name} are not neighbours`);
+      if (before && p.offset !== before.offset + before.size)
+        throw new Error(`${before.name} and ${p.name} are not neighbours`);
     });
     const n = parts.reduce((sum, p) => sum + p.shape[0]!, 0);
     return this.#view(first, first.offset, [n, ...first.shape.slice(1)], names.join('+'));
   }
 
-  #view({ half, trained, offset: first }: Segment, offset: number, shape: readonly number[], name: string): Param {
+  #view(
+    { half, trained, offset: first }: Segment,
+    offset: number,
+    shape: readonly number[],
+    name: string,
+  ): Param {
     const key = `${half}${offset}:${shape.join('x')}`;
     let p = this.#params.get(key);
     if (p) return p;
-    const n = sizeOf(shape), bytes = half ? 2 : 4, arena = half ? this.copy! : this.values;
-    p = new Param(native().view(arena.handle, offset * bytes, n * bytes, half ? 1 : 0), shape, half ? 'bf16' : 'f32', this.device, name).detach();
-    if (this.grads && trained !== null) p.grad = this.grads.view(trained + offset - first, shape).detach();
+    const n = sizeOf(shape),
+      bytes = half ? 2 : 4,
+      arena = half ? this.copy! : this.values;
+    p = new Param(
+      native().view(arena.handle, offset * bytes, n * bytes, half ? 1 : 0),
+      shape,
+      half ? 'bf16' : 'f32',
+      this.device,
+      name,
+    ).detach();
+    if (this.grads && trained !== null)
+      p.grad = this.grads.view(trained + offset - first, shape).detach();
     // A compact store's copy holds other parameters than `values`.
     if (this.copy && !this.#compact) p.compute = this.copy.view(offset, shape).detach();
     this.#params.set(key, p);
@@ -195,14 +234,22 @@ export class ParamStore {
     const s = this.segment(name);
     scope(() => {
       if (!s.half) this.values.view(s.offset + from, [data.length]).write(data);
-      else scaleCast(this.copy!.view(s.offset + from, [data.length]).handle, tensor(data, [data.length], this.device).handle, data.length, 1);
+      else
+        scaleCast(
+          this.copy!.view(s.offset + from, [data.length]).handle,
+          tensor(data, [data.length], this.device).handle,
+          data.length,
+          1,
+        );
     });
   }
   /** Renews the bf16 copy after the weights were written by other means than the optimizer. */
   refreshCopy(): void {
     if (this.copy && !this.#compact) scaleCast(this.copy.handle, this.values.handle, this.size, 1);
   }
-  zeroGrad(): void { this.grads?.zero(); }
+  zeroGrad(): void {
+    this.grads?.zero();
+  }
 
   /**
    * Every parameter's values on the host, by Hugging Face name.
@@ -210,18 +257,31 @@ export class ParamStore {
    *   (`grads`, `m`, `v`), which holds the trained parameters alone
    * @throws ShapeError when it is none
    */
-  async read(source: Tensor = this.values): Promise<Map<string, { shape: readonly number[]; data: Float32Array }>> {
-    check((source?.size === this.size || source?.size === this.trainedSize) && source.dtype === 'f32', 'params.read',
+  async read(
+    source: Tensor = this.values,
+  ): Promise<Map<string, { shape: readonly number[]; data: Float32Array }>> {
+    check(
+      (source?.size === this.size || source?.size === this.trainedSize) && source.dtype === 'f32',
+      'params.read',
       `the source must be an f32 arena of ${this.size} ` +
-      'values, such as params.grads of a model made with train: true');
-    const all = await source.read() as Float32Array;
-    const half = this.segments.some((s) => s.half) ? await this.copy!.read() as Uint16Array : null;
+        'values, such as params.grads of a model made with train: true',
+    );
+    const all = (await source.read()) as Float32Array;
+    const half = this.segments.some((s) => s.half)
+      ? ((await this.copy!.read()) as Uint16Array)
+      : null;
     const trained = source.size !== this.size;
-    return new Map(this.segments.filter((s) => !trained || s.trained !== null).map((s) => {
-      const at = trained ? s.trained! : s.offset;
-      const data = s.half ? bf16ToF32(half!.subarray(at, at + s.size)) : all.subarray(at, at + s.size);
-      return [s.name, { shape: s.shape, data }];
-    }));
+    return new Map(
+      this.segments
+        .filter((s) => !trained || s.trained !== null)
+        .map((s) => {
+          const at = trained ? s.trained! : s.offset;
+          const data = s.half
+            ? bf16ToF32(half!.subarray(at, at + s.size))
+            : all.subarray(at, at + s.size);
+          return [s.name, { shape: s.shape, data }];
+        }),
+    );
   }
   dispose(): void {
     for (const p of this.#params.values()) {

@@ -8,7 +8,7 @@
  * modeling_siglip.py.
  */
 import type { Init } from '../ops/init.js';
-import { patchCount, type ModelConfig, type Tower } from './config.js';
+import { type ModelConfig, patchCount, type Tower } from './config.js';
 import { decoderShapes } from './decoder_shapes.js';
 import type { ParameterShape } from './params.js';
 
@@ -27,7 +27,8 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
   const { vision, text, embed } = config;
   const patchValues = 3 * vision.patch ** 2;
   const patchShape = config.naflex
-    ? [vision.width, patchValues] : [vision.width, 3, vision.patch, vision.patch];
+    ? [vision.width, patchValues]
+    : [vision.width, 3, vision.patch, vision.patch];
   return [
     table('text_model.embeddings.token_embedding.weight', text.vocab, text.width),
     table('text_model.embeddings.position_embedding.weight', text.length, text.width),
@@ -35,12 +36,16 @@ export function parameterShapes(config: ModelConfig): ParameterShape[] {
     ...layerNorm('text_model.final_layer_norm', text.width),
     // The public format has no name for a pooling head in the text tower; `pool` is ours.
     ...(text.pool === 'map' ? mapHead('text_model.pool', text) : []),
-    kernel('text_model.head.weight', [embed, text.width],
-      { kind: 'lecunNormal', fanIn: text.width }),
+    kernel('text_model.head.weight', [embed, text.width], {
+      kind: 'lecunNormal',
+      fanIn: text.width,
+    }),
     plain('text_model.head.bias', [embed], ZEROS),
 
-    kernel('vision_model.embeddings.patch_embedding.weight', patchShape,
-      { kind: 'lecunNormal', fanIn: patchValues }),
+    kernel('vision_model.embeddings.patch_embedding.weight', patchShape, {
+      kind: 'lecunNormal',
+      fanIn: patchValues,
+    }),
     plain('vision_model.embeddings.patch_embedding.bias', [vision.width], ZEROS),
     table('vision_model.embeddings.position_embedding.weight', patchCount(config), vision.width),
     ...blocks('vision_model.encoder.layers', vision),
@@ -76,8 +81,10 @@ function xavier(name: string, rows: number, columns: number): ParameterShape {
 function mlp(name: string, { width, mlp: hidden }: Tower): ParameterShape[] {
   const noise: Init = { kind: 'normal', std: 1e-6 };
   return [
-    xavier(`${name}.fc1.weight`, hidden, width), plain(`${name}.fc1.bias`, [hidden], noise),
-    xavier(`${name}.fc2.weight`, width, hidden), plain(`${name}.fc2.bias`, [width], noise),
+    xavier(`${name}.fc1.weight`, hidden, width),
+    plain(`${name}.fc1.bias`, [hidden], noise),
+    xavier(`${name}.fc2.weight`, width, hidden),
+    plain(`${name}.fc2.bias`, [width], noise),
   ];
 }
 
@@ -103,8 +110,11 @@ function mapHead(name: string, shape: Tower): ParameterShape[] {
   return [
     plain(`${name}.probe`, [1, 1, width], { kind: 'xavierUniform', fanIn: 1, fanOut: width }),
     // Three stacked D x D kernels, so the fans are those of one of them.
-    kernel(`${name}.attention.in_proj_weight`, [3 * width, width],
-      { kind: 'xavierUniform', fanIn: width, fanOut: width }),
+    kernel(`${name}.attention.in_proj_weight`, [3 * width, width], {
+      kind: 'xavierUniform',
+      fanIn: width,
+      fanOut: width,
+    }),
     plain(`${name}.attention.in_proj_bias`, [3 * width], ZEROS),
     xavier(`${name}.attention.out_proj.weight`, width, width),
     plain(`${name}.attention.out_proj.bias`, [width], ZEROS),
@@ -130,8 +140,10 @@ export interface ParameterCounts {
 /** Number of values by part; equals SigLIP 2's released checkpoints for the released shapes. */
 export function parameterCounts(config: ModelConfig): ParameterCounts {
   const shapes = parameterShapes(config);
-  const sum = (prefix: string): number => shapes.filter(({ name }) => name.startsWith(prefix))
-    .reduce((total, { shape }) => total + shape.reduce((a, b) => a * b, 1), 0);
+  const sum = (prefix: string): number =>
+    shapes
+      .filter(({ name }) => name.startsWith(prefix))
+      .reduce((total, { shape }) => total + shape.reduce((a, b) => a * b, 1), 0);
   const vision = sum('vision_model.');
   return {
     vision,

@@ -1,19 +1,25 @@
 /** The two-tower model: config, parameters and the two encoders. */
 import { checkShape } from '../check.js';
-import type { NaflexBatch } from '../image/naflex.js';
 import { ConfigError } from '../errors.js';
+import type { NaflexBatch } from '../image/naflex.js';
 import { cast } from '../ops/elementwise.js';
 import { l2Normalize } from '../ops/l2_normalize.js';
 import { isRecording, needsGrad, noGrad, type Param } from '../tape.js';
-import { scope, type DeviceName, type Tensor } from '../tensor.js';
+import { type DeviceName, scope, type Tensor } from '../tensor.js';
 import type { Lengths } from './block.js';
 import type { ModelConfig } from './config.js';
-import { parameterShapes } from './shapes.js';
 import type { ParameterShape } from './params.js';
 import { ParamStore } from './params.js';
 import { mapPool } from './pool.js';
+import { parameterShapes } from './shapes.js';
 import { textTower } from './text.js';
-import { naflexTokens, visionTokens, visionTower, type PackedTokens, type TowerOptions } from './vision.js';
+import {
+  naflexTokens,
+  type PackedTokens,
+  type TowerOptions,
+  visionTokens,
+  visionTower,
+} from './vision.js';
 
 export interface ModelOptions {
   device?: DeviceName;
@@ -37,15 +43,22 @@ export class Siglip2Model {
   readonly params: ParamStore;
   readonly options: TowerOptions;
 
-  constructor(readonly config: ModelConfig, options: ModelOptions = {}) {
+  constructor(
+    readonly config: ModelConfig,
+    options: ModelOptions = {},
+  ) {
     this.params = new ParamStore([...parameterShapes(config), ...(options.extra ?? [])], options);
     this.options = { dtype: options.dtype ?? 'f32', checkpoint: options.checkpoint ?? false };
   }
 
   /** log of the temperature, (1). */
-  get logitScale(): Param { return this.params.get('logit_scale'); }
+  get logitScale(): Param {
+    return this.params.get('logit_scale');
+  }
   /** Logit bias, (1). */
-  get logitBias(): Param { return this.params.get('logit_bias'); }
+  get logitBias(): Param {
+    return this.params.get('logit_bias');
+  }
 
   /**
    * Image embeddings with unit norm. A NaFlex model takes square images too, of its position grid's size.
@@ -66,7 +79,9 @@ export class Siglip2Model {
    */
   imageTokens(pixels: Tensor): Tensor {
     this.#checkPixels('imageTokens', pixels);
-    return this.#part(TOKENS, [], () => visionTokens(this.params, this.config, pixels, this.options));
+    return this.#part(TOKENS, [], () =>
+      visionTokens(this.params, this.config, pixels, this.options),
+    );
   }
 
   /**
@@ -88,7 +103,9 @@ export class Siglip2Model {
    */
   naflexTokens(batch: NaflexBatch): PackedTokens {
     this.#checkNaflex('naflexTokens');
-    return this.#part(TOKENS, [], () => naflexTokens(this.params, this.config, batch, this.options));
+    return this.#part(TOKENS, [], () =>
+      naflexTokens(this.params, this.config, batch, this.options),
+    );
   }
 
   /**
@@ -100,7 +117,13 @@ export class Siglip2Model {
   poolTokens(tokens: Tensor, lengths: Lengths = {}): Tensor {
     const { vision, layerNormEps } = this.config;
     return this.#part(['vision_model.head.'], [tokens], () =>
-      l2Normalize(cast(mapPool(this.params, 'vision_model.head', tokens, vision, layerNormEps, lengths), 'f32')));
+      l2Normalize(
+        cast(
+          mapPool(this.params, 'vision_model.head', tokens, vision, layerNormEps, lengths),
+          'f32',
+        ),
+      ),
+    );
   }
 
   /**
@@ -112,12 +135,18 @@ export class Siglip2Model {
   encodeTexts(ids: Tensor): Tensor {
     checkShape('encodeTexts', 'ids', ids, [ids.shape[0] ?? 0, this.config.text.length]);
     return this.#part(['text_model.'], [], () =>
-      l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32')));
+      l2Normalize(cast(textTower(this.params, this.config, ids, this.options), 'f32')),
+    );
   }
 
   /** Runs a part of the model; one that is frozen, and whose input is, leaves nothing behind but its result. */
   #part<T>(parameters: readonly string[], inputs: readonly Tensor[], fn: () => T): T {
-    if (!isRecording() || inputs.some(needsGrad) || parameters.some((prefix) => this.params.trains(prefix))) return fn();
+    if (
+      !isRecording() ||
+      inputs.some(needsGrad) ||
+      parameters.some((prefix) => this.params.trains(prefix))
+    )
+      return fn();
     return noGrad(() => scope(fn));
   }
 
@@ -127,11 +156,19 @@ export class Siglip2Model {
   }
   #checkNaflex(name: string): void {
     if (this.config.naflex) return;
-    throw new ConfigError(`${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one ` +
-      'with adaptModel');
+    throw new ConfigError(
+      `${name}: ${this.config.name} has a fixed resolution; use a NaFlex model, or convert this one ` +
+        'with adaptModel',
+    );
   }
 
-  initialize(seed: number): void { this.params.initialize(seed); }
-  dispose(): void { this.params.dispose(); }
-  [Symbol.dispose](): void { this.dispose(); }
+  initialize(seed: number): void {
+    this.params.initialize(seed);
+  }
+  dispose(): void {
+    this.params.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 }

@@ -11,8 +11,7 @@ import { weightNormLinear } from '../ops/weight_norm_linear.js';
 import { reshape } from '../tape.js';
 import type { Tensor } from '../tensor.js';
 import type { ModelConfig } from './config.js';
-import type { ParameterShape } from './params.js';
-import type { ParamStore } from './params.js';
+import type { ParameterShape, ParamStore } from './params.js';
 
 /** Shape of the heads. */
 export interface SslHeadConfig {
@@ -33,7 +32,12 @@ export interface SslHeadConfig {
 }
 
 /** DINO's head, which SILC and SigLIP 2 name without numbers. */
-export const SSL_HEAD: SslHeadConfig = { hidden: 2048, bottleneck: 256, prototypes: 65536, patchPrototypes: 65536 };
+export const SSL_HEAD: SslHeadConfig = {
+  hidden: 2048,
+  bottleneck: 256,
+  prototypes: 65536,
+  patchPrototypes: 65536,
+};
 
 export type SslHeadName = 'ssl.image_head' | 'ssl.patch_head';
 
@@ -47,20 +51,29 @@ export function sslShapes(config: ModelConfig, head: SslHeadConfig = SSL_HEAD): 
   const { std = 0.02, ...sizes } = head;
   for (const [key, n] of Object.entries(sizes))
     if (!Number.isSafeInteger(n) || n < 1)
-      throw new ConfigError(`self-distillation head: ${key} must be a positive integer but is ${n}`);
-  const { hidden, bottleneck } = head, D = config.vision.width;
+      throw new ConfigError(
+        `self-distillation head: ${key} must be a positive integer but is ${n}`,
+      );
+  const { hidden, bottleneck } = head,
+    D = config.vision.width;
   const layer = (name: string, rows: number, columns: number): ParameterShape[] => [
     { name: `${name}.weight`, shape: [rows, columns], init: { kind: 'normal', std }, decay: true },
     { name: `${name}.bias`, shape: [rows], init: { kind: 'zeros' }, decay: false },
   ];
   const shapes = (name: SslHeadName, prototypes: number): ParameterShape[] => [
-    ...layer(`${name}.fc1`, hidden, D), ...layer(`${name}.fc2`, hidden, hidden),
+    ...layer(`${name}.fc1`, hidden, D),
+    ...layer(`${name}.fc2`, hidden, hidden),
     ...layer(`${name}.fc3`, bottleneck, hidden),
-    { name: `${name}.prototypes.weight`, shape: [prototypes, bottleneck],
-      init: { kind: 'normal', std: (3 * bottleneck) ** -0.5 }, decay: true },
+    {
+      name: `${name}.prototypes.weight`,
+      shape: [prototypes, bottleneck],
+      init: { kind: 'normal', std: (3 * bottleneck) ** -0.5 },
+      decay: true,
+    },
   ];
   return [
-    ...shapes('ssl.image_head', head.prototypes), ...shapes('ssl.patch_head', head.patchPrototypes),
+    ...shapes('ssl.image_head', head.prototypes),
+    ...shapes('ssl.patch_head', head.patchPrototypes),
     { name: 'ssl.mask_token', shape: [D], init: { kind: 'normal', std: 0.02 }, decay: false },
   ];
 }

@@ -6,7 +6,7 @@
 import { CheckpointError } from '../errors.js';
 import { teacherMean, updateCentre } from '../ops/teacher_centre.js';
 import { noGrad } from '../tape.js';
-import { scope, zeros, type Tensor } from '../tensor.js';
+import { scope, type Tensor, zeros } from '../tensor.js';
 import type { ParamStore } from './params.js';
 import type { Siglip2Model } from './siglip2.js';
 import { sslHead, tokensAt } from './ssl_head.js';
@@ -36,17 +36,26 @@ export class Teacher {
    * @param student a model with the heads of `sslShapes`
    * @param average the optimizer's moving average of them, which starts as a copy (`AdamW.resetEma`)
    */
-  constructor(readonly student: Siglip2Model, average: Tensor) {
+  constructor(
+    readonly student: Siglip2Model,
+    average: Tensor,
+  ) {
     this.params = student.params.withValues(average);
     const perPrototype = (head: string): Tensor =>
-      zeros([student.params.segment(`ssl.${head}.prototypes.weight`).shape[0]!], 'f32', student.params.device).detach();
+      zeros(
+        [student.params.segment(`ssl.${head}.prototypes.weight`).shape[0]!],
+        'f32',
+        student.params.device,
+      ).detach();
     [this.imageCentre, this.#imageMean] = [perPrototype('image_head'), perPrototype('image_head')];
     [this.patchCentre, this.#patchMean] = [perPrototype('patch_head'), perPrototype('patch_head')];
     this.refresh();
   }
 
   /** Takes the average's present values over; call after every update of it. Costs nothing with f32 activations. */
-  refresh(): void { this.params.refreshCopy(); }
+  refresh(): void {
+    this.params.refreshCopy();
+  }
 
   /**
    * Logits without gradient; one pass through the encoder serves both heads.
@@ -55,13 +64,15 @@ export class Teacher {
    */
   forward(images: Tensor, rows: Tensor): TeacherOutput {
     const { config, options } = this.student;
-    return noGrad(() => scope(() => {
-      const tokens = visionTokens(this.params, config, images, options);
-      return {
-        image: sslHead(this.params, 'ssl.image_head', visionPool(this.params, config, tokens)),
-        patches: sslHead(this.params, 'ssl.patch_head', tokensAt(tokens, rows)),
-      };
-    }));
+    return noGrad(() =>
+      scope(() => {
+        const tokens = visionTokens(this.params, config, images, options);
+        return {
+          image: sslHead(this.params, 'ssl.image_head', visionPool(this.params, config, tokens)),
+          patches: sslHead(this.params, 'ssl.patch_head', tokensAt(tokens, rows)),
+        };
+      }),
+    );
   }
 
   /**
@@ -85,15 +96,23 @@ export class Teacher {
   /** What a checkpoint keeps of the teacher beside the average. */
   async read(): Promise<Map<string, Float32Array>> {
     const [image, patch] = await Promise.all([this.imageCentre.read(), this.patchCentre.read()]);
-    return new Map([['image_centre', image as Float32Array], ['patch_centre', patch as Float32Array]]);
+    return new Map([
+      ['image_centre', image as Float32Array],
+      ['patch_centre', patch as Float32Array],
+    ]);
   }
   /** @throws CheckpointError when a centre is missing or of another size */
   write(state: ReadonlyMap<string, Float32Array>): void {
-    for (const [name, to] of [['image_centre', this.imageCentre], ['patch_centre', this.patchCentre]] as const) {
+    for (const [name, to] of [
+      ['image_centre', this.imageCentre],
+      ['patch_centre', this.patchCentre],
+    ] as const) {
       const data = state.get(name);
       if (data?.length !== to.size) {
-        throw new CheckpointError(`the checkpoint's teacher state "${name}" has ${data?.length ?? 'no'} values where ` +
-          `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`);
+        throw new CheckpointError(
+          `the checkpoint's teacher state "${name}" has ${data?.length ?? 'no'} values where ` +
+            `the heads need ${to.size}; resume with the config the stage was started with, or start the stage anew`,
+        );
       }
       to.write(data);
       // All zero when the checkpoint was written before the first step.
@@ -102,6 +121,7 @@ export class Teacher {
   }
   dispose(): void {
     this.params.dispose();
-    for (const t of [this.imageCentre, this.patchCentre, this.#imageMean, this.#patchMean]) t.dispose();
+    for (const t of [this.imageCentre, this.patchCentre, this.#imageMean, this.#patchMean])
+      t.dispose();
   }
 }

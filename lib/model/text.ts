@@ -17,15 +17,32 @@ import type { TowerOptions } from './vision.js';
  * @param ids (B, L) i32, padded with 0 to exactly config.text.length
  * @returns (B, E)
  */
-export function textTower(p: ParamStore, config: ModelConfig, ids: Tensor, o: TowerOptions): Tensor {
+export function textTower(
+  p: ParamStore,
+  config: ModelConfig,
+  ids: Tensor,
+  o: TowerOptions,
+): Tensor {
   const { heads, depth, width, pool, gelu } = config.text;
   const [B, L] = ids.shape as [number, number];
   const name = 'text_model.embeddings';
-  const rows = embedding(ids, p.get(`${name}.token_embedding.weight`), p.get(`${name}.position_embedding.weight`), o.dtype);
-  const tokens = encoder(p, 'text_model.encoder.layers', 'text_model.final_layer_norm',
-    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint }, reshape(rows, [B, L, width]),
-    pool === 'last' ? 'last' : 'all');
-  const pooled = pool === 'last' ? reshape(tokens, [B, width])
-    : mapPool(p, 'text_model.pool', tokens, config.text, config.layerNormEps);
+  const rows = embedding(
+    ids,
+    p.get(`${name}.token_embedding.weight`),
+    p.get(`${name}.position_embedding.weight`),
+    o.dtype,
+  );
+  const tokens = encoder(
+    p,
+    'text_model.encoder.layers',
+    'text_model.final_layer_norm',
+    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint },
+    reshape(rows, [B, L, width]),
+    pool === 'last' ? 'last' : 'all',
+  );
+  const pooled =
+    pool === 'last'
+      ? reshape(tokens, [B, width])
+      : mapPool(p, 'text_model.pool', tokens, config.text, config.layerNormEps);
   return linear(pooled, p.get('text_model.head.weight'), p.get('text_model.head.bias'));
 }

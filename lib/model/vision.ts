@@ -11,7 +11,7 @@ import { patchEmbedPacked } from '../ops/patch_embed_packed.js';
 import { positionResize } from '../ops/position_resize.js';
 import { resizeBilinear } from '../ops/resize_bilinear.js';
 import { reshape } from '../tape.js';
-import { tensor, type Tensor } from '../tensor.js';
+import { type Tensor, tensor } from '../tensor.js';
 import { encoder } from './block.js';
 import { gridSide, type ModelConfig } from './config.js';
 import type { ParamStore } from './params.js';
@@ -40,10 +40,20 @@ const EMBEDDINGS = 'vision_model.embeddings';
  * (antialiased bilinear, half-pixel centres), with its gradient.
  * @returns (rows · columns, D)
  */
-export function visionPositions(p: ParamStore, config: ModelConfig, rows: number, columns: number): Tensor {
-  const table = p.get(`${EMBEDDINGS}.position_embedding.weight`), side = gridSide(config), D = config.vision.width;
+export function visionPositions(
+  p: ParamStore,
+  config: ModelConfig,
+  rows: number,
+  columns: number,
+): Tensor {
+  const table = p.get(`${EMBEDDINGS}.position_embedding.weight`),
+    side = gridSide(config),
+    D = config.vision.width;
   if (rows === side && columns === side) return table;
-  return reshape(resizeBilinear(reshape(table, [1, side, side, D]), [rows, columns]), [rows * columns, D]);
+  return reshape(resizeBilinear(reshape(table, [1, side, side, D]), [rows, columns]), [
+    rows * columns,
+    D,
+  ]);
 }
 
 /**
@@ -52,18 +62,39 @@ export function visionPositions(p: ParamStore, config: ModelConfig, rows: number
  * @param masked patches to hide
  * @returns (B, N, D), N = floor(H / patch) · floor(W / patch), row-major
  */
-export function visionTokens(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions,
-  masked?: PatchMask): Tensor {
+export function visionTokens(
+  p: ParamStore,
+  config: ModelConfig,
+  pixels: Tensor,
+  o: TowerOptions,
+  masked?: PatchMask,
+): Tensor {
   const { heads, depth, patch, gelu } = config.vision;
-  const [rows, columns] = [1, 2].map((axis) => Math.floor((pixels.shape[axis] ?? 0) / patch)) as [number, number];
-  check(rows > 0 && columns > 0, 'visionTokens',
-    `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`);
+  const [rows, columns] = [1, 2].map((axis) => Math.floor((pixels.shape[axis] ?? 0) / patch)) as [
+    number,
+    number,
+  ];
+  check(
+    rows > 0 && columns > 0,
+    'visionTokens',
+    `pixels [${pixels.shape.join(', ')}] hold no patch of ${patch}×${patch}`,
+  );
   const position = visionPositions(p, config, rows, columns);
-  const x = patchEmbed(pixels, p.get(`${EMBEDDINGS}.patch_embedding.weight`), p.get(`${EMBEDDINGS}.patch_embedding.bias`),
-    position, { patch, dtype: o.dtype });
+  const x = patchEmbed(
+    pixels,
+    p.get(`${EMBEDDINGS}.patch_embedding.weight`),
+    p.get(`${EMBEDDINGS}.patch_embedding.bias`),
+    position,
+    { patch, dtype: o.dtype },
+  );
   const seen = masked ? maskTokens(x, masked.token, position, masked.mask) : x;
-  return encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint }, seen);
+  return encoder(
+    p,
+    'vision_model.encoder.layers',
+    'vision_model.post_layernorm',
+    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint },
+    seen,
+  );
 }
 
 /**
@@ -80,7 +111,12 @@ export function visionPool(p: ParamStore, config: ModelConfig, tokens: Tensor): 
  * @param pixels (B, H, W, 3) uint8
  * @returns (B, E)
  */
-export function visionTower(p: ParamStore, config: ModelConfig, pixels: Tensor, o: TowerOptions): Tensor {
+export function visionTower(
+  p: ParamStore,
+  config: ModelConfig,
+  pixels: Tensor,
+  o: TowerOptions,
+): Tensor {
   return visionPool(p, config, visionTokens(p, config, pixels, o));
 }
 
@@ -98,15 +134,31 @@ export interface PackedTokens {
  * @returns tokens (T, D); each image row-major
  * @throws ShapeError when the parts of the batch do not fit together
  */
-export function naflexTokens(p: ParamStore, config: ModelConfig, batch: NaflexBatch, o: TowerOptions): PackedTokens {
+export function naflexTokens(
+  p: ParamStore,
+  config: ModelConfig,
+  batch: NaflexBatch,
+  o: TowerOptions,
+): PackedTokens {
   const { heads, depth, patch, gelu } = config.vision;
   const { images, tokens, longest } = checkNaflexBatch(batch, patch);
-  const name = 'vision_model.embeddings', device = p.device;
+  const name = 'vision_model.embeddings',
+    device = p.device;
   const packed = { offsets: tensor(batch.offsets, [images + 1], device), longest };
   const position = positionResize(p.get(`${name}.position_embedding.weight`), batch.shapes);
-  const x = patchEmbedPacked(tensor(batch.patches, [tokens, patch * patch * 3], device),
-    p.get(`${name}.patch_embedding.weight`), p.get(`${name}.patch_embedding.bias`), position, { dtype: o.dtype });
-  const y = encoder(p, 'vision_model.encoder.layers', 'vision_model.post_layernorm',
-    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint, packed }, x);
+  const x = patchEmbedPacked(
+    tensor(batch.patches, [tokens, patch * patch * 3], device),
+    p.get(`${name}.patch_embedding.weight`),
+    p.get(`${name}.patch_embedding.bias`),
+    position,
+    { dtype: o.dtype },
+  );
+  const y = encoder(
+    p,
+    'vision_model.encoder.layers',
+    'vision_model.post_layernorm',
+    { heads, depth, gelu, eps: config.layerNormEps, checkpoint: o.checkpoint, packed },
+    x,
+  );
   return { tokens: y, packed };
 }

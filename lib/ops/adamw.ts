@@ -1,11 +1,33 @@
 import { checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import type { Tensor } from '../tensor.js';
 
 const sumSquares = op<[result: Handle, x: Handle, N: number]>('sum_of_squares');
-const step = op<[param: Handle, m: Handle, v: Handle, ema: Handle, copy: Handle, grad: Handle, norm2: Handle,
-  segments: Handle, lrScale: Handle, rates: Handle, N: number, S: number, step: number, lr: number, beta1: number, beta2: number,
-  eps: number, decay: number, clip: number, emaDecay: number]>('adamw_step');
+const step =
+  op<
+    [
+      param: Handle,
+      m: Handle,
+      v: Handle,
+      ema: Handle,
+      copy: Handle,
+      grad: Handle,
+      norm2: Handle,
+      segments: Handle,
+      lrScale: Handle,
+      rates: Handle,
+      N: number,
+      S: number,
+      step: number,
+      lr: number,
+      beta1: number,
+      beta2: number,
+      eps: number,
+      decay: number,
+      clip: number,
+      emaDecay: number,
+    ]
+  >('adamw_step');
 
 /**
  * result ← Σ x², in a fixed order.
@@ -52,7 +74,13 @@ export interface AdamWStep {
 }
 
 /** The host's side of `AdamWStep.rates`. */
-export function adamwRates(step: number, lr: number, decay: number, beta1: number, beta2: number): Float32Array {
+export function adamwRates(
+  step: number,
+  lr: number,
+  decay: number,
+  beta1: number,
+  beta2: number,
+): Float32Array {
   // With the betas as the kernel receives them, f32, so that both ways give the same bits.
   const correction = (beta: number): number => 1 / (1 - Math.fround(beta) ** step);
   return Float32Array.of(lr, decay, correction(beta1), correction(beta2));
@@ -63,7 +91,8 @@ export function adamwRates(step: number, lr: number, decay: number, beta1: numbe
  * @throws ShapeError
  */
 export function adamwStep(a: AdamWStep): void {
-  const shape = a.param.shape, S = a.segments.shape[0]!;
+  const shape = a.param.shape,
+    S = a.segments.shape[0]!;
   for (const name of ['m', 'v', 'ema', 'copy', 'grad'] as const) {
     const t = a[name];
     if (t) checkShape('adamwStep', name, t, shape);
@@ -71,6 +100,26 @@ export function adamwStep(a: AdamWStep): void {
   checkShape('adamwStep', 'segments', a.segments, [S, 2]);
   checkShape('adamwStep', 'lrScale', a.lrScale, [S]);
   if (a.rates) checkShape('adamwStep', 'rates', a.rates, [4]);
-  step(a.param.handle, a.m.handle, a.v.handle, a.ema?.handle ?? 0, a.copy?.handle ?? 0, a.grad.handle, a.norm2.handle,
-    a.segments.handle, a.lrScale.handle, a.rates?.handle ?? 0, a.param.size, S, a.step, a.lr, a.beta1, a.beta2, a.eps, a.decay, a.clip, a.emaDecay);
+  step(
+    a.param.handle,
+    a.m.handle,
+    a.v.handle,
+    a.ema?.handle ?? 0,
+    a.copy?.handle ?? 0,
+    a.grad.handle,
+    a.norm2.handle,
+    a.segments.handle,
+    a.lrScale.handle,
+    a.rates?.handle ?? 0,
+    a.param.size,
+    S,
+    a.step,
+    a.lr,
+    a.beta1,
+    a.beta2,
+    a.eps,
+    a.decay,
+    a.clip,
+    a.emaDecay,
+  );
 }

@@ -1,10 +1,12 @@
 import { check, checkDType, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { isRecording, needsGrad } from '../tape.js';
 import { sizeOf, type Tensor } from '../tensor.js';
 
-const forward = op<[y: Handle, x: Handle, to: Handle, from: Handle, n: number, Y: number, X: number,
-  C: number]>('copy_rows_forward');
+const forward =
+  op<[y: Handle, x: Handle, to: Handle, from: Handle, n: number, Y: number, X: number, C: number]>(
+    'copy_rows_forward',
+  );
 
 /**
  * Writes rows of x into y: `y[to[i]] = x[from[i]]`. For inference: it has no gradient.
@@ -23,5 +25,14 @@ export function copyRows(y: Tensor, x: Tensor, to: Tensor, from: Tensor): void {
   checkDType('copyRows', 'to', to, 'i32');
   checkDType('copyRows', 'from', from, 'i32');
   check(!isRecording() || !needsGrad(x), 'copyRows', 'has no gradient; call it under noGrad()');
-  forward(y.handle, x.handle, to.handle, from.handle, to.size, y.shape[0]!, x.shape[0]!, sizeOf(y.shape.slice(1)));
+  forward(
+    y.handle,
+    x.handle,
+    to.handle,
+    from.handle,
+    to.size,
+    y.shape[0]!,
+    x.shape[0]!,
+    sizeOf(y.shape.slice(1)),
+  );
 }

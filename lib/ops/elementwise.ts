@@ -1,5 +1,5 @@
 import { checkDType, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
 
@@ -25,12 +25,18 @@ export function add(a: Tensor, b: Tensor): Tensor {
  * factor · x, in x's type or another float type.
  * @throws ShapeError
  */
-export function scale(x: Tensor, factor: number, dtype: 'f32' | 'bf16' | undefined = undefined): Tensor {
+export function scale(
+  x: Tensor,
+  factor: number,
+  dtype: 'f32' | 'bf16' | undefined = undefined,
+): Tensor {
   checkDType('scale', 'x', x, 'f32', 'bf16');
   const y = empty(x.shape, dtype ?? x.dtype, x.device);
   scaleCast(y.handle, x.handle, x.size, factor);
   record({
-    inputs: [x], outputs: [y], saved: [],
+    inputs: [x],
+    outputs: [y],
+    saved: [],
     backward(dy) {
       const dx = empty(x.shape, x.dtype, x.device);
       scaleCast(dx.handle, dy!.handle, x.size, factor);

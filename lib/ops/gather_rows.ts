@@ -1,5 +1,5 @@
 import { checkDType, checkRank } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
 
@@ -20,11 +20,14 @@ export function gatherRows(x: Tensor, index: Tensor): Tensor {
   checkDType('gatherRows', 'x', x, 'f32', 'bf16');
   checkRank('gatherRows', 'index', index, 1);
   checkDType('gatherRows', 'index', index, 'i32');
-  const [R, D] = x.shape as [number, number], M = index.size;
+  const [R, D] = x.shape as [number, number],
+    M = index.size;
   const y = empty([M, D], x.dtype, x.device);
   forward(y.handle, x.handle, index.handle, M, R, D);
   record({
-    inputs: [x], outputs: [y], saved: [index],
+    inputs: [x],
+    outputs: [y],
+    saved: [index],
     backward(dy) {
       const dx = empty([R, D], x.dtype, x.device);
       back(dx.handle, dy!.handle, index.handle, M, R, D);

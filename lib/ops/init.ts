@@ -1,4 +1,4 @@
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import type { Tensor } from '../tensor.js';
 
 /** How a tensor starts. Fans are those of the mathematical map, not of the stored layout. */
@@ -15,7 +15,8 @@ export type Init =
   | { kind: 'ones' }
   | { kind: 'constant'; value: number };
 
-const initRandom = op<[y: Handle, N: number, kind: number, a: number, seed: number, stream: number]>('init_random');
+const initRandom =
+  op<[y: Handle, N: number, kind: number, a: number, seed: number, stream: number]>('init_random');
 
 /** Standard deviation of a unit normal truncated at ±2, by which flax's lecun_normal divides. */
 const TRUNCATED_STD = 0.87962566103423978;
@@ -29,12 +30,18 @@ const TRUNCATED_STD = 0.87962566103423978;
 export function initialize(x: Tensor, init: Init, seed: number, stream: number): void {
   const [kind, a] = ((): [number, number] => {
     switch (init.kind) {
-      case 'zeros': return [0, 0];
-      case 'ones': return [0, 1];
-      case 'constant': return [0, init.value];
-      case 'normal': return [1, init.std];
-      case 'lecunNormal': return [2, Math.sqrt(1 / init.fanIn) / TRUNCATED_STD];
-      case 'xavierUniform': return [3, Math.sqrt(6 / (init.fanIn + init.fanOut))];
+      case 'zeros':
+        return [0, 0];
+      case 'ones':
+        return [0, 1];
+      case 'constant':
+        return [0, init.value];
+      case 'normal':
+        return [1, init.std];
+      case 'lecunNormal':
+        return [2, Math.sqrt(1 / init.fanIn) / TRUNCATED_STD];
+      case 'xavierUniform':
+        return [3, Math.sqrt(6 / (init.fanIn + init.fanOut))];
     }
   })();
   initRandom(x.handle, x.size, kind, a, seed, stream);

@@ -1,11 +1,27 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { gradOf, isRecording, lossWeight, needsGrad, Param, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 
-const forwardBackward = op<[loss: Handle, dh: Handle, dweight: Handle, dbias: Handle, h: Handle, weight: Handle,
-  bias: Handle, targets: Handle, weights: Handle, R: number, V: number, D: number, groups: number, denominator: number,
-  gradScale: number]>('linear_cross_entropy_forward_backward');
+const forwardBackward = op<
+  [
+    loss: Handle,
+    dh: Handle,
+    dweight: Handle,
+    dbias: Handle,
+    h: Handle,
+    weight: Handle,
+    bias: Handle,
+    targets: Handle,
+    weights: Handle,
+    R: number,
+    V: number,
+    D: number,
+    groups: number,
+    denominator: number,
+    gradScale: number,
+  ]
+>('linear_cross_entropy_forward_backward');
 
 export interface LinearCrossEntropyOptions {
   /** (R) f32, a factor for each row; all 1 by default. */
@@ -33,13 +49,19 @@ export interface LinearCrossEntropyOptions {
  * @returns (groups) f32
  * @throws ShapeError
  */
-export function linearCrossEntropy(h: Tensor, weight: Tensor, bias: Tensor | null, targets: Tensor,
-  options: LinearCrossEntropyOptions = {}): Tensor {
+export function linearCrossEntropy(
+  h: Tensor,
+  weight: Tensor,
+  bias: Tensor | null,
+  targets: Tensor,
+  options: LinearCrossEntropyOptions = {},
+): Tensor {
   const name = 'linearCrossEntropy';
   const { weights = null, denominator = 0, groups = 1, gradScale = 1 } = options;
   checkRank(name, 'h', h, 2);
   checkDType(name, 'h', h, 'f32', 'bf16');
-  const [R, D] = h.shape as [number, number], V = weight.shape[0] ?? 0;
+  const [R, D] = h.shape as [number, number],
+    V = weight.shape[0] ?? 0;
   checkShape(name, 'weight', weight, [V, D]);
   if (bias) checkShape(name, 'bias', bias, [V]);
   checkShape(name, 'targets', targets, [R]);
@@ -49,24 +71,49 @@ export function linearCrossEntropy(h: Tensor, weight: Tensor, bias: Tensor | nul
     checkDType(name, 'weights', weights, 'f32');
   }
   check(denominator >= 0, name, `denominator must be positive but is ${denominator}`);
-  check(Number.isInteger(groups) && groups > 0 && R % groups === 0, name,
-    `${R} rows cannot be split into ${groups} equal groups`);
+  check(
+    Number.isInteger(groups) && groups > 0 && R % groups === 0,
+    name,
+    `${R} rows cannot be split into ${groups} equal groups`,
+  );
   const w = h.dtype === 'bf16' && weight instanceof Param ? weight.compute : weight;
   check(w.dtype === h.dtype, name, `weight is ${w.dtype} but h is ${h.dtype}`);
 
   const loss = zeros([groups], 'f32', h.device);
   const dh = isRecording() && needsGrad(h) ? empty(h.shape, h.dtype, h.device) : null;
-  const grad = (p: Tensor | null): Handle => p && isRecording() ? gradOf(p)?.handle ?? 0 : 0;
-  forwardBackward(loss.handle, dh?.handle ?? 0, grad(weight), grad(bias), h.handle, w.handle, bias?.handle ?? 0,
-    targets.handle, weights?.handle ?? 0, R, V, D, groups, denominator, gradScale);
+  const grad = (p: Tensor | null): Handle => (p && isRecording() ? (gradOf(p)?.handle ?? 0) : 0);
+  forwardBackward(
+    loss.handle,
+    dh?.handle ?? 0,
+    grad(weight),
+    grad(bias),
+    h.handle,
+    w.handle,
+    bias?.handle ?? 0,
+    targets.handle,
+    weights?.handle ?? 0,
+    R,
+    V,
+    D,
+    groups,
+    denominator,
+    gradScale,
+  );
   record({
-    inputs: [h], outputs: [loss], saved: dh ? [dh] : [], params: [weight, bias],
+    inputs: [h],
+    outputs: [loss],
+    saved: dh ? [dh] : [],
+    params: [weight, bias],
     backward(dloss) {
-      check(dloss === null && lossWeight(loss) === gradScale, name, 'the loss must be a root of backward() with the weight ' +
-        `given as gradScale, ${gradScale}, but has ${dloss ? 'a gradient' : `the weight ${lossWeight(loss)}`}`);
+      check(
+        dloss === null && lossWeight(loss) === gradScale,
+        name,
+        'the loss must be a root of backward() with the weight ' +
+          `given as gradScale, ${gradScale}, but has ${dloss ? 'a gradient' : `the weight ${lossWeight(loss)}`}`,
+      );
       return [dh?.reshape(dh.shape) ?? null];
     },
   });
-  dh?.dispose();  // the tape holds it now, and only the tape
+  dh?.dispose(); // the tape holds it now, and only the tape
   return loss;
 }

@@ -1,5 +1,5 @@
 import { checkDType } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import type { Tensor } from '../tensor.js';
 
 const load = op<[y: Handle, file: number, offset: number, source: number, N: number]>('load_file');

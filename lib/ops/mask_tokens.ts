@@ -1,13 +1,17 @@
 import { checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { gradHandle, needsGrad, Param, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 
 type Sizes = [B: number, N: number, D: number];
-const forward = op<[y: Handle, x: Handle, token: Handle, position: Handle, mask: Handle,
-  ...Sizes]>('mask_tokens_forward');
-const back = op<[dx: Handle, dtoken: Handle, dposition: Handle, dy: Handle, mask: Handle,
-  ...Sizes]>('mask_tokens_backward');
+const forward =
+  op<[y: Handle, x: Handle, token: Handle, position: Handle, mask: Handle, ...Sizes]>(
+    'mask_tokens_forward',
+  );
+const back =
+  op<[dx: Handle, dtoken: Handle, dposition: Handle, dy: Handle, mask: Handle, ...Sizes]>(
+    'mask_tokens_backward',
+  );
 
 /**
  * Replaces the masked patches of embedded images by a learned token; their positions stay (SigLIP 2 §2.3).
@@ -32,12 +36,23 @@ export function maskTokens(x: Tensor, token: Tensor, position: Tensor, mask: Ten
   // Positions of another image size are computed ones: their gradient travels on.
   const computed = position instanceof Param ? null : position;
   record({
-    inputs: [x, computed], outputs: [y], saved: [mask], params: [token, position],
+    inputs: [x, computed],
+    outputs: [y],
+    saved: [mask],
+    params: [token, position],
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, x.device) : null;
       const dposition = needsGrad(computed) ? zeros([N, D], 'f32', x.device) : null;
-      back(dx?.handle ?? 0, gradHandle(token), dposition?.handle ?? gradHandle(position), dy!.handle, mask.handle,
-        B, N, D);
+      back(
+        dx?.handle ?? 0,
+        gradHandle(token),
+        dposition?.handle ?? gradHandle(position),
+        dy!.handle,
+        mask.handle,
+        B,
+        N,
+        D,
+      );
       return [dx, dposition];
     },
   });

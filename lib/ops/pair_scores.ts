@@ -1,11 +1,35 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import type { Tensor } from '../tensor.js';
 
-const diagonal = op<[scores: Handle, x: Handle, y: Handle, logScale: Handle, bias: Handle, B: number, D: number,
-  weight: number]>('pair_scores_diagonal');
-const withChosen = op<[scores: Handle, x: Handle, y: Handle, chosen: Handle, logScale: Handle, bias: Handle, B: number,
-  K: number, D: number, weight: number]>('pair_scores_chosen');
+const diagonal =
+  op<
+    [
+      scores: Handle,
+      x: Handle,
+      y: Handle,
+      logScale: Handle,
+      bias: Handle,
+      B: number,
+      D: number,
+      weight: number,
+    ]
+  >('pair_scores_diagonal');
+const withChosen =
+  op<
+    [
+      scores: Handle,
+      x: Handle,
+      y: Handle,
+      chosen: Handle,
+      logScale: Handle,
+      bias: Handle,
+      B: number,
+      K: number,
+      D: number,
+      weight: number,
+    ]
+  >('pair_scores_chosen');
 
 /** Embeddings of one super-batch by one model, and the temperature and bias of that model's sigmoid loss. */
 export interface PairEmbeddings {
@@ -36,15 +60,35 @@ export function addDiagonalScores(scores: Tensor, e: PairEmbeddings, weight: num
  * @param chosen (K) i32, rows in [0, B)
  * @throws ShapeError
  */
-export function addChosenScores(scores: Tensor, e: PairEmbeddings, chosen: Tensor, weight: number): void {
+export function addChosenScores(
+  scores: Tensor,
+  e: PairEmbeddings,
+  chosen: Tensor,
+  weight: number,
+): void {
   const [B, D] = checkEmbeddings('addChosenScores', scores, e);
   checkRank('addChosenScores', 'chosen', chosen, 1);
   checkDType('addChosenScores', 'chosen', chosen, 'i32');
   if (chosen.size === 0) return;
-  withChosen(scores.handle, e.x.handle, e.y.handle, chosen.handle, e.logScale.handle, e.bias.handle, B, chosen.size, D, weight);
+  withChosen(
+    scores.handle,
+    e.x.handle,
+    e.y.handle,
+    chosen.handle,
+    e.logScale.handle,
+    e.bias.handle,
+    B,
+    chosen.size,
+    D,
+    weight,
+  );
 }
 
-function checkEmbeddings(name: string, scores: Tensor, { x, y, logScale, bias }: PairEmbeddings): [B: number, D: number] {
+function checkEmbeddings(
+  name: string,
+  scores: Tensor,
+  { x, y, logScale, bias }: PairEmbeddings,
+): [B: number, D: number] {
   checkRank(name, 'x', x, 2);
   const [B, D] = x.shape as [number, number];
   check(B > 0 && D > 0, name, `x must not be empty but is [${B}, ${D}]`);

@@ -1,12 +1,40 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { gradHandle, needsGrad, Param, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 
-const forward = op<[y: Handle, images: Handle, weight: Handle, bias: Handle, position: Handle, B: number, H: number,
-  W: number, P: number, D: number, flat: boolean]>('patch_embed_forward');
-const back = op<[dweight: Handle, dbias: Handle, dposition: Handle, dy: Handle, images: Handle, B: number, H: number,
-  W: number, P: number, D: number, flat: boolean]>('patch_embed_backward');
+const forward =
+  op<
+    [
+      y: Handle,
+      images: Handle,
+      weight: Handle,
+      bias: Handle,
+      position: Handle,
+      B: number,
+      H: number,
+      W: number,
+      P: number,
+      D: number,
+      flat: boolean,
+    ]
+  >('patch_embed_forward');
+const back =
+  op<
+    [
+      dweight: Handle,
+      dbias: Handle,
+      dposition: Handle,
+      dy: Handle,
+      images: Handle,
+      B: number,
+      H: number,
+      W: number,
+      P: number,
+      D: number,
+      flat: boolean,
+    ]
+  >('patch_embed_backward');
 
 /**
  * Patches of images with values in [0, 255], scaled to [−1, 1], projected, plus bias and learned position (SigLIP 2 §2.1). Pixels right
@@ -18,12 +46,25 @@ const back = op<[dweight: Handle, dbias: Handle, dposition: Handle, dy: Handle, 
  * @returns (B, N, D) of type `dtype`
  * @throws ShapeError
  */
-export function patchEmbed(images: Tensor, weight: Tensor, bias: Tensor, position: Tensor,
-  options: { patch: number; dtype?: 'f32' | 'bf16' }): Tensor {
+export function patchEmbed(
+  images: Tensor,
+  weight: Tensor,
+  bias: Tensor,
+  position: Tensor,
+  options: { patch: number; dtype?: 'f32' | 'bf16' },
+): Tensor {
   checkRank('patchEmbed', 'images', images, 4);
-  checkDType('patchEmbed', 'images', images, ...(images.device === 'cpu' ? ['u8', 'f32'] as const : ['u8'] as const));
-  const [B, H, W] = images.shape as [number, number, number], P = options.patch, D = weight.shape[0] ?? 0;
-  const flat = weight.shape.length === 2, dtype = options.dtype ?? 'f32';
+  checkDType(
+    'patchEmbed',
+    'images',
+    images,
+    ...(images.device === 'cpu' ? (['u8', 'f32'] as const) : (['u8'] as const)),
+  );
+  const [B, H, W] = images.shape as [number, number, number],
+    P = options.patch,
+    D = weight.shape[0] ?? 0;
+  const flat = weight.shape.length === 2,
+    dtype = options.dtype ?? 'f32';
   checkShape('patchEmbed', 'images', images, [B, H, W, 3]);
   check(H >= P && W >= P, 'patchEmbed', `images of ${H}×${W} are smaller than one patch of ${P}`);
   const N = Math.floor(H / P) * Math.floor(W / P);
@@ -37,11 +78,25 @@ export function patchEmbed(images: Tensor, weight: Tensor, bias: Tensor, positio
   // Positions of another image size are computed ones: their gradient travels on.
   const computed = position instanceof Param ? null : position;
   record({
-    inputs: [computed], outputs: [y], saved: [images], params: [weight, bias, position],
+    inputs: [computed],
+    outputs: [y],
+    saved: [images],
+    params: [weight, bias, position],
     backward(dy) {
       const dposition = needsGrad(computed) ? zeros([N, D], 'f32', images.device) : null;
-      back(gradHandle(weight), gradHandle(bias), dposition?.handle ?? gradHandle(position), dy!.handle, images.handle,
-        B, H, W, P, D, flat);
+      back(
+        gradHandle(weight),
+        gradHandle(bias),
+        dposition?.handle ?? gradHandle(position),
+        dy!.handle,
+        images.handle,
+        B,
+        H,
+        W,
+        P,
+        D,
+        flat,
+      );
       return [dposition];
     },
   });

@@ -1,5 +1,5 @@
 import { check, checkDType, checkRank } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { record } from '../tape.js';
 import { empty, type Tensor } from '../tensor.js';
 
@@ -18,8 +18,11 @@ const back = op<[dx: Handle, dy: Handle, ...Sizes]>('resize_bilinear_backward');
 export function resizeBilinear(x: Tensor, size: readonly [height: number, width: number]): Tensor {
   checkRank('resizeBilinear', 'x', x, 4);
   checkDType('resizeBilinear', 'x', x, 'u8', 'f32');
-  check(size.length === 2 && size.every((n) => Number.isInteger(n) && n > 0), 'resizeBilinear',
-    `the size must be two positive integers but is ${size.join('×')}`);
+  check(
+    size.length === 2 && size.every((n) => Number.isInteger(n) && n > 0),
+    'resizeBilinear',
+    `the size must be two positive integers but is ${size.join('×')}`,
+  );
   const [B, H, W, C] = x.shape as [number, number, number, number];
   check(H > 0 && W > 0, 'resizeBilinear', `x must have pixels but is [${x.shape.join(', ')}]`);
   const sizes: Sizes = [B, H, W, C, ...size];
@@ -27,7 +30,9 @@ export function resizeBilinear(x: Tensor, size: readonly [height: number, width:
   forward(y.handle, x.handle, ...sizes);
   if (x.dtype === 'u8') return y;
   record({
-    inputs: [x], outputs: [y], saved: [],
+    inputs: [x],
+    outputs: [y],
+    saved: [],
     backward(dy) {
       const dx = empty(x.shape, 'f32', x.device);
       back(dx.handle, dy!.handle, ...sizes);

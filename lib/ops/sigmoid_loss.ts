@@ -1,11 +1,27 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { isRecording, lossWeight, needsGrad, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 
-const forwardBackward = op<[loss: Handle, dx: Handle, dy: Handle, dlogScale: Handle, dbias: Handle, x: Handle, y: Handle,
-  logScale: Handle, bias: Handle, M: number, N: number, D: number, row0: number, col0: number,
-  weight: number]>('sigmoid_loss_forward_backward');
+const forwardBackward = op<
+  [
+    loss: Handle,
+    dx: Handle,
+    dy: Handle,
+    dlogScale: Handle,
+    dbias: Handle,
+    x: Handle,
+    y: Handle,
+    logScale: Handle,
+    bias: Handle,
+    M: number,
+    N: number,
+    D: number,
+    row0: number,
+    col0: number,
+    weight: number,
+  ]
+>('sigmoid_loss_forward_backward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
 /** One block of the global pair matrix: rows row0 … row0+M−1 of x against columns col0 … col0+N−1 of y. */
@@ -45,7 +61,8 @@ export interface SigmoidLossBlock {
 export function sigmoidLossBlock(a: SigmoidLossBlock): void {
   const name = 'sigmoidLossBlock';
   checkRank(name, 'x', a.x, 2);
-  const [M, D] = a.x.shape as [number, number], N = a.y.shape[0]!;
+  const [M, D] = a.x.shape as [number, number],
+    N = a.y.shape[0]!;
   checkDType(name, 'x', a.x, 'f32', 'bf16');
   checkDType(name, 'y', a.y, a.x.dtype);
   checkShape(name, 'y', a.y, [N, D]);
@@ -56,10 +73,29 @@ export function sigmoidLossBlock(a: SigmoidLossBlock): void {
   if (a.dx) checkShape(name, 'dx', a.dx, [M, D]);
   if (a.dy) checkShape(name, 'dy', a.dy, [N, D]);
   for (const key of ['row0', 'col0'] as const)
-    check(Number.isSafeInteger(a[key]) && a[key] >= 0, name, `${key} must be an index but is ${a[key]}`);
+    check(
+      Number.isSafeInteger(a[key]) && a[key] >= 0,
+      name,
+      `${key} must be an index but is ${a[key]}`,
+    );
   check(a.globalBatch > 0, name, `globalBatch must be positive but is ${a.globalBatch}`);
-  forwardBackward(a.loss.handle, a.dx?.handle ?? 0, a.dy?.handle ?? 0, a.dlogScale?.handle ?? 0, a.dbias?.handle ?? 0,
-    a.x.handle, a.y.handle, a.logScale.handle, a.bias.handle, M, N, D, a.row0, a.col0, 1 / a.globalBatch);
+  forwardBackward(
+    a.loss.handle,
+    a.dx?.handle ?? 0,
+    a.dy?.handle ?? 0,
+    a.dlogScale?.handle ?? 0,
+    a.dbias?.handle ?? 0,
+    a.x.handle,
+    a.y.handle,
+    a.logScale.handle,
+    a.bias.handle,
+    M,
+    N,
+    D,
+    a.row0,
+    a.col0,
+    1 / a.globalBatch,
+  );
 }
 
 /**
@@ -77,33 +113,73 @@ export function sigmoidLossBlock(a: SigmoidLossBlock): void {
  * @returns (1) f32: sum over the columns, mean over the rows
  * @throws ShapeError
  */
-export function sigmoidLoss(x: Tensor, y: Tensor, logScale: Tensor, bias: Tensor, options: { chunk?: number } = {}): Tensor {
+export function sigmoidLoss(
+  x: Tensor,
+  y: Tensor,
+  logScale: Tensor,
+  bias: Tensor,
+  options: { chunk?: number } = {},
+): Tensor {
   checkRank('sigmoidLoss', 'x', x, 2);
   checkShape('sigmoidLoss', 'y', y, x.shape);
-  const [B, E] = x.shape as [number, number], chunk = options.chunk ?? B;
+  const [B, E] = x.shape as [number, number],
+    chunk = options.chunk ?? B;
   check(B > 0 && E > 0, 'sigmoidLoss', `x must have rows and columns but is [${B}, ${E}]`);
-  check(Number.isSafeInteger(chunk) && chunk > 0, 'sigmoidLoss', `chunk must be a positive integer but is ${chunk}`);
-  const wanted = (on: boolean, like: Tensor) => on && isRecording() ? zeros(like.shape, 'f32', x.device) : null;
+  check(
+    Number.isSafeInteger(chunk) && chunk > 0,
+    'sigmoidLoss',
+    `chunk must be a positive integer but is ${chunk}`,
+  );
+  const wanted = (on: boolean, like: Tensor) =>
+    on && isRecording() ? zeros(like.shape, 'f32', x.device) : null;
   const loss = zeros([1], 'f32', x.device);
-  const dx = wanted(needsGrad(x), x), dy = wanted(needsGrad(y), y);
-  const dlogScale = wanted(needsGrad(logScale), logScale), dbias = wanted(needsGrad(bias), bias);
+  const dx = wanted(needsGrad(x), x),
+    dy = wanted(needsGrad(y), y);
+  const dlogScale = wanted(needsGrad(logScale), logScale),
+    dbias = wanted(needsGrad(bias), bias);
   for (let col0 = 0; col0 < B; col0 += chunk) {
-    const n = Math.min(chunk, B - col0), whole = n === B;
+    const n = Math.min(chunk, B - col0),
+      whole = n === B;
     const part = (t: Tensor | null) => t && (whole ? t : t.view(col0 * E, [n, E]));
-    const yPart = part(y)!, dyPart = part(dy);
-    sigmoidLossBlock({ x, y: yPart, logScale, bias, row0: 0, col0, globalBatch: B, loss, dx, dy: dyPart, dlogScale, dbias });
+    const yPart = part(y)!,
+      dyPart = part(dy);
+    sigmoidLossBlock({
+      x,
+      y: yPart,
+      logScale,
+      bias,
+      row0: 0,
+      col0,
+      globalBatch: B,
+      loss,
+      dx,
+      dy: dyPart,
+      dlogScale,
+      dbias,
+    });
     if (!whole) for (const t of [yPart, dyPart]) t?.dispose();
   }
   const made = [dx, dy, dlogScale, dbias];
   record({
-    inputs: [x, y, logScale, bias], outputs: [loss], saved: made.filter((t) => t !== null),
+    inputs: [x, y, logScale, bias],
+    outputs: [loss],
+    saved: made.filter((t) => t !== null),
     backward(dloss) {
-      check(dloss === null, 'sigmoidLoss', 'the loss must be a root of backward() with a weight, not an input of another op');
+      check(
+        dloss === null,
+        'sigmoidLoss',
+        'the loss must be a root of backward() with a weight, not an input of another op',
+      );
       const weight = lossWeight(loss);
-      return [finish(dx, x, weight), finish(dy, y, weight), finish(dlogScale, logScale, weight), finish(dbias, bias, weight)];
+      return [
+        finish(dx, x, weight),
+        finish(dy, y, weight),
+        finish(dlogScale, logScale, weight),
+        finish(dbias, bias, weight),
+      ];
     },
   });
-  for (const t of made) t?.dispose();  // the tape holds them now, and only the tape
+  for (const t of made) t?.dispose(); // the tape holds them now, and only the tape
   return loss;
 }
 

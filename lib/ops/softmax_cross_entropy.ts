@@ -1,10 +1,21 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { isRecording, lossWeight, needsGrad, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 
-const forwardBackward = op<[loss: Handle, dlogits: Handle, logits: Handle, targets: Handle, weights: Handle, R: number,
-  V: number, denominator: number, smoothing: number]>('softmax_cross_entropy_forward_backward');
+const forwardBackward = op<
+  [
+    loss: Handle,
+    dlogits: Handle,
+    logits: Handle,
+    targets: Handle,
+    weights: Handle,
+    R: number,
+    V: number,
+    denominator: number,
+    smoothing: number,
+  ]
+>('softmax_cross_entropy_forward_backward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
 export interface CrossEntropyOptions {
@@ -27,35 +38,63 @@ export interface CrossEntropyOptions {
  * @returns (1) f32; 0 when no row counts
  * @throws ShapeError
  */
-export function softmaxCrossEntropy(logits: Tensor, targets: Tensor, options: CrossEntropyOptions = {}): Tensor {
+export function softmaxCrossEntropy(
+  logits: Tensor,
+  targets: Tensor,
+  options: CrossEntropyOptions = {},
+): Tensor {
   const name = 'softmaxCrossEntropy';
   const { weights = null, denominator = 0, labelSmoothing = 0, overwriteLogits = false } = options;
   check(logits.shape.length > 0, name, 'logits must have at least one axis');
   checkDType(name, 'logits', logits, 'f32', 'bf16');
   checkDType(name, 'targets', targets, 'i32');
   checkShape(name, 'targets', targets, logits.shape.slice(0, -1));
-  const V = logits.shape.at(-1)!, R = targets.size;
+  const V = logits.shape.at(-1)!,
+    R = targets.size;
   if (weights) {
     checkRank(name, 'weights', weights, 1);
     checkShape(name, 'weights', weights, [R]);
   }
   check(denominator >= 0, name, `denominator must be positive but is ${denominator}`);
-  check(labelSmoothing >= 0 && labelSmoothing < 1, name, `labelSmoothing must be in [0, 1) but is ${labelSmoothing}`);
+  check(
+    labelSmoothing >= 0 && labelSmoothing < 1,
+    name,
+    `labelSmoothing must be in [0, 1) but is ${labelSmoothing}`,
+  );
   const loss = zeros([1], 'f32', logits.device);
   const wanted = isRecording() && needsGrad(logits);
-  const dlogits = !wanted ? null : overwriteLogits ? logits.reshape(logits.shape) : empty(logits.shape, logits.dtype, logits.device);
-  forwardBackward(loss.handle, dlogits?.handle ?? 0, logits.handle, targets.handle, weights?.handle ?? 0, R, V,
-    denominator, labelSmoothing);
+  const dlogits = !wanted
+    ? null
+    : overwriteLogits
+      ? logits.reshape(logits.shape)
+      : empty(logits.shape, logits.dtype, logits.device);
+  forwardBackward(
+    loss.handle,
+    dlogits?.handle ?? 0,
+    logits.handle,
+    targets.handle,
+    weights?.handle ?? 0,
+    R,
+    V,
+    denominator,
+    labelSmoothing,
+  );
   if (!dlogits) return loss;
   record({
-    inputs: [logits], outputs: [loss], saved: [dlogits],
+    inputs: [logits],
+    outputs: [loss],
+    saved: [dlogits],
     backward(dloss) {
-      check(dloss === null, name, 'the loss must be a root of backward() with a weight, not an input of another op');
+      check(
+        dloss === null,
+        name,
+        'the loss must be a root of backward() with a weight, not an input of another op',
+      );
       const weight = lossWeight(loss);
       if (weight !== 1) scaleCast(dlogits.handle, dlogits.handle, dlogits.size, weight);
       return [dlogits.reshape(dlogits.shape)];
     },
   });
-  dlogits.dispose();  // the tape holds it now, and only the tape
+  dlogits.dispose(); // the tape holds it now, and only the tape
   return loss;
 }

@@ -1,11 +1,13 @@
 import { check, checkDType, checkRank, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { empty, type Tensor } from '../tensor.js';
 
 const meanOf = op<[mean: Handle, teacher: Handle, R: number, K: number]>('teacher_mean');
 const update = op<[centre: Handle, mean: Handle, K: number, momentum: number]>('centre_update');
-const statistics = op<[result: Handle, teacher: Handle, centre: Handle, R: number, K: number,
-  temperature: number]>('teacher_statistics');
+const statistics =
+  op<[result: Handle, teacher: Handle, centre: Handle, R: number, K: number, temperature: number]>(
+    'teacher_statistics',
+  );
 
 /**
  * Mean teacher logits of a batch, before centre and temperature. With several devices average it before `updateCentre`.
@@ -29,7 +31,11 @@ export function teacherMean(teacher: Tensor): Tensor {
 export function updateCentre(centre: Tensor, mean: Tensor, momentum: number): void {
   checkRank('updateCentre', 'centre', centre, 1);
   checkShape('updateCentre', 'mean', mean, centre.shape);
-  check(momentum >= 0 && momentum <= 1, 'updateCentre', `momentum must be in [0, 1] but is ${momentum}`);
+  check(
+    momentum >= 0 && momentum <= 1,
+    'updateCentre',
+    `momentum must be in [0, 1] but is ${momentum}`,
+  );
   update(centre.handle, mean.handle, centre.size, momentum);
 }
 

@@ -1,12 +1,17 @@
 import { check, checkShape } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { gradHandle, needsGrad, record } from '../tape.js';
-import { empty, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, zeros } from '../tensor.js';
 import { linearBackward, linearForward } from './linear.js';
 
-const normalize = op<[y: Handle, norm: Handle, x: Handle, R: number, C: number, eps: number]>('l2_normalize_forward');
-const normalizeBack = op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: number,
-  eps: number]>('l2_normalize_backward');
+const normalize =
+  op<[y: Handle, norm: Handle, x: Handle, R: number, C: number, eps: number]>(
+    'l2_normalize_forward',
+  );
+const normalizeBack =
+  op<[dx: Handle, dy: Handle, x: Handle, norm: Handle, R: number, C: number, eps: number]>(
+    'l2_normalize_backward',
+  );
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 
@@ -25,10 +30,14 @@ const EPS = 1e-12;
  * @throws ShapeError
  */
 export function weightNormLinear(x: Tensor, weight: Tensor): Tensor {
-  const K = x.shape.at(-1) ?? 0, M = x.size / K, N = weight.shape[0] ?? 0, device = x.device;
+  const K = x.shape.at(-1) ?? 0,
+    M = x.size / K,
+    N = weight.shape[0] ?? 0,
+    device = x.device;
   checkShape('weightNormLinear', 'weight', weight, [N, K]);
   check(weight.dtype === 'f32', 'weightNormLinear', `weight must be f32 but is ${weight.dtype}`);
-  const norm = empty([N], 'f32', device), wide = empty([N, K], 'f32', device);
+  const norm = empty([N], 'f32', device),
+    wide = empty([N, K], 'f32', device);
   normalize(wide.handle, norm.handle, weight.handle, N, K, EPS);
   const unit = x.dtype === 'f32' ? wide : empty([N, K], x.dtype, device);
   if (unit !== wide) {
@@ -38,12 +47,28 @@ export function weightNormLinear(x: Tensor, weight: Tensor): Tensor {
   const y = empty([...x.shape.slice(0, -1), N], x.dtype, device);
   linearForward(y.handle, 0, x.handle, unit.handle, 0, M, N, K, false);
   record({
-    inputs: [x], outputs: [y], saved: [unit, norm], params: [weight],
+    inputs: [x],
+    outputs: [y],
+    saved: [unit, norm],
+    params: [weight],
     backward(dy) {
       const dx = needsGrad(x) ? empty(x.shape, x.dtype, device) : null;
       const accumulator = gradHandle(weight);
       const dunit = accumulator ? zeros([N, K], 'f32', device) : null;
-      linearBackward(dx?.handle ?? 0, dunit?.handle ?? 0, 0, dy!.handle, 0, x.handle, 0, unit.handle, M, N, K, false);
+      linearBackward(
+        dx?.handle ?? 0,
+        dunit?.handle ?? 0,
+        0,
+        dy!.handle,
+        0,
+        x.handle,
+        0,
+        unit.handle,
+        M,
+        N,
+        K,
+        false,
+      );
       if (dunit) {
         const dweight = empty([N, K], 'f32', device);
         normalizeBack(dweight.handle, dunit.handle, weight.handle, norm.handle, N, K, EPS);

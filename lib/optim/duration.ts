@@ -6,7 +6,11 @@ import { ConfigError } from '../errors.js';
 
 /** A number of steps, or one of the forms named. Percent refer to the whole run. */
 export type Duration =
-  number | string | { steps: number } | { examples: number } | { epochs: number };
+  | number
+  | string
+  | { steps: number }
+  | { examples: number }
+  | { epochs: number };
 
 /** What a duration is converted with. */
 export interface DurationContext {
@@ -21,10 +25,11 @@ export interface DurationContext {
 }
 
 const UNITS = ['steps', 'examples', 'epochs'] as const;
-type Unit = typeof UNITS[number] | '%';
+type Unit = (typeof UNITS)[number] | '%';
 
 /** The forms of a duration, for errors. */
-export const FORMS = 'accepted are a number of steps, "500 steps", "64000 examples", "2 epochs", "10%", ' +
+export const FORMS =
+  'accepted are a number of steps, "500 steps", "64000 examples", "2 epochs", "10%", ' +
   '{ steps: 500 }, { examples: 64000 } or { epochs: 2 }';
 
 /**
@@ -36,35 +41,44 @@ export const FORMS = 'accepted are a number of steps, "500 steps", "64000 exampl
  * @example toSteps('10%', { name: 'warmup', batch: 64, total: 2000 }) // 200
  */
 export function toSteps(
-  duration: Duration, { name, batch, examples, total }: DurationContext,
+  duration: Duration,
+  { name, batch, examples, total }: DurationContext,
 ): number {
   const [value, unit] = parse(duration) ?? [NaN, 'steps' as const];
   if (!(value >= 0 && Number.isFinite(value))) {
-    throw new ConfigError(`${name}: ${JSON.stringify(duration) ?? 'nothing'} is no duration; ` +
-      `${FORMS}`);
+    throw new ConfigError(
+      `${name}: ${JSON.stringify(duration) ?? 'nothing'} is no duration; ` + `${FORMS}`,
+    );
   }
   const steps = (() => {
     switch (unit) {
-      case 'steps': return value;
-      case 'examples': return value / batch;
+      case 'steps':
+        return value;
+      case 'examples':
+        return value / batch;
       case 'epochs':
         if (examples === undefined) {
-          throw new ConfigError(`${name}: the data set has no known size, so ` +
-            `${JSON.stringify(duration)} cannot be converted; give steps or examples`);
+          throw new ConfigError(
+            `${name}: the data set has no known size, so ` +
+              `${JSON.stringify(duration)} cannot be converted; give steps or examples`,
+          );
         }
-        return value * examples / batch;
+        return (value * examples) / batch;
       case '%':
         if (total === undefined) {
-          throw new ConfigError(`${name}: is the length of the run itself and cannot be ` +
-            `${JSON.stringify(duration)} of it; give steps, examples or epochs`);
+          throw new ConfigError(
+            `${name}: is the length of the run itself and cannot be ` +
+              `${JSON.stringify(duration)} of it; give steps, examples or epochs`,
+          );
         }
-        return value / 100 * total;
+        return (value / 100) * total;
     }
   })();
   const rounded = value === 0 ? 0 : Math.max(1, Math.round(steps));
   if (!Number.isSafeInteger(rounded)) {
-    throw new ConfigError(`${name}: ${JSON.stringify(duration)} makes too many steps to count; ` +
-      'give fewer');
+    throw new ConfigError(
+      `${name}: ${JSON.stringify(duration)} makes too many steps to count; ` + 'give fewer',
+    );
   }
   return rounded;
 }

@@ -5,7 +5,7 @@
  * more forward pass and the memory of one part.
  */
 import { check } from '../check.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { backward, noGrad, requireGrad } from '../tape.js';
 import { empty, scope, type Tensor } from '../tensor.js';
 
@@ -32,15 +32,27 @@ export type PartEncoder = (from: number, to: number, others?: Roots) => Tensor;
  * @returns the losses
  * @throws ShapeError
  */
-export function gradCache(batch: number, part: number, encoders: readonly PartEncoder[],
-  loss: (...embeddings: Tensor[]) => Roots, trained: readonly boolean[] = encoders.map(() => true)): Tensor[] {
-  for (const [name, n] of [['batch', batch], ['part', part]] as const)
-    check(Number.isSafeInteger(n) && n > 0, 'gradCache', `${name} must be a positive integer but is ${n}`);
+export function gradCache(
+  batch: number,
+  part: number,
+  encoders: readonly PartEncoder[],
+  loss: (...embeddings: Tensor[]) => Roots,
+  trained: readonly boolean[] = encoders.map(() => true),
+): Tensor[] {
+  for (const [name, n] of [
+    ['batch', batch],
+    ['part', part],
+  ] as const)
+    check(
+      Number.isSafeInteger(n) && n > 0,
+      'gradCache',
+      `${name} must be a positive integer but is ${n}`,
+    );
   const parts = partsOf(batch, part);
   return scope(() => {
     const embeddings = noGrad(() => encoders.map((encode) => embedAll(encode, batch, parts)));
     // Nothing else than the loss is on the tape, so this backward pass ends at the embeddings.
-    const roots = loss(...embeddings.map((e, i) => trained[i] ? requireGrad(e) : e));
+    const roots = loss(...embeddings.map((e, i) => (trained[i] ? requireGrad(e) : e)));
     const gradients = backward(roots);
     encoders.forEach((encode, i) => {
       const gradient = trained[i] && gradients.get(embeddings[i]!);
@@ -60,17 +72,27 @@ export function gradCache(batch: number, part: number, encoders: readonly PartEn
 
 /** Examples `from` up to but not including `to`, for each part of a batch. */
 export function partsOf(batch: number, part: number): [from: number, to: number][] {
-  return Array.from({ length: Math.ceil(batch / part) }, (_, i) => [i * part, Math.min(batch, (i + 1) * part)]);
+  return Array.from({ length: Math.ceil(batch / part) }, (_, i) => [
+    i * part,
+    Math.min(batch, (i + 1) * part),
+  ]);
 }
 
 /** The embeddings of all parts of a batch as one tensor (batch, E). Call it under noGrad(). */
-export function embedAll(encode: PartEncoder, batch: number, parts: readonly (readonly [number, number])[]): Tensor {
+export function embedAll(
+  encode: PartEncoder,
+  batch: number,
+  parts: readonly (readonly [number, number])[],
+): Tensor {
   let all: Tensor | undefined;
   for (const [from, to] of parts) {
     const one = scope(() => encode(from, to));
     const width = one.size / (to - from);
-    check(one.shape.length === 2 && one.shape[0] === to - from, 'gradCache',
-      `the embeddings of examples ${from} to ${to} must be [${to - from}, E] but are [${one.shape.join(', ')}]`);
+    check(
+      one.shape.length === 2 && one.shape[0] === to - from,
+      'gradCache',
+      `the embeddings of examples ${from} to ${to} must be [${to - from}, E] but are [${one.shape.join(', ')}]`,
+    );
     if (parts.length === 1) return one;
     all ??= empty([batch, width], one.dtype, one.device);
     scope(() => {

@@ -6,9 +6,9 @@
 import { definedOnly } from '../check.js';
 import { CheckpointError, ConfigError } from '../errors.js';
 import type { ParamStore } from '../model/params.js';
-import { op, type Handle } from '../native.js';
+import { type Handle, op } from '../native.js';
 import { adamwRates, adamwStep, sumOfSquares } from '../ops/adamw.js';
-import { empty, tensor, zeros, type Tensor } from '../tensor.js';
+import { empty, type Tensor, tensor, zeros } from '../tensor.js';
 
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
 
@@ -38,7 +38,14 @@ export interface AdamWOptions {
 
 /** What training uses where its config says nothing (SigLIP 2 §2.1). */
 export const ADAMW_DEFAULTS: Readonly<Omit<AdamWOptions, 'since'>> = {
-  lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-8, clip: 1, lrScale: {}, ema: null,
+  lr: 1e-3,
+  weightDecay: 1e-4,
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  clip: 1,
+  lrScale: {},
+  ema: null,
 };
 
 /** A run of trained neighbours in the arena that joined at the same step: one call of the kernel. */
@@ -77,14 +84,24 @@ export class AdamW {
    * @param given changes of `ADAMW_DEFAULTS`
    * @throws ConfigError when there are no gradients, or an option cannot be
    */
-  constructor(readonly params: ParamStore, given: Partial<AdamWOptions> = {}) {
-    const options = this.options = checkOptions({ ...ADAMW_DEFAULTS, ...definedOnly(given) });
-    if (!params.grads) throw new ConfigError('AdamW: these parameters have no gradients; make the model with train: true');
+  constructor(
+    readonly params: ParamStore,
+    given: Partial<AdamWOptions> = {},
+  ) {
+    const options = (this.options = checkOptions({ ...ADAMW_DEFAULTS, ...definedOnly(given) }));
+    if (!params.grads)
+      throw new ConfigError(
+        'AdamW: these parameters have no gradients; make the model with train: true',
+      );
     const { device, size, trainedSize, segments } = params;
-    const nothing = Object.keys(options.lrScale).find((part) => !segments.some((s) => s.name.includes(part)));
+    const nothing = Object.keys(options.lrScale).find(
+      (part) => !segments.some((s) => s.name.includes(part)),
+    );
     if (nothing !== undefined) {
-      throw new ConfigError(`lrScale: no parameter's name contains "${nothing}"; they are called ` +
-        `${segments[0]!.name}, …, ${segments.at(-1)!.name}`);
+      throw new ConfigError(
+        `lrScale: no parameter's name contains "${nothing}"; they are called ` +
+          `${segments[0]!.name}, …, ${segments.at(-1)!.name}`,
+      );
     }
     this.m = zeros([trainedSize], 'f32', device).detach();
     this.v = zeros([trainedSize], 'f32', device).detach();
@@ -108,8 +125,10 @@ export class AdamW {
   /** The segments from `first` up to but not including `next`. */
   #group(since: number, first: number, next: number): Group {
     const { device, size, segments, values, grads, copy } = this.params;
-    const { offset: from, trained } = segments[first]!, n = (segments[next]?.offset ?? size) - from;
-    const ends: number[] = [], scales: number[] = [];
+    const { offset: from, trained } = segments[first]!,
+      n = (segments[next]?.offset ?? size) - from;
+    const ends: number[] = [],
+      scales: number[] = [];
     for (let i = first; i < next; i++) {
       const s = segments[i]!;
       ends.push((segments[i + 1]?.offset ?? size) - from, s.decay ? 1 : 0);
@@ -118,10 +137,16 @@ export class AdamW {
     const view = (arena: Tensor): Tensor => arena.view(from, [n]).detach();
     const trainedView = (arena: Tensor): Tensor => arena.view(trained!, [n]).detach();
     return {
-      since, segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
-      lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(), rates: zeros([4], 'f32', device).detach(),
-      param: view(values), m: trainedView(this.m), v: trainedView(this.v), grad: trainedView(grads!),
-      ema: this.ema && view(this.ema), copy: copy && view(copy),
+      since,
+      segments: tensor(Int32Array.from(ends), [scales.length, 2], device).detach(),
+      lrScale: tensor(Float32Array.from(scales), [scales.length], device).detach(),
+      rates: zeros([4], 'f32', device).detach(),
+      param: view(values),
+      m: trainedView(this.m),
+      v: trainedView(this.v),
+      grad: trainedView(grads!),
+      ema: this.ema && view(this.ema),
+      copy: copy && view(copy),
     };
   }
 
@@ -143,29 +168,48 @@ export class AdamW {
     const { lr, weightDecay, beta1, beta2 } = this.options;
     this.step++;
     for (const { since, rates } of this.#groups)
-      rates.write(adamwRates(this.step - since, lr * schedule, weightDecay * schedule, beta1, beta2));
+      rates.write(
+        adamwRates(this.step - since, lr * schedule, weightDecay * schedule, beta1, beta2),
+      );
   }
   /** The half that a recorded step may hold: every number of it that changes is on the device. */
   apply(): void {
     const { beta1, beta2, eps, clip, ema } = this.options;
     sumOfSquares(this.norm2, this.params.grads!);
     for (const { since: _, ...tensors } of this.#groups)
-      adamwStep({ ...tensors, norm2: this.norm2, step: 1, lr: 0, beta1, beta2, eps, decay: 0, clip, emaDecay: ema ?? 0 });
+      adamwStep({
+        ...tensors,
+        norm2: this.norm2,
+        step: 1,
+        lr: 0,
+        beta1,
+        beta2,
+        eps,
+        decay: 0,
+        clip,
+        emaDecay: ema ?? 0,
+      });
   }
 
   /** The state that a checkpoint keeps beside the weights. */
   async read(): Promise<Map<string, Float32Array>> {
-    const state: [string, Tensor][] = [['m', this.m], ['v', this.v], ...(this.ema ? [['ema', this.ema] as [string, Tensor]] : [])];
+    const state: [string, Tensor][] = [
+      ['m', this.m],
+      ['v', this.v],
+      ...(this.ema ? [['ema', this.ema] as [string, Tensor]] : []),
+    ];
     const out = new Map<string, Float32Array>();
-    for (const [name, t] of state) out.set(name, await t.read() as Float32Array);
+    for (const [name, t] of state) out.set(name, (await t.read()) as Float32Array);
     return out;
   }
   write(state: ReadonlyMap<string, Float32Array>, step: number): void {
     const put = (name: string, t: Tensor): void => {
       const data = state.get(name);
       if (!data || data.length !== t.size) {
-        throw new CheckpointError(`the checkpoint's optimizer state "${name}" has ${data?.length ?? 'no'} values where ` +
-          `this model needs ${t.size}; resume with the config the run was started with`);
+        throw new CheckpointError(
+          `the checkpoint's optimizer state "${name}" has ${data?.length ?? 'no'} values where ` +
+            `this model needs ${t.size}; resume with the config the run was started with`,
+        );
       }
       t.write(data);
     };
@@ -188,7 +232,8 @@ function checkOptions(options: AdamWOptions): AdamWOptions {
   };
   for (const [name, value] of Object.entries({ lr, weightDecay }))
     if (!(value >= 0 && Number.isFinite(value))) refuse(name, 'a number from 0 on', value);
-  for (const [name, value] of Object.entries({ eps, clip })) if (!(value > 0)) refuse(name, 'positive', value);
+  for (const [name, value] of Object.entries({ eps, clip }))
+    if (!(value > 0)) refuse(name, 'positive', value);
   for (const [name, value] of Object.entries({ beta1, beta2, ema }))
     if (value !== null && !(value >= 0 && value <= 1)) refuse(name, 'in [0, 1]', value);
   return options;

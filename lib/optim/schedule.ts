@@ -1,6 +1,6 @@
 /** Learning-rate schedules: a multiplier in [0, 1] of the peak for every step, counted from 0. */
 import { ConfigError } from '../errors.js';
-import { toSteps, type Duration } from './duration.js';
+import { type Duration, toSteps } from './duration.js';
 
 /** Shape of the multiplier after the warm-up. */
 export type ScheduleKind = 'cosine' | 'constant';
@@ -27,8 +27,8 @@ export function scheduleMultiplier({ kind, total, warmup }: Schedule, step: numb
   const rise = warmup > 0 ? Math.min(1, step / warmup) : 1;
   if (kind === 'constant') return rise;
   const rest = total - warmup;
-  const progress = rest > 0
-    ? Math.min(1, Math.max(0, (step - warmup) / rest)) : Number(step >= total);
+  const progress =
+    rest > 0 ? Math.min(1, Math.max(0, (step - warmup) / rest)) : Number(step >= total);
   return rise * 0.5 * (1 + Math.cos(Math.PI * progress));
 }
 
@@ -40,15 +40,18 @@ export function scheduleMultiplier({ kind, total, warmup }: Schedule, step: numb
 export function checkSchedule(schedule: Schedule): Schedule {
   const { kind, total, warmup } = schedule;
   if (kind !== 'cosine' && kind !== 'constant') {
-    throw new ConfigError(`schedule: expected "cosine" or "constant" but got ` +
-      `${JSON.stringify(kind)}`);
+    throw new ConfigError(
+      `schedule: expected "cosine" or "constant" but got ` + `${JSON.stringify(kind)}`,
+    );
   }
   if (!(total > 0 && Number.isFinite(total))) {
     throw new ConfigError(`schedule: the run must have at least one step but has ${total}`);
   }
   if (!(warmup >= 0 && warmup <= total)) {
-    throw new ConfigError(`optimizer.warmup: the warm-up must be between 0 and the ${total} steps of the ` +
-      `run (total) but is ${warmup}; give fewer steps, or a share such as optimizer.warmup="5%"`);
+    throw new ConfigError(
+      `optimizer.warmup: the warm-up must be between 0 and the ${total} steps of the ` +
+        `run (total) but is ${warmup}; give fewer steps, or a share such as optimizer.warmup="5%"`,
+    );
   }
   return schedule;
 }
@@ -77,22 +80,37 @@ export interface RunSchedule {
  * @param examples in the collection
  * @throws ConfigError
  */
-export function runSchedule(config: ScheduleSettings,
-  examples: number): RunSchedule {
-  const { batch, total, optimizer, span: { from, to, stretch } } = config;
-  const unit = { batch, examples }, steps = toSteps(total, { ...unit, name: 'total' });
+export function runSchedule(config: ScheduleSettings, examples: number): RunSchedule {
+  const {
+    batch,
+    total,
+    optimizer,
+    span: { from, to, stretch },
+  } = config;
+  const unit = { batch, examples },
+    steps = toSteps(total, { ...unit, name: 'total' });
   const warmup = toSteps(optimizer.warmup, { ...unit, name: 'optimizer.warmup', total: steps });
   const schedule = checkSchedule({ kind: optimizer.schedule, total: steps, warmup });
-  const at = (name: string, position: string): number => toSteps(position, { ...unit, name, total: steps });
-  const begin = at('span.from', from), end = at('span.to', to);
-  if (begin >= end) throw new ConfigError(`span: from ${from} to ${to} of ${steps} steps holds no step; choose others`);
+  const at = (name: string, position: string): number =>
+    toSteps(position, { ...unit, name, total: steps });
+  const begin = at('span.from', from),
+    end = at('span.to', to);
+  if (begin >= end)
+    throw new ConfigError(
+      `span: from ${from} to ${to} of ${steps} steps holds no step; choose others`,
+    );
   return {
-    schedule, span: [begin, end], totalSteps: Math.max(1, Math.round((end - begin) * stretch)),
+    schedule,
+    span: [begin, end],
+    totalSteps: Math.max(1, Math.round((end - begin) * stretch)),
     stepAt: (name, position) => Math.round((at(name, position) - begin) * stretch),
   };
 }
 
 /** The multiplier at a step of the run, or between two. */
-export function multiplierAt({ schedule, span: [begin, end], totalSteps }: RunSchedule, step: number): number {
-  return scheduleMultiplier(schedule, begin + (end - begin) * step / totalSteps);
+export function multiplierAt(
+  { schedule, span: [begin, end], totalSteps }: RunSchedule,
+  step: number,
+): number {
+  return scheduleMultiplier(schedule, begin + ((end - begin) * step) / totalSteps);
 }

@@ -33,7 +33,11 @@ function collect(value: unknown, lang: string, out: Caption[]): void {
     if (typeof said !== 'string') continue;
     // Half of a surrogate pair is what a cut emoji leaves in JSON; as UTF-8 it would be a replacement character.
     const text = said.replace(/\p{Cs}/gu, '').trim();
-    if (text !== '') out.push({ lang: isObject(item) && typeof item['lang'] === 'string' ? item['lang'] : lang, text });
+    if (text !== '')
+      out.push({
+        lang: isObject(item) && typeof item['lang'] === 'string' ? item['lang'] : lang,
+        text,
+      });
   }
 }
 
@@ -43,9 +47,14 @@ function collect(value: unknown, lang: string, out: Caption[]): void {
  * `lang`/`language`, else in `language`. All other keys are `meta`.
  * @param key the captions' key where it is another one
  */
-export function captionsFromObject(object: unknown, language: string, key?: string): ParsedCaptions {
+export function captionsFromObject(
+  object: unknown,
+  language: string,
+  key?: string,
+): ParsedCaptions {
   if (!isObject(object)) return { captions: [], meta: {} };
-  const { captions, caption, text, ...meta } = key === undefined ? object : { ...object, captions: object[key], caption: null, text: null };
+  const { captions, caption, text, ...meta } =
+    key === undefined ? object : { ...object, captions: object[key], caption: null, text: null };
   const own =
     typeof meta['lang'] === 'string'
       ? meta['lang']
@@ -131,7 +140,10 @@ export interface CaptionGroups {
 }
 
 /** The captions in the languages of a choice; a sample that comes back keeps its groups. */
-export function groupCaptions(captions: readonly Caption[], { pick = ['any'], languages }: CaptionChoice): CaptionGroups {
+export function groupCaptions(
+  captions: readonly Caption[],
+  { pick = ['any'], languages }: CaptionChoice,
+): CaptionGroups {
   const byLang = new Map<string, Caption[]>();
   const all = captions.filter(({ lang }) => languages === undefined || languages.includes(lang));
   for (const caption of all) {
@@ -167,8 +179,10 @@ export function chooseCaptions(
   const chosen: Caption[] = [];
   for (const entry of pick) {
     if (entry === 'other') {
-      const fresh = chosen.length === 0 ? unnamed
-        : unnamed.filter((lang) => !chosen.some((caption) => caption.lang === lang));
+      const fresh =
+        chosen.length === 0
+          ? unnamed
+          : unnamed.filter((lang) => !chosen.some((caption) => caption.lang === lang));
       const from = fresh.length > 0 ? fresh : unnamed;
       chosen.push(from.length > 0 ? inLanguage(random.pick(from)) : any());
     } else {

@@ -18,7 +18,7 @@ export type LanguageDetector = (text: string) => string | undefined;
 export async function languageDetector(): Promise<LanguageDetector> {
   const { eld } = await import('eld');
   if ('load' in eld) await eld.load('large');
-  eld.enableTextCleanup(true);  // addresses and file names say nothing about the language around them
+  eld.enableTextCleanup(true); // addresses and file names say nothing about the language around them
   return (text) => {
     if (!/\p{L}/u.test(text)) return undefined;
     const found = eld.detect(text);

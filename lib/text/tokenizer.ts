@@ -9,11 +9,10 @@
  */
 import * as path from 'node:path';
 import { ConfigError, DataError } from '../errors.js';
-import { packageFolder } from '../fs/packages.js';
-import { readInput } from '../fs/files.js';
-import { ASCII_PUNCTUATION, cleanText, type TextCleaning } from './clean.js';
-import { fileError } from '../fs/files.js';
+import { fileError, readInput } from '../fs/files.js';
 import { Lru } from '../fs/lru.js';
+import { packageFolder } from '../fs/packages.js';
+import { ASCII_PUNCTUATION, cleanText, type TextCleaning } from './clean.js';
 import type { VocabMap } from './vocab.js';
 
 /** Ids of Gemma's special tokens. */
@@ -64,7 +63,10 @@ export interface TokenizerOptions {
 export function lowerCase(text: string, mode: LowerMode): string {
   if (mode === 'none') return text;
   if (mode === 'ascii') return text.replace(/[A-Z]+/g, (run) => run.toLowerCase());
-  return text.split('Σ').map((part) => part.toLowerCase()).join('σ');
+  return text
+    .split('Σ')
+    .map((part) => part.toLowerCase())
+    .join('σ');
 }
 
 /**
@@ -82,8 +84,8 @@ export interface Codec {
 }
 
 /** What a tokenizer makes of a codec's ids; see `TokenizerOptions`. */
-export type TokenizerShape = Required<Pick<TokenizerOptions, 'length'>>
-  & Pick<TokenizerOptions, 'vocab' | 'rows' | 'cacheSize' | 'generation' | 'clean'>;
+export type TokenizerShape = Required<Pick<TokenizerOptions, 'length'>> &
+  Pick<TokenizerOptions, 'vocab' | 'rows' | 'cacheSize' | 'generation' | 'clean'>;
 
 /** Turns captions into ids. Made by `loadTokenizer`. */
 export class GemmaTokenizer {
@@ -95,14 +97,20 @@ export class GemmaTokenizer {
   readonly #shortened = new WeakSet<Int32Array>();
 
   /** @param backend which library tokenises */
-  constructor(readonly backend: TokenizerBackend, codec: Codec, shape: TokenizerShape) {
+  constructor(
+    readonly backend: TokenizerBackend,
+    codec: Codec,
+    shape: TokenizerShape,
+  ) {
     this.#codec = codec;
     this.#shape = shape;
     this.#cache = new Lru(shape.cacheSize ?? 65536);
   }
 
   /** Ids of a caption, EOS and padding included. */
-  get length(): number { return this.#shape.length; }
+  get length(): number {
+    return this.#shape.length;
+  }
 
   /**
    * The ids of each caption without padding, EOS last: 1 .. length of them, in the trimmed
@@ -114,9 +122,14 @@ export class GemmaTokenizer {
     const missing = [...new Set(captions.filter((_, i) => out[i] === undefined))];
     if (missing.length > 0) {
       // One call for all: a call by itself costs four times what tokenising a caption does.
-      const encoded = await this.#codec.encode(missing.map((caption) => this.#text(caption))).catch((cause: unknown) => {
-        throw new DataError(`the tokenizer cannot encode a text (${(cause as Error).message}); its tokenizer.json is damaged`, { cause });
-      });
+      const encoded = await this.#codec
+        .encode(missing.map((caption) => this.#text(caption)))
+        .catch((cause: unknown) => {
+          throw new DataError(
+            `the tokenizer cannot encode a text (${(cause as Error).message}); its tokenizer.json is damaged`,
+            { cause },
+          );
+        });
       const found = new Map(
         missing.map((caption, i) => [caption, this.#finish(encoded[i] as ArrayLike<number>)]),
       );
@@ -135,20 +148,24 @@ export class GemmaTokenizer {
 
   /** Ids of many captions, padded. @returns (captions.length, length) row by row */
   async encodeBatch(captions: readonly string[]): Promise<Int32Array> {
-    const out = new Int32Array(captions.length * this.length).fill(this.#shape.generation === 1 ? EOS : PAD);
+    const out = new Int32Array(captions.length * this.length).fill(
+      this.#shape.generation === 1 ? EOS : PAD,
+    );
     (await this.idsOf(captions)).forEach((ids, i) => out.set(ids, i * this.length));
     return out;
   }
 
   /** The text of ids (of the trimmed vocabulary if there is one) up to the end mark; special tokens are left out. */
   async decode(ids: ArrayLike<number>): Promise<string> {
-    const full: number[] = [], { vocab } = this.#shape;
+    const full: number[] = [],
+      { vocab } = this.#shape;
     for (let i = 0; i < ids.length && ids[i] !== EOS; i++) {
       const id = ids[i] as number;
       full.push(vocab === undefined ? id : vocab.toFull(id));
     }
     if (full.length === 0) return '';
-    if (!this.#codec.decode) throw new DataError('this tokenizer was made without a decoder; use loadTokenizer');
+    if (!this.#codec.decode)
+      throw new DataError('this tokenizer was made without a decoder; use loadTokenizer');
     return this.#codec.decode(full);
   }
 
@@ -166,9 +183,12 @@ export class GemmaTokenizer {
   /** What of a caption goes to the library. */
   #text(caption: string): string {
     // Half a surrogate pair is no character; the libraries would each replace it in their own way.
-    const { generation, clean } = this.#shape, whole = caption.replace(/\p{Surrogate}/gu, '\ufffd');
+    const { generation, clean } = this.#shape,
+      whole = caption.replace(/\p{Surrogate}/gu, '\ufffd');
     const text = clean ? cleanText(whole, clean) : whole;
-    return generation === 1 ? text.replace(ASCII_PUNCTUATION, '').replace(/\s+/g, ' ').trim() : text;
+    return generation === 1
+      ? text.replace(ASCII_PUNCTUATION, '').replace(/\s+/g, ' ').trim()
+      : text;
   }
 
   #finish(full: ArrayLike<number>): Int32Array {
@@ -177,10 +197,13 @@ export class GemmaTokenizer {
     const out = new Int32Array(n + 1);
     for (let i = 0; i < n; i++) out[i] = full[i] as number;
     out[n] = EOS;
-    const ids = vocab === undefined ? out : vocab.map(out), most = ids.reduce((a, b) => Math.max(a, b), 0);
+    const ids = vocab === undefined ? out : vocab.map(out),
+      most = ids.reduce((a, b) => Math.max(a, b), 0);
     if (most >= rows) {
-      throw new DataError(`the tokenizer gives id ${most} but the model's token table has ${rows} rows; ` +
-        'its tokenizer.json is of another model');
+      throw new DataError(
+        `the tokenizer gives id ${most} but the model's token table has ${rows} rows; ` +
+          'its tokenizer.json is of another model',
+      );
     }
     if (full.length > n) this.#shortened.add(ids);
     return ids;
@@ -227,7 +250,10 @@ export async function loadTokenizer(options: TokenizerOptions = {}): Promise<Gem
   } catch (cause) {
     throw fileError(cause, 'read', file);
   }
-  if (json.startsWith('version ')) throw new DataError(`${file}: is a git-LFS pointer and not the tokenizer; fetch it with \`git lfs pull\``);
+  if (json.startsWith('version '))
+    throw new DataError(
+      `${file}: is a git-LFS pointer and not the tokenizer; fetch it with \`git lfs pull\``,
+    );
   const failures: string[] = [];
   for (const name of backend === undefined ? BACKENDS : [backend]) {
     const library = await importLibrary(name).catch((error: unknown) => {
@@ -260,18 +286,27 @@ async function importLibrary(
   backend: TokenizerBackend,
 ): Promise<(json: string, lower: LowerMode) => Required<Codec>> {
   if (backend === 'tokenizers') {
-    const { AddedToken, lowercase, replace, sequenceNormalizer, Tokenizer } = await import('tokenizers');
+    const { AddedToken, lowercase, replace, sequenceNormalizer, Tokenizer } = await import(
+      'tokenizers'
+    );
     const lowering = {
-      none: () => [], unicode: () => [lowercase()], ascii: () => lowerCaseLetters.map(([from, to]) => replace(from, to)),
+      none: () => [],
+      unicode: () => [lowercase()],
+      ascii: () => lowerCaseLetters.map(([from, to]) => replace(from, to)),
     };
     return (json, lower) => {
       const tokenizer = Tokenizer.fromString(json);
-      tokenizer.addAddedTokens(gemmaSymbols((id) => tokenizer.idToToken(id)).map(({ content, special }) =>
-        new AddedToken(content, special, { normalized: false })));
+      tokenizer.addAddedTokens(
+        gemmaSymbols((id) => tokenizer.idToToken(id)).map(
+          ({ content, special }) => new AddedToken(content, special, { normalized: false }),
+        ),
+      );
       tokenizer.disablePadding();
       tokenizer.disableTruncation();
-      const before = lowering[lower](), own = tokenizer.getNormalizer();
-      if (before.length > 0) tokenizer.setNormalizer(sequenceNormalizer(own ? [...before, own] : before));
+      const before = lowering[lower](),
+        own = tokenizer.getNormalizer();
+      if (before.length > 0)
+        tokenizer.setNormalizer(sequenceNormalizer(own ? [...before, own] : before));
       return {
         encode: async (texts) =>
           (await tokenizer.encodeBatch(texts, { addSpecialTokens: false })).map((encoding) =>
@@ -309,7 +344,8 @@ function lowerBefore(tokenizer: PlainTokenizer, lower: LowerMode): void {
   const { normalizer, added_tokens_map: added } = tokenizer;
   let text: string | undefined;
   tokenizer.normalizer = (section) => {
-    const lowered = lowerCase(section, lower), out = normalizer ? normalizer(lowered) : lowered;
+    const lowered = lowerCase(section, lower),
+      out = normalizer ? normalizer(lowered) : lowered;
     text = added.has(out) ? out : undefined;
     return out;
   };
@@ -329,8 +365,16 @@ export interface TokenizerJson {
 }
 
 /** The symbols of Gemma's SentencePiece model: tags, runs of white space, unused pieces. Those of dialogues are special. */
-const GEMMA_SYMBOLS: readonly [from: number, to: number][] = [[4, 216], [255968, 255999]];
-const GEMMA_MARKS = new Map([[4, '<mask>'], [106, '<start_of_turn>'], [107, '<end_of_turn>'], [216, '</code>']]);
+const GEMMA_SYMBOLS: readonly [from: number, to: number][] = [
+  [4, 216],
+  [255968, 255999],
+];
+const GEMMA_MARKS = new Map([
+  [4, '<mask>'],
+  [106, '<start_of_turn>'],
+  [107, '<end_of_turn>'],
+  [216, '</code>'],
+]);
 
 /**
  * What is matched whole in a text, before lower-casing, because released checkpoints list it as added tokens. Copies of
@@ -338,22 +382,39 @@ const GEMMA_MARKS = new Map([[4, '<mask>'], [106, '<start_of_turn>'], [107, '<en
  * @param piece of an id of the vocabulary
  * @returns nothing unless the vocabulary is Gemma's
  */
-function gemmaSymbols(piece: (id: number) => string | null | undefined): { id: number; content: string; special: boolean }[] {
+function gemmaSymbols(
+  piece: (id: number) => string | null | undefined,
+): { id: number; content: string; special: boolean }[] {
   if ([...GEMMA_MARKS].some(([id, content]) => piece(id) !== content)) return [];
-  return GEMMA_SYMBOLS.flatMap(([from, to]) => Array.from({ length: to - from + 1 }, (_, i) => {
-    const id = from + i, content = piece(id);
-    return content ? [{ id, content, special: [4, 106, 107].includes(id) }] : [];
-  }).flat());
+  return GEMMA_SYMBOLS.flatMap(([from, to]) =>
+    Array.from({ length: to - from + 1 }, (_, i) => {
+      const id = from + i,
+        content = piece(id);
+      return content ? [{ id, content, special: [4, 106, 107].includes(id) }] : [];
+    }).flat(),
+  );
 }
 
 /** The same tokenizer.json with Gemma's symbols among the added tokens, if the vocabulary is Gemma's. */
 export function withGemmaSymbols<T extends TokenizerJson>(json: T): T {
-  const pieces = new Map(Object.entries(json.model?.vocab ?? {}).map(([content, id]) => [id, content]));
-  const added = json.added_tokens ?? [], known = new Set(added.map(({ content }) => content));
-  const missing = gemmaSymbols((id) => pieces.get(id)).filter(({ content }) => !known.has(content))
-    .map((token) => ({ ...token, single_word: false, lstrip: false, rstrip: false, normalized: false }));
+  const pieces = new Map(
+    Object.entries(json.model?.vocab ?? {}).map(([content, id]) => [id, content]),
+  );
+  const added = json.added_tokens ?? [],
+    known = new Set(added.map(({ content }) => content));
+  const missing = gemmaSymbols((id) => pieces.get(id))
+    .filter(({ content }) => !known.has(content))
+    .map((token) => ({
+      ...token,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+    }));
   return { ...json, added_tokens: [...added, ...missing].sort((a, b) => a.id - b.id) };
 }
 
 /** A–Z, each with its small letter. */
-export const lowerCaseLetters = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].map((c) => [c, c.toLowerCase()] as const);
+export const lowerCaseLetters = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].map(
+  (c) => [c, c.toLowerCase()] as const,
+);

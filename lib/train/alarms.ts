@@ -3,10 +3,11 @@
  * move, makes the loss look fine while nothing is learnt. Each function returns what is wrong in one sentence, with what
  * to do, or null.
  */
-import { op, type Handle } from '../native.js';
+
+import type { ParamStore } from '../model/params.js';
+import { type Handle, op } from '../native.js';
 import { sumOfSquares } from '../ops/adamw.js';
 import { empty, scope, type Tensor } from '../tensor.js';
-import type { ParamStore } from '../model/params.js';
 
 const add = op<[y: Handle, a: Handle, b: Handle, N: number]>('add_forward');
 const scaleCast = op<[y: Handle, x: Handle, N: number, scale: number]>('scale_cast');
@@ -29,21 +30,29 @@ const MARGIN = 0.02;
  * target. Nothing can be said from fewer than two rows.
  * @param rows distributions that the mean is of
  */
-export function collapsedTeacher(f: TeacherFigures, prototypes: number, rows: number): string | null {
+export function collapsedTeacher(
+  f: TeacherFigures,
+  prototypes: number,
+  rows: number,
+): string | null {
   // The mean of a few sharp distributions has at most log(rows) of entropy, however healthy the teacher is.
   const most = Math.log(Math.min(prototypes, rows));
   if (rows < 2 || f.entropyOfMean > MARGIN * most) return null;
-  return `the teacher has collapsed: one prototype gets ${(100 * f.largestShare).toFixed(1)} % of all targets ` +
+  return (
+    `the teacher has collapsed: one prototype gets ${(100 * f.largestShare).toFixed(1)} % of all targets ` +
     `(entropy of the mean ${f.entropyOfMean.toFixed(3)} of ${most.toFixed(2)}); raise the teacher's temperature or lower ` +
-    'the momentum of its centre';
+    'the momentum of its centre'
+  );
 }
 
 /** Collapse to uniform: every single distribution has the entropy of no opinion, log K. */
 export function uniformTeacher(f: TeacherFigures, prototypes: number): string | null {
   const most = Math.log(prototypes);
   if (f.entropy < (1 - MARGIN) * most) return null;
-  return `the teacher has no opinion: the entropy of its targets is ${f.entropy.toFixed(3)} of at most ` +
-    `${most.toFixed(3)}; lower its temperature or raise the momentum of its centre`;
+  return (
+    `the teacher has no opinion: the entropy of its targets is ${f.entropy.toFixed(3)} of at most ` +
+    `${most.toFixed(3)}; lower its temperature or raise the momentum of its centre`
+  );
 }
 
 /** A number that is not finite in the teacher's outputs. */
@@ -61,15 +70,24 @@ const CHUNK = 1 << 22;
  * @returns (1) f32 per chunk; read them later, with the step's other figures
  */
 export function distanceParts(student: ParamStore, teacher: ParamStore, prefix: string): Tensor[] {
-  return scope(() => student.segments.filter((s) => s.name.startsWith(prefix)).flatMap(({ offset, size }) =>
-    Array.from({ length: Math.ceil(size / CHUNK) }, (_, i) => scope(() => {
-      const n = Math.min(CHUNK, size - i * CHUNK), at = offset + i * CHUNK;
-      const difference = empty([n], 'f32', student.device), result = empty([1], 'f32', student.device);
-      scaleCast(difference.handle, student.values.view(at, [n]).handle, n, -1);
-      add(difference.handle, difference.handle, teacher.values.view(at, [n]).handle, n);
-      sumOfSquares(result, difference);
-      return result;
-    }))));
+  return scope(() =>
+    student.segments
+      .filter((s) => s.name.startsWith(prefix))
+      .flatMap(({ offset, size }) =>
+        Array.from({ length: Math.ceil(size / CHUNK) }, (_, i) =>
+          scope(() => {
+            const n = Math.min(CHUNK, size - i * CHUNK),
+              at = offset + i * CHUNK;
+            const difference = empty([n], 'f32', student.device),
+              result = empty([1], 'f32', student.device);
+            scaleCast(difference.handle, student.values.view(at, [n]).handle, n, -1);
+            add(difference.handle, difference.handle, teacher.values.view(at, [n]).handle, n);
+            sumOfSquares(result, difference);
+            return result;
+          }),
+        ),
+      ),
+  );
 }
 
 /**
@@ -80,8 +98,10 @@ export function distanceParts(student: ParamStore, teacher: ParamStore, prefix: 
  */
 export function deadTeacher(distance: number, updates: number): string | null {
   if (updates === 0 || distance > 0) return null;
-  return `the teacher equals the student bit for bit after ${updates} updates; set optimizer.ema to a momentum between ` +
-    '0 and 1, 0.994 say, and look whether the student learns at all';
+  return (
+    `the teacher equals the student bit for bit after ${updates} updates; set optimizer.ema to a momentum between ` +
+    '0 and 1, 0.994 say, and look whether the student learns at all'
+  );
 }
 
 /**
@@ -100,15 +120,20 @@ export function noSslGradient(share: number): string | null {
  * @returns (1) f32 per trained parameter; read them later, with the step's other figures
  */
 export function gradientParts(params: ParamStore, prefix: string): Tensor[] {
-  return params.segments.filter((s) => s.name.startsWith(prefix) && s.trained !== null).map(({ trained, size }) => {
-    const result = empty([1], 'f32', params.device);
-    scope(() => sumOfSquares(result, params.grads!.view(trained!, [size])));
-    return result;
-  });
+  return params.segments
+    .filter((s) => s.name.startsWith(prefix) && s.trained !== null)
+    .map(({ trained, size }) => {
+      const result = empty([1], 'f32', params.device);
+      scope(() => sumOfSquares(result, params.grads!.view(trained!, [size])));
+      return result;
+    });
 }
 
 /** Everything that the figures of one step tell, as sentences; empty when the teacher is well. */
 export function teacherAlarms(figures: TeacherFigures, prototypes: number, rows: number): string[] {
-  return [brokenTeacher(figures), collapsedTeacher(figures, prototypes, rows), uniformTeacher(figures, prototypes)]
-    .filter((a) => a !== null);
+  return [
+    brokenTeacher(figures),
+    collapsedTeacher(figures, prototypes, rows),
+    uniformTeacher(figures, prototypes),
+  ].filter((a) => a !== null);
 }

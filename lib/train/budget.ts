@@ -14,7 +14,12 @@ const TIMED_SECONDS = 8;
 export async function stepsIn(seconds: number, config: TrainConfig): Promise<number> {
   const out = `${config.out}.trial`;
   rmSync(out, { recursive: true, force: true });
-  const trainer = await Trainer.open({ ...config, out, total: 1e6, optimizer: { ...config.optimizer, warmup: 0 } });
+  const trainer = await Trainer.open({
+    ...config,
+    out,
+    total: 1e6,
+    optimizer: { ...config.optimizer, warmup: 0 },
+  });
   const epoch = trainer.loader.batchesPerEpoch;
   try {
     const start = performance.now();
@@ -24,7 +29,10 @@ export async function stepsIn(seconds: number, config: TrainConfig): Promise<num
       if (!from) {
         if (step > 2 * epoch || time - start > MOST_WARM_SECONDS * 1000) from = { step, time };
       } else if (time - from.time > TIMED_SECONDS * 1000) {
-        return Math.max(100, Math.round((step - from.step) / (time - from.time) * seconds * 10) * 100);
+        return Math.max(
+          100,
+          Math.round(((step - from.step) / (time - from.time)) * seconds * 10) * 100,
+        );
       }
     }
     return trainer.totalSteps;

@@ -5,13 +5,13 @@
  */
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { listCheckpoints } from '../checkpoints/run.js';
 import type { CollectionMark } from '../data/fingerprint.js';
 import { CheckpointError } from '../errors.js';
 import { writeFileAtomic, writeFolderAtomic } from '../fs/files.js';
-import { listCheckpoints } from '../checkpoints/run.js';
 import { openSafetensors, writeSafetensors } from '../io/safetensors.js';
-import type { TrainConfig } from './config.js';
 import type { AdamW } from '../optim/optimizer.js';
+import type { TrainConfig } from './config.js';
 
 export { listCheckpoints };
 
@@ -51,14 +51,27 @@ export function checkpointFolder(out: string, step: number): string {
  * @param more tensors beside the optimizer's
  * @throws IoError naming the file (a full disk, say); the run's earlier checkpoints are untouched
  */
-export async function saveCheckpoint(out: string, state: TrainState, optimizer: AdamW, keep: number,
-  more: ReadonlyMap<string, Float32Array>, writeModel: (folder: string) => Promise<void>): Promise<string> {
+export async function saveCheckpoint(
+  out: string,
+  state: TrainState,
+  optimizer: AdamW,
+  keep: number,
+  more: ReadonlyMap<string, Float32Array>,
+  writeModel: (folder: string) => Promise<void>,
+): Promise<string> {
   const folder = checkpointFolder(out, state.step);
-  const tensors = new Map([...await optimizer.read(), ...more]);
+  const tensors = new Map([...(await optimizer.read()), ...more]);
   await writeFolderAtomic(folder, async (tmp) => {
     await writeModel(tmp);
-    await writeSafetensors(join(tmp, 'training_state.safetensors'),
-      [...tensors].map(([name, data]) => ({ name, dtype: 'F32' as const, shape: [data.length], data })));
+    await writeSafetensors(
+      join(tmp, 'training_state.safetensors'),
+      [...tensors].map(([name, data]) => ({
+        name,
+        dtype: 'F32' as const,
+        shape: [data.length],
+        data,
+      })),
+    );
     await writeFileAtomic(join(tmp, 'training_state.json'), `${JSON.stringify(state, null, 2)}\n`);
   });
   const passing = listCheckpoints(out).filter((f) => marksOf(f).length === 0);
@@ -73,10 +86,18 @@ export function stateOf(folder: string): TrainState {
   try {
     state = JSON.parse(readFileSync(path, 'utf8')) as TrainState;
   } catch (cause) {
-    throw new CheckpointError(`${path}: cannot be read (${(cause as Error).message}); choose a checkpoint written by training`, { cause });
+    throw new CheckpointError(
+      `${path}: cannot be read (${(cause as Error).message}); choose a checkpoint written by training`,
+      { cause },
+    );
   }
-  if (state.version !== 2 || !Number.isSafeInteger(state.step) || !Number.isSafeInteger(state.optimizerStep) ||
-    !Array.isArray(state.layout) || !Array.isArray(state.marks))
+  if (
+    state.version !== 2 ||
+    !Number.isSafeInteger(state.step) ||
+    !Number.isSafeInteger(state.optimizerStep) ||
+    !Array.isArray(state.layout) ||
+    !Array.isArray(state.marks)
+  )
     throw new CheckpointError(`${path}: is not a training state of this version`);
   return state;
 }
@@ -91,7 +112,9 @@ export function marksOf(folder: string): string[] {
 }
 
 /** Reads a checkpoint's training state. Throws CheckpointError naming the file. */
-export async function loadTrainState(folder: string): Promise<{ state: TrainState; tensors: Map<string, Float32Array> }> {
+export async function loadTrainState(
+  folder: string,
+): Promise<{ state: TrainState; tensors: Map<string, Float32Array> }> {
   const state = stateOf(folder);
   const reader = await openSafetensors(join(folder, 'training_state.safetensors'));
   const tensors = new Map<string, Float32Array>();

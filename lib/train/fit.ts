@@ -19,16 +19,23 @@ export interface Way {
  * of a way is the largest power of two that does.
  * @param asIs the plan of the config without changes
  */
-export async function waysToFit(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number,
-  asIs: StepPlan): Promise<Way[]> {
+export async function waysToFit(
+  config: TrainConfig,
+  device: 'cpu' | 'cuda',
+  bytes: number,
+  asIs: StepPlan,
+): Promise<Way[]> {
   const ways: Way[] = [];
   const offer = (changes: Savings, plan: StepPlan | null): void => {
-    if (plan && plan.peak <= bytes) ways.push({ changes, plan, cost: 1 + plan.recomputed / plan.flops.total });
+    if (plan && plan.peak <= bytes)
+      ways.push({ changes, plan, cost: 1 + plan.recomputed / plan.flops.total });
   };
-  const planned = (changes: Savings): Promise<StepPlan> => planStep({ ...config, ...changes }, device);
+  const planned = (changes: Savings): Promise<StepPlan> =>
+    planStep({ ...config, ...changes }, device);
   offer({}, asIs);
   // Narrower activations are free where the device multiplies them; what they do not solve, time does.
-  const base: Savings = asIs.dtype === 'f32' && chosenDtype('auto', device) === 'bf16' ? { dtype: 'bf16' } : {};
+  const base: Savings =
+    asIs.dtype === 'f32' && chosenDtype('auto', device) === 'bf16' ? { dtype: 'bf16' } : {};
   if (ways.length === 0 && base.dtype) offer(base, await planned(base));
   if (ways.length > 0) return ways;
   const checkpointed: Savings = { ...base, checkpointBlocks: true };
@@ -41,11 +48,23 @@ export async function waysToFit(config: TrainConfig, device: 'cpu' | 'cuda', byt
 }
 
 /** The plan with the largest micro-batch that fits, a power of two below the present one; null when none does. */
-async function largestMicroBatch(config: TrainConfig, device: 'cpu' | 'cuda', bytes: number): Promise<StepPlan | null> {
+async function largestMicroBatch(
+  config: TrainConfig,
+  device: 'cpu' | 'cuda',
+  bytes: number,
+): Promise<StepPlan | null> {
   let microBatch = 2 ** Math.ceil(Math.log2(config.microBatch ?? config.batch) - 1);
   // Two parts are planned quickly, and all of them take no more memory but for what is kept of the whole batch.
   for (; microBatch >= 1; microBatch /= 2)
-    if ((await planStep({ ...config, batch: Math.min(config.batch, 2 * microBatch), microBatch }, device)).peak <= bytes) break;
+    if (
+      (
+        await planStep(
+          { ...config, batch: Math.min(config.batch, 2 * microBatch), microBatch },
+          device,
+        )
+      ).peak <= bytes
+    )
+      break;
   for (; microBatch >= 1; microBatch /= 2) {
     const plan = await planStep({ ...config, microBatch }, device);
     if (plan.peak <= bytes) return plan;

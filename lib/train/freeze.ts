@@ -9,7 +9,10 @@ import { objectiveShapes } from './objectives.js';
 
 /** Matches a parameter whose name is the pattern or begins with it and a dot; `*` stands for any characters. */
 function matcher(pattern: string): RegExp {
-  const parts = pattern.replace(/\.$/, '').split('*').map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'));
+  const parts = pattern
+    .replace(/\.$/, '')
+    .split('*')
+    .map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'));
   return new RegExp(`^${parts.join('.*')}(\\.|$)`);
 }
 
@@ -24,16 +27,21 @@ function beginnings(name: string): string[] {
  * @param names of all parameters
  * @throws ConfigError when a pattern fits none, or none is left to train
  */
-export function frozenNames({ freeze, optimizer: { lrScale } }: Pick<TrainConfig, 'freeze' | 'optimizer'>,
-  names: readonly string[]): ReadonlySet<string> {
+export function frozenNames(
+  { freeze, optimizer: { lrScale } }: Pick<TrainConfig, 'freeze' | 'optimizer'>,
+  names: readonly string[],
+): ReadonlySet<string> {
   const frozen = new Set<string>();
   for (const pattern of freeze) {
-    const fits = matcher(pattern), found = names.filter((name) => fits.test(name));
+    const fits = matcher(pattern),
+      found = names.filter((name) => fits.test(name));
     if (found.length === 0) {
       const known = [...new Set(names.flatMap(beginnings))];
       const roots = known.filter((name) => !name.includes('.'));
-      throw new ConfigError(`freeze: no parameter is called or begins with "${pattern}"${didYouMean(pattern, known)}; ` +
-        `the names begin with ${roots.join(', ')}`);
+      throw new ConfigError(
+        `freeze: no parameter is called or begins with "${pattern}"${didYouMean(pattern, known)}; ` +
+          `the names begin with ${roots.join(', ')}`,
+      );
     }
     for (const name of found) frozen.add(name);
   }
@@ -41,7 +49,9 @@ export function frozenNames({ freeze, optimizer: { lrScale } }: Pick<TrainConfig
   for (const name of names)
     if (Object.entries(lrScale).find(([part]) => name.includes(part))?.[1] === 0) frozen.add(name);
   if (frozen.size === names.length)
-    throw new ConfigError('freeze: every parameter is frozen, so there is nothing to train; leave something out');
+    throw new ConfigError(
+      'freeze: every parameter is frozen, so there is nothing to train; leave something out',
+    );
   return frozen;
 }
 
@@ -50,11 +60,20 @@ export function frozenNames({ freeze, optimizer: { lrScale } }: Pick<TrainConfig
  * @param shape of the model
  * @throws ConfigError
  */
-export function trainedModel(config: TrainConfig, shape: ModelConfig, device: DeviceName,
-  dtype: 'f32' | 'bf16'): Siglip2Model {
+export function trainedModel(
+  config: TrainConfig,
+  shape: ModelConfig,
+  device: DeviceName,
+  dtype: 'f32' | 'bf16',
+): Siglip2Model {
   const extra = objectiveShapes(config.objectives, shape);
   const names = [...parameterShapes(shape), ...extra].map(({ name }) => name);
   return new Siglip2Model(shape, {
-    device, dtype, train: true, checkpoint: config.checkpointBlocks, extra, frozen: frozenNames(config, names),
+    device,
+    dtype,
+    train: true,
+    checkpoint: config.checkpointBlocks,
+    extra,
+    frozen: frozenNames(config, names),
   });
 }

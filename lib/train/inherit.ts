@@ -4,14 +4,15 @@
  * adds keeps its initial values; what it adds, changes in shape or trains where it was frozen gets fresh moments with a step
  * count of their own.
  */
-import { CheckpointError } from '../errors.js';
+
 import { loadHfFolder } from '../checkpoints/hf.js';
 import { checkpointOf } from '../checkpoints/run.js';
+import { CheckpointError } from '../errors.js';
 import type { TensorReader } from '../io/safetensors.js';
 import { adaptTensors, type HostTensor } from '../model/adapt.js';
 import type { Siglip2Model } from '../model/siglip2.js';
-import { loadTrainState, type TrainState } from './checkpoint.js';
 import type { AdamW } from '../optim/optimizer.js';
+import { loadTrainState, type TrainState } from './checkpoint.js';
 
 /** What a stage takes over. */
 export interface Inheritance {
@@ -34,8 +35,12 @@ export interface Inheritance {
  * @param fresh parameters whose name begins with it may be missing from the checkpoint
  * @throws CheckpointError, ConfigError when more than the resolution differs
  */
-export async function readInheritance(folder: string, model: Siglip2Model, fresh: string): Promise<Inheritance> {
-  const { state, tensors: arenas } = await loadTrainState(folder = checkpointOf(folder));
+export async function readInheritance(
+  folder: string,
+  model: Siglip2Model,
+  fresh: string,
+): Promise<Inheritance> {
+  const { state, tensors: arenas } = await loadTrainState((folder = checkpointOf(folder)));
   const from = await loadHfFolder(folder);
   let old: Map<string, HostTensor>;
   try {
@@ -43,21 +48,36 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
   } finally {
     await from.reader.close();
   }
-  const weights = adaptTensors(old, from.config, model.config), since = { ...state.since };
-  const parts = (arena: Float32Array | undefined, layout = state.layout): Map<string, Float32Array> =>
-    new Map(layout.map(([name, offset, size]) => [name, arena?.subarray(offset, offset + size) ?? new Float32Array(size)]));
+  const weights = adaptTensors(old, from.config, model.config),
+    since = { ...state.since };
+  const parts = (
+    arena: Float32Array | undefined,
+    layout = state.layout,
+  ): Map<string, Float32Array> =>
+    new Map(
+      layout.map(([name, offset, size]) => [
+        name,
+        arena?.subarray(offset, offset + size) ?? new Float32Array(size),
+      ]),
+    );
   const centres = new Map([...arenas].filter(([name]) => name.endsWith('_centre')));
-  const taught = model.params.shapes.some(({ name }) => name.startsWith('ssl.') && weights.has(name));
+  const taught = model.params.shapes.some(
+    ({ name }) => name.startsWith('ssl.') && weights.has(name),
+  );
   if (taught && (!arenas.has('ema') || centres.size === 0)) {
-    throw new CheckpointError(`${folder} has self-distillation heads but no teacher; begin with a checkpoint whose ` +
-      'training_state.safetensors has "ema" and the centres, or with one of before self-distillation');
+    throw new CheckpointError(
+      `${folder} has self-distillation heads but no teacher; begin with a checkpoint whose ` +
+        'training_state.safetensors has "ema" and the centres, or with one of before self-distillation',
+    );
   }
   const moments = { m: parts(arenas.get('m')), v: parts(arenas.get('v')) };
   for (const { name, shape } of model.params.shapes) {
     const there = weights.get(name);
     if (there ? there.shape.join() !== shape.join() : !name.startsWith(fresh)) {
-      throw new CheckpointError(`${folder}: tensor "${name}" is ${there ? `[${there.shape.join(', ')}]` : 'missing'} but this ` +
-        `stage needs [${shape.join(', ')}]; begin with a checkpoint of the same model`);
+      throw new CheckpointError(
+        `${folder}: tensor "${name}" is ${there ? `[${there.shape.join(', ')}]` : 'missing'} but this ` +
+          `stage needs [${shape.join(', ')}]; begin with a checkpoint of the same model`,
+      );
     }
     if (there && there.data === old.get(name)?.data && moments.m.has(name)) continue;
     since[name] = state.optimizerStep;
@@ -65,8 +85,17 @@ export async function readInheritance(folder: string, model: Siglip2Model, fresh
     moments.v.delete(name);
   }
   return {
-    state, weights, moments, since,
-    average: arenas.has('ema') ? adaptTensors(shaped(parts(arenas.get('ema'), state.averageLayout), old), from.config, model.config) : null,
+    state,
+    weights,
+    moments,
+    since,
+    average: arenas.has('ema')
+      ? adaptTensors(
+          shaped(parts(arenas.get('ema'), state.averageLayout), old),
+          from.config,
+          model.config,
+        )
+      : null,
     centres,
   };
 }
@@ -77,7 +106,8 @@ export function takeOver(from: Inheritance, model: Siglip2Model, optimizer: Adam
   for (const { name, shape } of params.shapes) {
     const weight = from.weights.get(name);
     if (weight) params.write(name, weight.data);
-    const { trained } = params.segment(name), size = shape.reduce((a, b) => a * b, 1);
+    const { trained } = params.segment(name),
+      size = shape.reduce((a, b) => a * b, 1);
     const put = (arena: typeof optimizer.m, data: Float32Array | undefined): void => {
       if (!data || trained === null) return;
       const view = arena.view(trained, [size]);
@@ -102,10 +132,19 @@ export function takeOver(from: Inheritance, model: Siglip2Model, optimizer: Adam
 
 async function readAll(reader: TensorReader): Promise<Map<string, HostTensor>> {
   const all = new Map<string, HostTensor>();
-  for (const [name, { shape }] of reader.tensors) all.set(name, { shape, data: await reader.readFloat32(name) });
+  for (const [name, { shape }] of reader.tensors)
+    all.set(name, { shape, data: await reader.readFloat32(name) });
   return all;
 }
 
-function shaped(values: ReadonlyMap<string, Float32Array>, like: ReadonlyMap<string, HostTensor>): Map<string, HostTensor> {
-  return new Map([...values].map(([name, data]) => [name, { data, shape: like.get(name)?.shape ?? [data.length] }]));
+function shaped(
+  values: ReadonlyMap<string, Float32Array>,
+  like: ReadonlyMap<string, HostTensor>,
+): Map<string, HostTensor> {
+  return new Map(
+    [...values].map(([name, data]) => [
+      name,
+      { data, shape: like.get(name)?.shape ?? [data.length] },
+    ]),
+  );
 }

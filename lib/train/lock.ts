@@ -25,15 +25,20 @@ function realPath(path: string): string {
  */
 export async function lockRun(out: string): Promise<() => void> {
   if (process.platform !== 'linux') return () => undefined;
-  const name = createHash('sha256').update(realPath(resolve(out))).digest('hex').slice(0, 32);
+  const name = createHash('sha256')
+    .update(realPath(resolve(out)))
+    .digest('hex')
+    .slice(0, 32);
   const server = createServer();
   const code = await new Promise<string | undefined>((done) => {
     server.once('error', (error) => done(errorCode(error) ?? ''));
     server.listen(`\0siglip2-${name}`, () => done(undefined));
   });
   if (code === 'EADDRINUSE')
-    throw new CheckpointError(`${out}: another process is training into this folder; wait until it ends, or choose ` +
-      'another out');
+    throw new CheckpointError(
+      `${out}: another process is training into this folder; wait until it ends, or choose ` +
+        'another out',
+    );
   if (code !== undefined) return () => undefined;
   server.unref();
   try {

@@ -3,11 +3,9 @@
  * self-distillation with masked prediction where the config has them. Each is a term with its weight; gradients add up.
  */
 import type { Batch } from '../data/batch.js';
-import type { DecoderTargets } from '../text/sequences.js';
-import { Random, Stream } from '../random.js';
 import { batchPart } from '../data/batch.js';
-import { viewsConfig, type ViewsConfig } from '../image/views.js';
 import { ConfigError } from '../errors.js';
+import { type ViewsConfig, viewsConfig } from '../image/views.js';
 import { captionBatch, captionLoss, parallelCount } from '../losses/caption.js';
 import { sslFactor } from '../losses/distill.js';
 import { contrastiveLoss } from '../losses/sigmoid.js';
@@ -17,12 +15,14 @@ import type { Siglip2Model } from '../model/siglip2.js';
 import { SSL_HEAD, sslShapes } from '../model/ssl_head.js';
 import { visionTokens } from '../model/vision.js';
 import type { Packed } from '../ops/attention.js';
-import { backward, concatRows, needsGrad } from '../tape.js';
-import { scope, tensor, type Tensor } from '../tensor.js';
-import { deadTeacher, distanceParts, teacherAlarms, type TeacherFigures } from './alarms.js';
-import type { TrainConfig } from './config.js';
 import { gradCache, type PartEncoder, type Roots } from '../optim/grad_cache.js';
 import type { AdamW } from '../optim/optimizer.js';
+import { Random, Stream } from '../random.js';
+import { backward, concatRows, needsGrad } from '../tape.js';
+import { scope, type Tensor, tensor } from '../tensor.js';
+import type { DecoderTargets } from '../text/sequences.js';
+import { deadTeacher, distanceParts, type TeacherFigures, teacherAlarms } from './alarms.js';
+import type { TrainConfig } from './config.js';
 import { SelfDistillation } from './self_distillation.js';
 
 type ObjectivesConfig = TrainConfig['objectives'];
@@ -54,24 +54,41 @@ export interface SslFigures {
 export const TASKS = ['aref', 'gcap', 'caption'] as const;
 
 /** Parameters that the objectives need beside the model's. Throws ConfigError. */
-export function objectiveShapes({ distill }: ObjectivesConfig, model: ModelConfig): ParameterShape[] {
-  return distill ? sslShapes(model, { ...SSL_HEAD, ...distill.head as Without<typeof distill.head> }) : [];
+export function objectiveShapes(
+  { distill }: ObjectivesConfig,
+  model: ModelConfig,
+): ParameterShape[] {
+  return distill
+    ? sslShapes(model, { ...SSL_HEAD, ...(distill.head as Without<typeof distill.head>) })
+    : [];
 }
 
 /** What the loader makes for the objectives beside images and captions. Throws ConfigError when the model lacks a part. */
-export function objectiveData({ caption, distill }: ObjectivesConfig, model: ModelConfig): {
-  decoder?: DecoderTargets;
-  views?: ViewsConfig;
-} {
+export function objectiveData(
+  { caption, distill }: ObjectivesConfig,
+  model: ModelConfig,
+): { decoder?: DecoderTargets; views?: ViewsConfig } {
   if (caption && !model.decoder)
-    throw new ConfigError('objectives.caption needs a decoder; set model.decoder, to {} for the paper\'s');
+    throw new ConfigError(
+      "objectives.caption needs a decoder; set model.decoder, to {} for the paper's",
+    );
   if (distill && model.naflex)
-    throw new ConfigError('objectives.distill needs a model of fixed resolution; leave it out of NaFlex training');
+    throw new ConfigError(
+      'objectives.distill needs a model of fixed resolution; leave it out of NaFlex training',
+    );
   return {
-    ...(caption ? { decoder: {
-      length: model.decoder!.length, minScore: caption.minScore, ...(caption.boxes ? { boxes: caption.boxes } : {}),
-    } } : {}),
-    ...(distill ? { views: viewsConfig(model.vision.imageSize, model.vision.patch, distill.views as object) } : {}),
+    ...(caption
+      ? {
+          decoder: {
+            length: model.decoder!.length,
+            minScore: caption.minScore,
+            ...(caption.boxes ? { boxes: caption.boxes } : {}),
+          },
+        }
+      : {}),
+    ...(distill
+      ? { views: viewsConfig(model.vision.imageSize, model.vision.patch, distill.views as object) }
+      : {}),
   };
 }
 
@@ -82,15 +99,22 @@ export class Objectives {
   readonly #watched: string = '';
 
   /** @param optimizer its moving average, the teacher, must have its first values */
-  constructor(readonly config: Pick<TrainConfig, 'objectives' | 'seed' | 'microBatch'>, readonly model: Siglip2Model,
-    readonly optimizer: AdamW) {
+  constructor(
+    readonly config: Pick<TrainConfig, 'objectives' | 'seed' | 'microBatch'>,
+    readonly model: Siglip2Model,
+    readonly optimizer: AdamW,
+  ) {
     const { distill } = config.objectives;
     if (distill) this.#watched = watchedParameter(model);
     const factor = distill?.factor ?? sslFactor(model.config);
-    this.ssl = distill ? new SelfDistillation(model, optimizer, {
-      temperatures: distill.temperatures, centreMomentum: distill.centreMomentum,
-      distillWeight: distill.weight * factor, maskedWeight: distill.maskedWeight * factor,
-    }) : null;
+    this.ssl = distill
+      ? new SelfDistillation(model, optimizer, {
+          temperatures: distill.temperatures,
+          centreMomentum: distill.centreMomentum,
+          distillWeight: distill.weight * factor,
+          maskedWeight: distill.maskedWeight * factor,
+        })
+      : null;
   }
 
   /**
@@ -113,7 +137,8 @@ export class Objectives {
     if (this.ssl) parts.push(this.#distill(batch));
     return Promise.all(parts).then((all) => ({
       losses: Object.assign({}, ...all.map((f) => f.losses)) as Record<string, number>,
-      total: all.reduce((sum, f) => sum + f.total, 0), alarms: all.flatMap((f) => f.alarms),
+      total: all.reduce((sum, f) => sum + f.total, 0),
+      alarms: all.flatMap((f) => f.alarms),
       ssl: all.find((f) => f.ssl)?.ssl ?? null,
     }));
   }
@@ -126,7 +151,11 @@ export class Objectives {
    */
   contrast(images: Tensor, ids: readonly Tensor[]): Tensor[] {
     const { model } = this;
-    const losses = contrastiveLoss(model, model.poolTokens(model.imageTokens(images)), ids.map((t) => model.encodeTexts(t)));
+    const losses = contrastiveLoss(
+      model,
+      model.poolTokens(model.imageTokens(images)),
+      ids.map((t) => model.encodeTexts(t)),
+    );
     backward(this.#weighted(losses));
     return losses;
   }
@@ -137,7 +166,9 @@ export class Objectives {
     return { losses: { sigmoid }, total: sigmoid, alarms: [], ssl: null };
   }
 
-  dispose(): void { this.ssl?.dispose(); }
+  dispose(): void {
+    this.ssl?.dispose();
+  }
 
   /** Each caption set's loss with its weight; the weights' sum is 1. */
   #weighted(losses: readonly Tensor[]): Roots {
@@ -147,57 +178,97 @@ export class Objectives {
   }
   /** Reads the weighted mean of the caption sets' losses. */
   async #mean(losses: readonly Tensor[]): Promise<number> {
-    const each = await Promise.all(this.#weighted(losses).map(async ([l, weight]) => await l.item() * weight));
+    const each = await Promise.all(
+      this.#weighted(losses).map(async ([l, weight]) => (await l.item()) * weight),
+    );
     return each.reduce((a, b) => a + b, 0);
   }
 
   /** The losses of images and their texts; one pass through the vision tower serves both. */
   #pairs(batch: Batch, turn: number): Promise<Figures> {
-    const { model, model: { params }, config: { microBatch, objectives: { caption } } } = this;
-    const L = model.config.text.length, B = batch.size, captions = batch.ids.length / (B * L);
+    const {
+      model,
+      model: { params },
+      config: {
+        microBatch,
+        objectives: { caption },
+      },
+    } = this;
+    const L = model.config.text.length,
+      B = batch.size,
+      captions = batch.ids.length / (B * L);
     const parallel = caption
-      ? parallelCount(B, caption.parallel, new Random(this.config.seed, Stream.parallel, batch.index, turn)) : 0;
-    const said: Promise<ArrayLike<number>>[] = [];  // of each part, the tasks' losses
+      ? parallelCount(
+          B,
+          caption.parallel,
+          new Random(this.config.seed, Stream.parallel, batch.index, turn),
+        )
+      : 0;
+    const said: Promise<ArrayLike<number>>[] = []; // of each part, the tasks' losses
     const embedImages: PartEncoder = (from, to, others) => {
-      const part = batchPart(batch, from, to), { tokens, packed, whole } = this.embedded(part);
+      const part = batchPart(batch, from, to),
+        { tokens, packed, whole } = this.embedded(part);
       const images = part.coarse?.count ? this.#withCoarse(whole, part.coarse, part.size) : whole!;
       if (caption && others) {
         // The last examples of the whole batch are in parallel prediction.
-        const tasks = this.captionLoss(part, tokens!, packed, Math.max(0, Math.min(to - from, to - B + parallel)), B);
+        const tasks = this.captionLoss(
+          part,
+          tokens!,
+          packed,
+          Math.max(0, Math.min(to - from, to - B + parallel)),
+          B,
+        );
         others.push([tasks, caption.weight]);
         said.push(tasks.read());
       }
       return images;
     };
     // The first B rows of ids are every image's first caption.
-    const embedTexts = Array.from({ length: captions }, (_, c): PartEncoder => (from, to) =>
-      model.encodeTexts(tensor(batch.ids.subarray((c * B + from) * L, (c * B + to) * L), [to - from, L], params.device)));
+    const embedTexts = Array.from(
+      { length: captions },
+      (_, c): PartEncoder =>
+        (from, to) =>
+          model.encodeTexts(
+            tensor(
+              batch.ids.subarray((c * B + from) * L, (c * B + to) * L),
+              [to - from, L],
+              params.device,
+            ),
+          ),
+    );
     const contrast = (images: Tensor, ...texts: Tensor[]): Roots =>
       this.#weighted(contrastiveLoss(model, images, texts));
     const [read] = scope(() => {
       let sigmoid: Tensor[];
       if (microBatch !== undefined && microBatch < B) {
         // Frozen image tokens are needed again for the captioning losses.
-        const trained = [caption !== undefined || params.trains('vision_model.'),
-          ...embedTexts.map(() => params.trains('text_model.'))];
+        const trained = [
+          caption !== undefined || params.trains('vision_model.'),
+          ...embedTexts.map(() => params.trains('text_model.')),
+        ];
         sigmoid = gradCache(B, microBatch, [embedImages, ...embedTexts], contrast, trained);
       } else {
         const others: Roots = [];
-        const roots = contrast(embedImages(0, B, others), ...embedTexts.map((embed) => embed(0, B)));
+        const roots = contrast(
+          embedImages(0, B, others),
+          ...embedTexts.map((embed) => embed(0, B)),
+        );
         backward([...roots, ...others]);
         sigmoid = roots.map(([l]) => l);
       }
-      return [Promise.all([this.#mean(sigmoid), Promise.all(said)]).then(([mean, parts]) => {
-        const losses: Record<string, number> = { sigmoid: mean };
-        let total = mean;
-        if (caption) {
-          TASKS.forEach((task, i) => {
-            losses[task] = parts.reduce((sum, part) => sum + part[i]!, 0);
-            total += caption.weight * losses[task];
-          });
-        }
-        return { losses, total, alarms: [], ssl: null };
-      })];
+      return [
+        Promise.all([this.#mean(sigmoid), Promise.all(said)]).then(([mean, parts]) => {
+          const losses: Record<string, number> = { sigmoid: mean };
+          let total = mean;
+          if (caption) {
+            TASKS.forEach((task, i) => {
+              losses[task] = parts.reduce((sum, part) => sum + part[i]!, 0);
+              total += caption.weight * losses[task];
+            });
+          }
+          return { losses, total, alarms: [], ssl: null };
+        }),
+      ];
     });
     return read!;
   }
@@ -207,10 +278,23 @@ export class Objectives {
    * @param parallel how many examples, at the end, are in parallel prediction
    * @param of examples of the whole batch
    */
-  captionLoss(batch: Batch, tokens: Tensor, packed: Packed | null, parallel: number, of: number): Tensor {
-    const { model, config: { objectives: { caption } } } = this;
+  captionLoss(
+    batch: Batch,
+    tokens: Tensor,
+    packed: Packed | null,
+    parallel: number,
+    of: number,
+  ): Tensor {
+    const {
+      model,
+      config: {
+        objectives: { caption },
+      },
+    } = this;
     const sequences = captionBatch(batch.sequences!, {
-      length: model.config.decoder!.length, mask: model.config.text.vocab, parallel,
+      length: model.config.decoder!.length,
+      mask: model.config.text.vocab,
+      parallel,
       weights: TASKS.map((t) => caption!.tasks[t]),
     });
     return captionLoss(model, tokens, sequences, { gradScale: caption!.weight, packed, of });
@@ -226,58 +310,119 @@ export class Objectives {
 
   /** Tokens of the images that are trained on at the model's size, on the tape; null where there is none. */
   tokens(batch: Batch): { tokens: Tensor | null; packed: Packed | null } {
-    const { model } = this, { imageSize: S } = model.config.vision;
+    const { model } = this,
+      { imageSize: S } = model.config.vision;
     if (batch.naflex) return model.naflexTokens(batch.naflex);
     const n = batch.size - (batch.coarse?.count ?? 0);
     if (n === 0) return { tokens: null, packed: null };
-    const pixels = tensor(batch.images.subarray(0, n * S * S * 3), [n, S, S, 3], model.params.device);
+    const pixels = tensor(
+      batch.images.subarray(0, n * S * S * 3),
+      [n, S, S, 3],
+      model.params.device,
+    );
     return { tokens: model.imageTokens(pixels), packed: null };
   }
 
   /** Embeddings of the images at the model's size, followed by those of the last ones at another. */
-  #withCoarse(whole: Tensor | null, { count, side, images }: NonNullable<Batch['coarse']>, B: number): Tensor {
-    const { model } = this, { params, config, options } = model;
-    const pixels = tensor(images.subarray((B - count) * side * side * 3), [count, side, side, 3], params.device);
+  #withCoarse(
+    whole: Tensor | null,
+    { count, side, images }: NonNullable<Batch['coarse']>,
+    B: number,
+  ): Tensor {
+    const { model } = this,
+      { params, config, options } = model;
+    const pixels = tensor(
+      images.subarray((B - count) * side * side * 3),
+      [count, side, side, 3],
+      params.device,
+    );
     const coarse = model.poolTokens(visionTokens(params, config, pixels, options));
     return whole ? concatRows([whole, coarse]) : coarse;
   }
 
   #distill(batch: Batch): Promise<Figures> {
-    const { ssl, optimizer, model: { params }, config: { microBatch = batch.size } } = this;
-    const { distillWeight, maskedWeight } = ssl!.options, B = batch.size;
+    const {
+      ssl,
+      optimizer,
+      model: { params },
+      config: { microBatch = batch.size },
+    } = this;
+    const { distillWeight, maskedWeight } = ssl!.options,
+      B = batch.size;
     const since = Object.entries(optimizer.options.since ?? {});
     const joined = since.find(([name]) => 'ssl.mask_token'.startsWith(name))?.[1] ?? 0;
     // The first update of a run may have a learning rate of 0 and then moves nothing.
     const moved = Math.max(0, optimizer.step - joined - 1);
     // One small parameter tells whether the teacher moves at all.
-    const distance = scope(() => [Promise.all(
-      distanceParts(params, ssl!.teacher.params, this.#watched).map((d) => d.item()))])[0]!;
-    const ranges = Array.from({ length: Math.ceil(B / microBatch) }, (_, i) =>
-      [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const);
-    ssl!.startCentres(ranges.map(([from, to]) => () => batchPart(batch, from, to).views!));
+    const distance = scope(() => [
+      Promise.all(distanceParts(params, ssl!.teacher.params, this.#watched).map((d) => d.item())),
+    ])[0]!;
+    const ranges = Array.from(
+      { length: Math.ceil(B / microBatch) },
+      (_, i) => [i * microBatch, Math.min(B, (i + 1) * microBatch)] as const,
+    );
+    ssl!.startCentres(
+      ranges.map(
+        ([from, to]) =>
+          () =>
+            batchPart(batch, from, to).views!,
+      ),
+    );
     const parts = ranges.map(([from, to]) => {
-      const share = (to - from) / B, views = batchPart(batch, from, to).views!, rows = views.masks.reduce((n, x) => n + x, 0);
+      const share = (to - from) / B,
+        views = batchPart(batch, from, to).views!,
+        rows = views.masks.reduce((n, x) => n + x, 0);
       return scope(() => {
-        const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(views, from, B);
+        const { distill, masked, roots, imageStatistics, patchStatistics } = ssl!.losses(
+          views,
+          from,
+          B,
+        );
         backward(roots);
-        return [Promise.all([distill.item(), masked.item(), imageStatistics.read(), patchStatistics.read()])
-          .then(([d, m, ...said]) => {
-            const image = figures(said[0]), patch = figures(said[1]), { imageCentre, patchCentre } = ssl!.teacher;
+        return [
+          Promise.all([
+            distill.item(),
+            masked.item(),
+            imageStatistics.read(),
+            patchStatistics.read(),
+          ]).then(([d, m, ...said]) => {
+            const image = figures(said[0]),
+              patch = figures(said[1]),
+              { imageCentre, patchCentre } = ssl!.teacher;
             return {
-              distill: share * d, masked: share * m, entropy: share * image.entropy, patchEntropy: share * patch.entropy,
-              alarms: [...teacherAlarms(image, imageCentre.size, to - from), ...teacherAlarms(patch, patchCentre.size, rows)],
+              distill: share * d,
+              masked: share * m,
+              entropy: share * image.entropy,
+              patchEntropy: share * patch.entropy,
+              alarms: [
+                ...teacherAlarms(image, imageCentre.size, to - from),
+                ...teacherAlarms(patch, patchCentre.size, rows),
+              ],
             };
-          })];
+          }),
+        ];
       })[0]!;
     });
     return Promise.all([distance, Promise.all(parts)]).then(([moves, all]) => {
       const mean = (of: 'distill' | 'masked' | 'entropy' | 'patchEntropy'): number =>
         all.reduce((sum, part) => sum + part[of], 0);
-      const distill = mean('distill'), masked = mean('masked'), entropy = mean('entropy'), patchEntropy = mean('patchEntropy');
-      const dead = deadTeacher(moves.reduce((a, b) => a + b, 0), moved);
+      const distill = mean('distill'),
+        masked = mean('masked'),
+        entropy = mean('entropy'),
+        patchEntropy = mean('patchEntropy');
+      const dead = deadTeacher(
+        moves.reduce((a, b) => a + b, 0),
+        moved,
+      );
       return {
-        losses: { distill, masked }, total: distillWeight * distill + maskedWeight * masked,
-        ssl: { entropy, divergence: distill - entropy, patchEntropy, patchDivergence: masked - patchEntropy },
+        losses: { distill, masked },
+        total: distillWeight * distill + maskedWeight * masked,
+        ssl: {
+          entropy,
+          divergence: distill - entropy,
+          patchEntropy,
+          patchDivergence: masked - patchEntropy,
+        },
         // What is wrong with the teacher shows in every part, in other figures.
         alarms: [...all[0]!.alarms, ...(dead === null ? [] : [dead])],
       };
@@ -287,11 +432,18 @@ export class Objectives {
 
 /** A small parameter of what self-distillation trains. */
 function watchedParameter({ params }: Siglip2Model): string {
-  const trained = params.segments.filter((s) => s.trained !== null && s.name.startsWith('vision_model.'));
+  const trained = params.segments.filter(
+    (s) => s.trained !== null && s.name.startsWith('vision_model.'),
+  );
   const usual = 'vision_model.post_layernorm.weight';
   if (trained.length === 0)
-    throw new ConfigError('objectives.distill trains the vision tower, but all of it is frozen; remove one of the two');
-  return trained.find(({ name }) => name === usual)?.name ?? trained.reduce((a, b) => b.size < a.size ? b : a).name;
+    throw new ConfigError(
+      'objectives.distill trains the vision tower, but all of it is frozen; remove one of the two',
+    );
+  return (
+    trained.find(({ name }) => name === usual)?.name ??
+    trained.reduce((a, b) => (b.size < a.size ? b : a)).name
+  );
 }
 
 function figures(read: ArrayLike<number>): TeacherFigures {

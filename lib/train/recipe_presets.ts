@@ -25,14 +25,26 @@ const tinyRecipe: RecipeInput = {
   out: 'runs/tiny-recipe',
   seed: 1,
   model: {
-    variant: 'micro', length: 16, initLogitScale: Math.log(5), initLogitBias: -Math.log(64),
-    vision: { mlp: 256, patch: 8 }, text: { mlp: 256 }, decoder: { depth: 2, length: 32 },
+    variant: 'micro',
+    length: 16,
+    initLogitScale: Math.log(5),
+    initLogitBias: -Math.log(64),
+    vision: { mlp: 256, patch: 8 },
+    text: { mlp: 256 },
+    decoder: { depth: 2, length: 32 },
   },
   data: {
     source: {
-      type: 'scenes', path: 'data/scenes', split: 'train',
+      type: 'scenes',
+      path: 'data/scenes',
+      split: 'train',
       build: {
-        scenes: { train: 4000, val: 0, test: 400 }, size: 96, classes: 24, objects: 2, scale: [0.4, 0.8], languages: ['en', 'de'],
+        scenes: { train: 4000, val: 0, test: 400 },
+        size: 96,
+        classes: 24,
+        objects: 2,
+        scale: [0.4, 0.8],
+        languages: ['en', 'de'],
       },
     },
     captions: { pick: ['any'], primaryProbability: 1 },
@@ -41,7 +53,11 @@ const tinyRecipe: RecipeInput = {
   },
   batch: 32,
   total: { steps: 3000 },
-  optimizer: { lr: 2e-3, warmup: { steps: 50 }, lrScale: { 'text_model.embeddings.token_embedding': 10 } },
+  optimizer: {
+    lr: 2e-3,
+    warmup: { steps: 50 },
+    lrScale: { 'text_model.embeddings.token_embedding': 10 },
+  },
   objectives: { caption: { boxes: { bins: 100, order: [0, 3, 2, 1] } } },
   checkpointEvery: '20%',
   logEvery: 50,
@@ -49,13 +65,19 @@ const tinyRecipe: RecipeInput = {
     base: { span: { to: '90%' } },
     ssl: { from: 'base@80%', span: { from: '80%' }, ...ssl },
     resolution: {
-      ...ssl, from: 'ssl@90%', span: { from: '90%' }, model: { imageSize: 96 },
+      ...ssl,
+      from: 'ssl@90%',
+      span: { from: '90%' },
+      model: { imageSize: 96 },
       // So near the end of a short schedule the base's rate moves nothing any more; nor does it in the next stage.
       optimizer: { ...ssl.optimizer, lr: 2e-2 },
     },
     naflex: {
-      from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true },
-      naflex: { lengths: [32, 64, 144, 196, 256] }, optimizer: { lr: 1e-2 },
+      from: 'base@90%',
+      span: { from: '90%', stretch: 3.75 },
+      model: { naflex: true },
+      naflex: { lengths: [32, 64, 144, 196, 256] },
+      optimizer: { lr: 1e-2 },
     },
   },
 };
@@ -79,10 +101,18 @@ const big = { base: { span: { to: '80%' } } } satisfies RecipeInput['stages'];
  */
 function acid(from: string, ratio: number, shape: StageInput['model']): StageInput {
   return {
-    from, total: { examples: 4e9 },
-    model: { ...shape, decoder: null }, objectives: { caption: null },
+    from,
+    total: { examples: 4e9 },
+    model: { ...shape, decoder: null },
+    objectives: { caption: null },
     optimizer: { lr: 1e-5, weightDecay: 0, warmup: 0 },
-    selection: { ratio, chunks: 16, gain: 1, score: 'learnability', reference: 'checkpoints/so400m-curated' },
+    selection: {
+      ratio,
+      chunks: 16,
+      gain: 1,
+      score: 'learnability',
+      reference: 'checkpoints/so400m-curated',
+    },
   };
 }
 
@@ -91,7 +121,12 @@ function released(name: string, { variant, branch, naflex }: Release): RecipeInp
   const distill: StageInput = { optimizer: { ema: 0.994 }, objectives: { distill: {} } };
   const patch = branch?.patch;
   const shape: StageInput['model'] = branch
-    ? { name: name.split('-').slice(0, -1).join('-'), imageSize: branch.imageSize, ...(patch ? { vision: { patch } } : {}) } : {};
+    ? {
+        name: name.split('-').slice(0, -1).join('-'),
+        imageSize: branch.imageSize,
+        ...(patch ? { vision: { patch } } : {}),
+      }
+    : {};
   const curated = (from: string): RecipeInput['stages'] =>
     variant.startsWith('B/') ? { acid: acid(from, patch === 32 ? 0.75 : 0.5, shape) } : {};
   return {
@@ -100,19 +135,38 @@ function released(name: string, { variant, branch, naflex }: Release): RecipeInp
     data: { source: { type: 'webdataset', tars: 'data/train/*.tar' } },
     batch: 32768,
     total: { examples: 40e9 },
-    optimizer: { lr: 1e-3, weightDecay: 1e-4, beta1: 0.9, beta2: 0.95, clip: 1, warmup: { steps: 20000 } },
+    optimizer: {
+      lr: 1e-3,
+      weightDecay: 1e-4,
+      beta1: 0.9,
+      beta2: 0.95,
+      clip: 1,
+      warmup: { steps: 20000 },
+    },
     objectives: { caption: {} },
     checkpointBlocks: true,
     checkpointEvery: { steps: 1000 },
-    stages: naflex ? {
-      base: { span: { to: '90%' } },
-      naflex: { from: 'base@90%', span: { from: '90%', stretch: 3.75 }, model: { naflex: true } },
-    } : branch ? {
-      ...big,
-      ssl: { from: 'base@80%', span: { from: '80%', to: '95%' }, ...distill },
-      resolution: { from: 'ssl@95%', span: { from: '95%' }, ...distill, model: shape },
-      ...curated('resolution@100%'),
-    } : { ...big, ssl: { from: 'base@80%', span: { from: '80%' }, ...distill }, ...curated('ssl@100%') },
+    stages: naflex
+      ? {
+          base: { span: { to: '90%' } },
+          naflex: {
+            from: 'base@90%',
+            span: { from: '90%', stretch: 3.75 },
+            model: { naflex: true },
+          },
+        }
+      : branch
+        ? {
+            ...big,
+            ssl: { from: 'base@80%', span: { from: '80%', to: '95%' }, ...distill },
+            resolution: { from: 'ssl@95%', span: { from: '95%' }, ...distill, model: shape },
+            ...curated('resolution@100%'),
+          }
+        : {
+            ...big,
+            ssl: { from: 'base@80%', span: { from: '80%' }, ...distill },
+            ...curated('ssl@100%'),
+          },
   };
 }
 
@@ -138,5 +192,7 @@ const RELEASES: Record<string, Release> = {
 
 export const recipePresets: Record<string, RecipeInput> = {
   'tiny-recipe': tinyRecipe,
-  ...Object.fromEntries(Object.entries(RELEASES).map(([name, release]) => [name, released(name, release)])),
+  ...Object.fromEntries(
+    Object.entries(RELEASES).map(([name, release]) => [name, released(name, release)]),
+  ),
 };

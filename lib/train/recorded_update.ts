@@ -5,20 +5,25 @@
 import type { Batch } from '../data/batch.js';
 import { DeviceError } from '../errors.js';
 import type { Siglip2Model } from '../model/siglip2.js';
+import type { AdamW } from '../optim/optimizer.js';
 import { RecordedStep } from '../record.js';
-import { empty, type DeviceName, type Tensor } from '../tensor.js';
+import { type DeviceName, empty, type Tensor } from '../tensor.js';
 import type { TrainConfig } from './config.js';
 import type { Figures, Objectives } from './objectives.js';
-import type { AdamW } from '../optim/optimizer.js';
 
 /** Why no step of such a run can be replayed, or null. */
-function whyNot({ objectives, selection, microBatch }: TrainConfig, model: Siglip2Model, device: DeviceName): string | null {
+function whyNot(
+  { objectives, selection, microBatch }: TrainConfig,
+  model: Siglip2Model,
+  device: DeviceName,
+): string | null {
   if (device === 'cpu') return 'the CPU device records nothing';
   if (model.config.naflex) return 'the number of patches differs from batch to batch';
   if (objectives.caption) return 'the captioning losses draw other masks for every batch';
   if (objectives.distill) return 'self-distillation masks another number of patches in every batch';
   if (microBatch !== undefined) return 'micro-batches go through the towers twice';
-  if (selection?.resolution !== undefined) return 'a part of the images is trained on at another size';
+  if (selection?.resolution !== undefined)
+    return 'a part of the images is trained on at another size';
   return null;
 }
 
@@ -28,12 +33,21 @@ export class RecordedUpdate {
   #step: RecordedStep<Tensor[]> | undefined;
   #refused = false;
 
-  private constructor(readonly model: Siglip2Model, readonly objectives: Objectives, readonly optimizer: AdamW,
-    readonly note: (message: string) => void) {}
+  private constructor(
+    readonly model: Siglip2Model,
+    readonly objectives: Objectives,
+    readonly optimizer: AdamW,
+    readonly note: (message: string) => void,
+  ) {}
 
   /** Null, with a note of the reason, for a run whose steps cannot be replayed. */
-  static open(config: TrainConfig, model: Siglip2Model, objectives: Objectives, optimizer: AdamW,
-    note: (message: string) => void): RecordedUpdate | null {
+  static open(
+    config: TrainConfig,
+    model: Siglip2Model,
+    objectives: Objectives,
+    optimizer: AdamW,
+    note: (message: string) => void,
+  ): RecordedUpdate | null {
     const reason = whyNot(config, model, model.params.device);
     if (reason === null) return new RecordedUpdate(model, objectives, optimizer, note);
     note(`graph: ${reason}; steps are enqueued op by op`);
@@ -41,7 +55,9 @@ export class RecordedUpdate {
   }
 
   /** Whether steps are replayed by now. */
-  get recorded(): boolean { return this.#step?.recorded ?? false; }
+  get recorded(): boolean {
+    return this.#step?.recorded ?? false;
+  }
 
   /**
    * Enqueues gradients and update of a batch; the optimizer has its rates already. The batch's shapes are those of all
@@ -61,7 +77,10 @@ export class RecordedUpdate {
       return losses;
     });
     try {
-      return this.#step.run((losses) => ({ figures: objectives.contrastFigures(losses), after: use() }));
+      return this.#step.run((losses) => ({
+        figures: objectives.contrastFigures(losses),
+        after: use(),
+      }));
     } catch (e) {
       if (!(e instanceof DeviceError) || this.recorded) throw e;
       this.note(`graph: ${e.message}; steps are enqueued op by op`);
@@ -72,8 +91,15 @@ export class RecordedUpdate {
   }
 
   #write(batch: Batch): void {
-    const { config: { vision: { imageSize: S }, text: { length: L } }, params: { device } } = this.model;
-    const B = batch.size, captions = batch.ids.length / (B * L);
+    const {
+      config: {
+        vision: { imageSize: S },
+        text: { length: L },
+      },
+      params: { device },
+    } = this.model;
+    const B = batch.size,
+      captions = batch.ids.length / (B * L);
     if (this.#images?.shape[0] !== B || this.#ids.length !== captions) {
       this.dispose();
       this.#images = empty([B, S, S, 3], 'u8', device).detach();

@@ -9,15 +9,22 @@
  * The roots may have a backward() of their own, before or after that of the other losses: gradients add up, and the
  * activations of one part are gone before those of the next are made.
  */
-import type { ViewBatch } from '../image/views.js';
+
 import { ConfigError } from '../errors.js';
-import { distillationLoss, SSL_WEIGHTS, sslFactor, TEMPERATURES, type Temperatures } from '../losses/distill.js';
+import type { ViewBatch } from '../image/views.js';
+import {
+  distillationLoss,
+  SSL_WEIGHTS,
+  sslFactor,
+  TEMPERATURES,
+  type Temperatures,
+} from '../losses/distill.js';
 import { maskedLoss, maskedRows } from '../losses/masked.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { Teacher, type TeacherOutput } from '../model/teacher.js';
 import { teacherStatistics } from '../ops/teacher_centre.js';
-import { scope, tensor, type Tensor } from '../tensor.js';
 import type { AdamW } from '../optim/optimizer.js';
+import { scope, type Tensor, tensor } from '../tensor.js';
 
 export interface SelfDistillationOptions {
   temperatures: Temperatures;
@@ -49,13 +56,22 @@ export class SelfDistillation {
    * @param optimizer with `ema` set: the teacher is its moving average
    * @throws ConfigError without one
    */
-  constructor(readonly model: Siglip2Model, optimizer: AdamW, options: Partial<SelfDistillationOptions> = {}) {
+  constructor(
+    readonly model: Siglip2Model,
+    optimizer: AdamW,
+    options: Partial<SelfDistillationOptions> = {},
+  ) {
     if (!optimizer.ema)
-      throw new ConfigError('self-distillation needs a moving average as its teacher; set optimizer.ema, to 0.994 say');
+      throw new ConfigError(
+        'self-distillation needs a moving average as its teacher; set optimizer.ema, to 0.994 say',
+      );
     const factor = sslFactor(model.config);
     this.options = {
-      temperatures: TEMPERATURES, centreMomentum: 0.9,
-      distillWeight: SSL_WEIGHTS.distill * factor, maskedWeight: SSL_WEIGHTS.masked * factor, ...options,
+      temperatures: TEMPERATURES,
+      centreMomentum: 0.9,
+      distillWeight: SSL_WEIGHTS.distill * factor,
+      maskedWeight: SSL_WEIGHTS.masked * factor,
+      ...options,
     };
     this.teacher = new Teacher(model, optimizer.ema);
   }
@@ -68,16 +84,28 @@ export class SelfDistillation {
    */
   losses(batch: ViewBatch, before = 0, of?: number): SslLosses {
     if (of === undefined) this.startCentres([() => batch]);
-    const { model, teacher, options: o } = this, device = model.params.device;
-    const { localSize: s } = batch, t = o.temperatures, { images, rows, said } = this.#teach(batch);
-    const B = images.shape[0]!, V = batch.localViews.length / (s * s * 3), all = of ?? B, share = B / all;
-    const locals = tensor(batch.localViews, [V, s, s, 3], device), mask = tensor(batch.masks, [B, batch.masks.length / B], device);
+    const { model, teacher, options: o } = this,
+      device = model.params.device;
+    const { localSize: s } = batch,
+      t = o.temperatures,
+      { images, rows, said } = this.#teach(batch);
+    const B = images.shape[0]!,
+      V = batch.localViews.length / (s * s * 3),
+      all = of ?? B,
+      share = B / all;
+    const locals = tensor(batch.localViews, [V, s, s, 3], device),
+      mask = tensor(batch.masks, [B, batch.masks.length / B], device);
     const whole = { logits: said.image, centre: teacher.imageCentre };
     const parts = { logits: said.patches, centre: teacher.patchCentre };
     const distill = distillationLoss(model, locals, whole, t);
     const masked = maskedLoss(model, images, mask, rows, parts, t);
     const result: SslLosses = {
-      distill, masked, roots: [[distill, o.distillWeight * share], [masked, o.maskedWeight * share]],
+      distill,
+      masked,
+      roots: [
+        [distill, o.distillWeight * share],
+        [masked, o.maskedWeight * share],
+      ],
       imageStatistics: teacherStatistics(said.image, teacher.imageCentre, t.teacher),
       patchStatistics: teacherStatistics(said.patches, teacher.patchCentre, t.teacher),
     };
@@ -94,24 +122,40 @@ export class SelfDistillation {
   startCentres(parts: readonly (() => ViewBatch)[]): void {
     if (this.teacher.centred) return;
     let before = 0;
-    parts.forEach((part, i) => scope(() => {
-      const { said } = this.#teach(part());
-      this.teacher.updateCentres(said, 0, before, parts.length - 1 - i);
-      before += said.image.shape[0]!;
-    }));
+    parts.forEach((part, i) =>
+      scope(() => {
+        const { said } = this.#teach(part());
+        this.teacher.updateCentres(said, 0, before, parts.length - 1 - i);
+        before += said.image.shape[0]!;
+      }),
+    );
   }
 
   /** The global views, which of their patches are hidden, and what the teacher says of both. */
-  #teach({ globalViews, globalSize: S, masks }: ViewBatch): { images: Tensor; rows: Tensor; said: TeacherOutput } {
-    const { model: { params }, teacher } = this, hidden = maskedRows(masks);
+  #teach({ globalViews, globalSize: S, masks }: ViewBatch): {
+    images: Tensor;
+    rows: Tensor;
+    said: TeacherOutput;
+  } {
+    const {
+        model: { params },
+        teacher,
+      } = this,
+      hidden = maskedRows(masks);
     if (hidden.length === 0)
-      throw new ConfigError('masked prediction needs at least one masked patch in every image; raise views.masked');
+      throw new ConfigError(
+        'masked prediction needs at least one masked patch in every image; raise views.masked',
+      );
     const images = tensor(globalViews, [globalViews.length / (S * S * 3), S, S, 3], params.device);
     const rows = tensor(hidden, [hidden.length], params.device);
     return { images, rows, said: teacher.forward(images, rows) };
   }
 
   /** Call after `optimizer.update()`. */
-  afterUpdate(): void { this.teacher.refresh(); }
-  dispose(): void { this.teacher.dispose(); }
+  afterUpdate(): void {
+    this.teacher.refresh();
+  }
+  dispose(): void {
+    this.teacher.dispose();
+  }
 }

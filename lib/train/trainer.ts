@@ -6,37 +6,42 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { definedOnly } from '../check.js';
-import { DataLoader, type LoaderState } from '../data/loader.js';
+import { loadModelInto, modelFiles, readVocabulary } from '../checkpoints/load.js';
 import type { Batch } from '../data/batch.js';
+import { DataLoader, type LoaderState } from '../data/loader.js';
+import type { Drawn } from '../data/mixture.js';
 import { naflexUpdates, patchBudget } from '../data/naflex_lengths.js';
 import { swapCaptions } from '../data/noise.js';
 import type { SampleSource } from '../data/sample_source.js';
 import { openSource } from '../data/source.js';
 import type { SourceSpec } from '../data/spec.js';
-import type { Drawn } from '../data/mixture.js';
-import type { VocabMap } from '../text/vocab.js';
 import { CheckpointError, ConfigError, Siglip2Error } from '../errors.js';
 import { writeFileAtomic } from '../fs/files.js';
-import { loadModelInto, modelFiles, readVocabulary } from '../checkpoints/load.js';
 import type { ParamStore, Segment } from '../model/params.js';
 import type { Siglip2Model } from '../model/siglip2.js';
 import { native } from '../native.js';
-import { clearTape } from '../tape.js';
-import { deviceName, memory, type DeviceName } from '../tensor.js';
-import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
-import { checkTrainConfig, chosenDtype, type TrainConfig, type TrainConfigInput } from './config.js';
 import { toSteps } from '../optim/duration.js';
+import { AdamW } from '../optim/optimizer.js';
+import { multiplierAt, type RunSchedule, runSchedule } from '../optim/schedule.js';
+import { clearTape } from '../tape.js';
+import { type DeviceName, deviceName, memory } from '../tensor.js';
+import type { VocabMap } from '../text/vocab.js';
+import { listCheckpoints, loadTrainState, saveCheckpoint, type TrainState } from './checkpoint.js';
+import {
+  checkTrainConfig,
+  chosenDtype,
+  type TrainConfig,
+  type TrainConfigInput,
+} from './config.js';
 import { trainedModel } from './freeze.js';
 import { readInheritance, takeOver } from './inherit.js';
 import { lockRun } from './lock.js';
-import { Objectives, type Figures, type SslFigures } from './objectives.js';
-import { AdamW } from '../optim/optimizer.js';
 import { cutLog, openLog } from './log.js';
-import { loaderOptions, shapeOf } from './validate.js';
+import { type Figures, Objectives, type SslFigures } from './objectives.js';
 import { RecordedUpdate } from './recorded_update.js';
 import { checkLayout, checkNew, checkResumed, newestCheckpoint, type RunFacts } from './resume.js';
-import { multiplierAt, runSchedule, type RunSchedule } from '../optim/schedule.js';
 import { OnlineSelection, type Selected, type SelectionFigures } from './selection/selection.js';
+import { loaderOptions, shapeOf } from './validate.js';
 import { trimmedVocabulary } from './vocabulary.js';
 
 /** One line of metrics.jsonl. */
@@ -131,29 +136,48 @@ export class Trainer {
   /** Gives the run's folder back to other processes. */
   #unlock: () => void = () => undefined;
 
-  private constructor(readonly config: TrainConfig, readonly source: SampleSource, readonly vocab: VocabMap | null,
-    readonly model: Siglip2Model, readonly optimizer: AdamW,
-    readonly objectives: Objectives, readonly selection: OnlineSelection | null, readonly loader: DataLoader,
-    readonly device: DeviceName, readonly swapped: Uint8Array | null, readonly recording: RecordedUpdate | null,
-    readonly facts: RunFacts) {
+  private constructor(
+    readonly config: TrainConfig,
+    readonly source: SampleSource,
+    readonly vocab: VocabMap | null,
+    readonly model: Siglip2Model,
+    readonly optimizer: AdamW,
+    readonly objectives: Objectives,
+    readonly selection: OnlineSelection | null,
+    readonly loader: DataLoader,
+    readonly device: DeviceName,
+    readonly swapped: Uint8Array | null,
+    readonly recording: RecordedUpdate | null,
+    readonly facts: RunFacts,
+  ) {
     this.#schedule = runSchedule(config, source.length);
     this.totalSteps = this.#schedule.totalSteps;
     for (const mark of config.keepAt) {
       const step = this.#schedule.stepAt('keepAt', mark);
       if (step < 0 || step > this.totalSteps)
-        throw new ConfigError(`keepAt: ${mark} is outside of the span, ${config.span.from} to ${config.span.to}`);
-      this.#marks.set(step, [...this.#marks.get(step) ?? [], mark]);
+        throw new ConfigError(
+          `keepAt: ${mark} is outside of the span, ${config.span.from} to ${config.span.to}`,
+        );
+      this.#marks.set(step, [...(this.#marks.get(step) ?? []), mark]);
     }
-    this.checkpointSteps = toSteps(config.checkpointEvery,
-      { batch: config.batch, examples: source.length, name: 'checkpointEvery', total: this.totalSteps });
+    this.checkpointSteps = toSteps(config.checkpointEvery, {
+      batch: config.batch,
+      examples: source.length,
+      name: 'checkpointEvery',
+      total: this.totalSteps,
+    });
   }
 
   /**
    * Opens data and model. Throws ConfigError, DataError, CheckpointError or DeviceError saying what to change.
    * @param input a config, as it is written or checked already
    */
-  static async open(input: TrainConfigInput | TrainConfig, options: TrainerOptions = {}): Promise<Trainer> {
-    const config = checkTrainConfig(input), unlock = await lockRun(config.out);
+  static async open(
+    input: TrainConfigInput | TrainConfig,
+    options: TrainerOptions = {},
+  ): Promise<Trainer> {
+    const config = checkTrainConfig(input),
+      unlock = await lockRun(config.out);
     try {
       const trainer = await Trainer.#open(config, options);
       trainer.#unlock = unlock;
@@ -171,62 +195,107 @@ export class Trainer {
     const newest = options.resume ? await newestCheckpoint(config.out, note) : undefined;
     if (!options.resume) checkNew(config.out);
     else if (!newest)
-      throw new CheckpointError(`there is no checkpoint in ${join(config.out, 'checkpoints')} to resume from; start without --resume`);
+      throw new CheckpointError(
+        `there is no checkpoint in ${join(config.out, 'checkpoints')} to resume from; start without --resume`,
+      );
 
     const { data } = config;
-    const source = await openSource(definedOnly(data.source) as SourceSpec, definedOnly({ maxSkips: data.maxSkips, signal: options.signal, note }));
+    const source = await openSource(
+      definedOnly(data.source) as SourceSpec,
+      definedOnly({ maxSkips: data.maxSkips, signal: options.signal, note }),
+    );
     const facts: RunFacts = { config, dtype, collection: source.fingerprint.mark };
     const resumed = newest === undefined ? null : await loadTrainState(newest);
-    const sameData = !resumed || checkResumed(newest!, resumed.state, facts, options.acceptChanges ?? false, note);
-    const swapped = data.noise ? swapCaptions(source.samples, data.noise.swapped, data.noise.seed) : null;
+    const sameData =
+      !resumed || checkResumed(newest!, resumed.state, facts, options.acceptChanges ?? false, note);
+    const swapped = data.noise
+      ? swapCaptions(source.samples, data.noise.swapped, data.noise.seed)
+      : null;
     if (config.init && config.start)
       throw new ConfigError('init and start exclude each other; init takes the weights alone');
-    const start = options.resume ? newest : config.init ?? config.start;
+    const start = options.resume ? newest : (config.init ?? config.start);
     const vocab = data.trimVocabulary
-      ? (start ? await readVocabulary(start) : null) ?? await trimmedVocabulary(source, {
-        captions: data.captions, lowercase: data.lowercase, tokenizer: data.tokenizer, note,
-        decoder: (config.model as { decoder?: unknown }).decoder != null,
-      }) : null;
-    const shape = shapeOf(config, vocab), load = loaderOptions(config, shape, vocab);
+      ? ((start ? await readVocabulary(start) : null) ??
+        (await trimmedVocabulary(source, {
+          captions: data.captions,
+          lowercase: data.lowercase,
+          tokenizer: data.tokenizer,
+          note,
+          decoder: (config.model as { decoder?: unknown }).decoder != null,
+        })))
+      : null;
+    const shape = shapeOf(config, vocab),
+      load = loaderOptions(config, shape, vocab);
     const model = trainedModel(config, shape, device, dtype);
-    let optimizer: AdamW | undefined, objectives: Objectives | undefined, loader: DataLoader | undefined;
+    let optimizer: AdamW | undefined,
+      objectives: Objectives | undefined,
+      loader: DataLoader | undefined;
     let selection: OnlineSelection | null = null;
     try {
       if (!options.resume) model.initialize(config.seed);
       if (resumed) checkLayout(newest!, resumed.state.layout, layoutOf(model.params));
-      const inherited = !resumed && config.start ? await readInheritance(config.start, model, 'ssl.') : null;
+      const inherited =
+        !resumed && config.start ? await readInheritance(config.start, model, 'ssl.') : null;
       if (start && !inherited) await loadModelInto(model, start, resumed ? {} : { fresh: 'ssl.' });
       const { warmup: _w, schedule: _s, ...adam } = config.optimizer;
-      optimizer = new AdamW(model.params, { ...adam, since: resumed?.state.since ?? inherited?.since ?? {} });
+      optimizer = new AdamW(model.params, {
+        ...adam,
+        since: resumed?.state.since ?? inherited?.since ?? {},
+      });
       if (resumed) optimizer.write(resumed.tensors, resumed.state.optimizerStep);
       else if (inherited) takeOver(inherited, model, optimizer);
       else optimizer.resetEma();
       objectives = new Objectives(config, model, optimizer);
       const centres = resumed?.tensors ?? inherited?.centres;
-      if (objectives.ssl && centres && (resumed || centres.size > 0)) objectives.ssl.teacher.write(centres);
+      if (objectives.ssl && centres && (resumed || centres.size > 0))
+        objectives.ssl.teacher.write(centres);
       selection = await OnlineSelection.open(config, model, source, note);
       loader = new DataLoader(source, {
-        ...load, sizes: selection?.sizes ?? [], ...definedOnly({ signal: options.signal }),
+        ...load,
+        sizes: selection?.sizes ?? [],
+        ...definedOnly({ signal: options.signal }),
       });
       if (resumed) {
         const state = resumed.state.loader as LoaderState;
-        loader.restore(sameData ? state : { ...loader.state, epoch: state.epoch + 1, batches: state.batches });
+        loader.restore(
+          sameData ? state : { ...loader.state, epoch: state.epoch + 1, batches: state.batches },
+        );
       }
-      const recording = config.graph ? RecordedUpdate.open(config, model, objectives, optimizer, note) : null;
-      const trainer = new Trainer(config, source, vocab, model, optimizer, objectives, selection, loader, device, swapped,
-        recording, facts);
+      const recording = config.graph
+        ? RecordedUpdate.open(config, model, objectives, optimizer, note)
+        : null;
+      const trainer = new Trainer(
+        config,
+        source,
+        vocab,
+        model,
+        optimizer,
+        objectives,
+        selection,
+        loader,
+        device,
+        swapped,
+        recording,
+        facts,
+      );
       if (resumed) await trainer.#restore(resumed.state);
       // Of a run that ended before its first checkpoint.
       else for (const file of LOGS) rmSync(join(config.out, file), { force: true });
-      await writeFileAtomic(join(config.out, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+      await writeFileAtomic(
+        join(config.out, 'config.json'),
+        `${JSON.stringify(config, null, 2)}\n`,
+      );
       const million = (some: (s: Segment) => boolean): string =>
         (model.params.segments.filter(some).reduce((n, s) => n + s.size, 0) / 1e6).toFixed(1);
       const frozen = model.params.segments.some((s) => s.trained === null);
-      note(`${shape.name}: ${million(() => true)} M parameters` +
-        `${frozen ? `, ${million((s) => s.trained === null)} M of them frozen,` : ''} on ` +
-        `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`);
+      note(
+        `${shape.name}: ${million(() => true)} M parameters` +
+          `${frozen ? `, ${million((s) => s.trained === null)} M of them frozen,` : ''} on ` +
+          `${deviceName(device)} (${dtype}); ${source.length} images, ${trainer.totalSteps} steps of ${config.batch}, seed ${config.seed}`,
+      );
       if (source.mixture) note(source.mixture.describe());
-      if (resumed) note(`going on from step ${resumed.state.step} of ${trainer.totalSteps}, ${newest!}`);
+      if (resumed)
+        note(`going on from step ${resumed.state.step} of ${trainer.totalSteps}, ${newest!}`);
       return trainer;
     } catch (e) {
       await loader?.close();
@@ -245,36 +314,61 @@ export class Trainer {
     for (const name of LOGS) await cutLog(join(this.config.out, name), state.step);
   }
 
-  get step(): number { return this.#step; }
+  get step(): number {
+    return this.#step;
+  }
   /** Whether all steps so far went well, as far as their figures say; then the present weights can be saved. */
-  get sound(): boolean { return this.#sound === this.#step; }
+  get sound(): boolean {
+    return this.#sound === this.#step;
+  }
   /** Whether a checkpoint is written after the present step. */
   get checkpointDue(): boolean {
-    return (this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0) || this.#marks.has(this.#step);
+    return (
+      (this.checkpointSteps > 0 && this.#step % this.checkpointSteps === 0) ||
+      this.#marks.has(this.#step)
+    );
   }
 
   /** Trains to the end, yielding each step's metrics in order. Returns early (after that step) when the signal aborts. */
   async *run(signal?: AbortSignal): AsyncGenerator<StepMetrics> {
     const queue: Pending[] = [];
-    const [log, choices] = await Promise.all(LOGS.map((name, i) =>
-      i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined));
+    const [log, choices] = await Promise.all(
+      LOGS.map((name, i) =>
+        i === 0 || this.config.selection?.log ? openLog(join(this.config.out, name)) : undefined,
+      ),
+    );
     let before = 0;
     const finish = async (p: Pending): Promise<StepMetrics> => {
-      const updates = await p.values, figures = updates.map(([f]) => f);
+      const updates = await p.values,
+        figures = updates.map(([f]) => f);
       const [, norm2, logScale, bias] = updates.at(-1)!;
-      const mean = (of: (f: Figures) => number): number => figures.reduce((sum, f) => sum + of(f), 0) / figures.length;
-      const losses = Object.fromEntries(Object.keys(figures[0]!.losses).map((k) => [k, mean((f) => f.losses[k]!)]));
+      const mean = (of: (f: Figures) => number): number =>
+        figures.reduce((sum, f) => sum + of(f), 0) / figures.length;
+      const losses = Object.fromEntries(
+        Object.keys(figures[0]!.losses).map((k) => [k, mean((f) => f.losses[k]!)]),
+      );
       const alarms = [...new Set(figures.flatMap((f) => f.alarms))];
-      const now = await p.done, ms = now - before;
+      const now = await p.done,
+        ms = now - before;
       before = now;
       this.#seconds += ms / 1000;
       const m = memory(this.device);
       const metrics: StepMetrics = {
-        step: p.step, examples: p.examples, loss: mean((f) => f.total), losses, lr: p.lr,
-        scale: Math.exp(logScale), bias, gradNorm: Math.sqrt(norm2), imagesPerSecond: this.config.batch / Math.max(ms, 1e-6) * 1000,
-        dataWait: Math.min(100, 100 * p.waitMs / ms), peakBytes: m.peak + m.scratchPeak, seconds: this.#seconds,
+        step: p.step,
+        examples: p.examples,
+        loss: mean((f) => f.total),
+        losses,
+        lr: p.lr,
+        scale: Math.exp(logScale),
+        bias,
+        gradNorm: Math.sqrt(norm2),
+        imagesPerSecond: (this.config.batch / Math.max(ms, 1e-6)) * 1000,
+        dataWait: Math.min(100, (100 * p.waitMs) / ms),
+        peakBytes: m.peak + m.scratchPeak,
+        seconds: this.#seconds,
         ...(figures.at(-1)!.ssl ? { ssl: figures.at(-1)!.ssl! } : {}),
-        ...(p.chosen.figures ? { selection: p.chosen.figures } : {}), ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
+        ...(p.chosen.figures ? { selection: p.chosen.figures } : {}),
+        ...(p.chosen.noise ? { noise: p.chosen.noise } : {}),
         ...(alarms.length > 0 ? { alarms } : {}),
         ...(p.drawn ? { drawn: p.drawn } : {}),
       };
@@ -282,7 +376,8 @@ export class Trainer {
       this.#sound = p.step;
       const { losses: loss, ssl, selection, noise, ...line } = metrics;
       const flat = Object.entries({ loss, ssl, selection, noise }).flatMap(([group, values]) =>
-        Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]));
+        Object.entries(values ?? {}).map(([name, value]) => [`${group}/${name}`, value]),
+      );
       await log!.append({ ...line, ...Object.fromEntries(flat) });
       const { chosen, rejected } = p.chosen;
       await choices?.append({ step: p.step, chosen, rejected });
@@ -301,7 +396,8 @@ export class Trainer {
         }
         if (!batch) break;
         queue.push(this.#train(await this.#choose(batch)));
-        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT)) yield await finish(queue.shift()!);
+        while (queue.length >= (this.checkpointDue ? 1 : IN_FLIGHT))
+          yield await finish(queue.shift()!);
       }
       while (queue.length) yield await finish(queue.shift()!);
     } finally {
@@ -316,21 +412,32 @@ export class Trainer {
    * loss is the last sound one.
    */
   #checkFinite({ step, loss, gradNorm, scale, bias }: StepMetrics): void {
-    const values = { 'loss': loss, "gradient's norm": gradNorm, 'logit scale': scale, 'logit bias': bias };
+    const values = {
+      loss: loss,
+      "gradient's norm": gradNorm,
+      'logit scale': scale,
+      'logit bias': bias,
+    };
     const [name, value] = Object.entries(values).find(([, v]) => !Number.isFinite(v)) ?? [];
     if (name === undefined) return;
-    const again = listCheckpoints(this.config.out).length > 0 ? 'resume from the last checkpoint' : 'start again';
-    throw new Siglip2Error('ERR_DATA', `the ${name} is ${value} at step ${step}; ${again} with a lower learning rate ` +
-      '(optimizer.lr) or a longer warm-up');
+    const again =
+      listCheckpoints(this.config.out).length > 0
+        ? 'resume from the last checkpoint'
+        : 'start again';
+    throw new Siglip2Error(
+      'ERR_DATA',
+      `the ${name} is ${value} at step ${step}; ${again} with a lower learning rate ` +
+        '(optimizer.lr) or a longer warm-up',
+    );
   }
 
   /** The next batch; null when the signal aborts first, for data may be slow to come. */
   async #next(signal?: AbortSignal): Promise<Batch | null> {
-    const asked = this.#asked ??= { state: this.loader.state, batch: this.loader.next() };
+    const asked = (this.#asked ??= { state: this.loader.state, batch: this.loader.next() });
     let stop = (): void => undefined;
     try {
       return await new Promise((resolve, reject) => {
-        signal?.addEventListener('abort', stop = () => resolve(null));
+        signal?.addEventListener('abort', (stop = () => resolve(null)));
         asked.batch.then((batch) => {
           // One that comes too late is for the next run().
           if (!signal?.aborted) this.#asked = undefined;
@@ -344,10 +451,11 @@ export class Trainer {
 
   /** What to train on of what was loaded: all of it, or what selection chooses with the weights as they are now. */
   async #choose(loaded: Batch): Promise<Chosen> {
-    const chosen: Chosen = await this.selection?.select(loaded) ?? { batch: loaded };
+    const chosen: Chosen = (await this.selection?.select(loaded)) ?? { batch: loaded };
     const { swapped } = this;
     if (!swapped) return chosen;
-    const share = ({ samples }: Batch): number => samples.reduce((sum, i) => sum + swapped[i]!, 0) / samples.length;
+    const share = ({ samples }: Batch): number =>
+      samples.reduce((sum, i) => sum + swapped[i]!, 0) / samples.length;
     return { ...chosen, noise: { loaded: share(loaded), trained: share(chosen.batch) } };
   }
 
@@ -364,16 +472,28 @@ export class Trainer {
     this.#examples += batch.size;
     const all = Promise.all(values);
     return {
-      step: this.#step, examples: this.#examples, lr: lr * this.config.optimizer.lr, waitMs: batch.waitMs, chosen,
-      drawn: this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps ? batch.drawn : undefined,
-      values: all, done: all.then(() => performance.now(), () => performance.now()),
+      step: this.#step,
+      examples: this.#examples,
+      lr: lr * this.config.optimizer.lr,
+      waitMs: batch.waitMs,
+      chosen,
+      drawn:
+        this.#step % this.config.logEvery === 0 || this.#step === this.totalSteps
+          ? batch.drawn
+          : undefined,
+      values: all,
+      done: all.then(
+        () => performance.now(),
+        () => performance.now(),
+      ),
     };
   }
 
   /** One update: its figures, the gradient's squared norm, and the sigmoid loss's scale and bias after it. */
   #update(batch: Batch, turn: number, lr: number): Promise<[Figures, number, number, number]> {
     const { model, optimizer, objectives, recording } = this;
-    const read = (): Promise<number>[] => [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
+    const read = (): Promise<number>[] =>
+      [optimizer.norm2, model.logitScale, model.logitBias].map((t) => t.item());
     const together = (figures: Promise<Figures>, scalars: Promise<number>[]) =>
       Promise.all([figures, ...scalars]) as Promise<[Figures, number, number, number]>;
     if (recording) {
@@ -388,17 +508,44 @@ export class Trainer {
   /** Writes a checkpoint of the present step; returns its folder. Call between steps of `run()`. */
   async save(): Promise<string> {
     const state: TrainState = {
-      version: 2, step: this.#step, examples: this.#examples, totalSteps: this.totalSteps, optimizerStep: this.optimizer.step,
-      marks: this.#marks.get(this.#step) ?? [], since: this.optimizer.options.since ?? {},
-      layout: layoutOf(this.model.params), ...this.facts,
+      version: 2,
+      step: this.#step,
+      examples: this.#examples,
+      totalSteps: this.totalSteps,
+      optimizerStep: this.optimizer.step,
+      marks: this.#marks.get(this.#step) ?? [],
+      since: this.optimizer.options.since ?? {},
+      layout: layoutOf(this.model.params),
+      ...this.facts,
       ...(this.model.params.trainedSize < this.model.params.size
-        ? { averageLayout: this.model.params.segments.map(({ name, offset, size }) => [name, offset, size]) } : {}),
-      loader: this.#asked?.state ?? this.loader.state, seconds: this.#seconds,
+        ? {
+            averageLayout: this.model.params.segments.map(({ name, offset, size }) => [
+              name,
+              offset,
+              size,
+            ]),
+          }
+        : {}),
+      loader: this.#asked?.state ?? this.loader.state,
+      seconds: this.#seconds,
     };
-    const teacher = await this.objectives.ssl?.teacher.read() ?? new Map<string, Float32Array>();
-    return saveCheckpoint(this.config.out, state, this.optimizer, this.config.keepCheckpoints, teacher, (folder) =>
-      modelFiles(folder, this.model, { vocab: this.vocab, tokenizer: this.config.data.tokenizer ?? null,
-        lowercase: this.config.data.lowercase, processor: { resample: 2, maxPatches: patchBudget(this.config.naflex) }, boxes: this.config.objectives.caption?.boxes, ema: this.optimizer.ema }));
+    const teacher = (await this.objectives.ssl?.teacher.read()) ?? new Map<string, Float32Array>();
+    return saveCheckpoint(
+      this.config.out,
+      state,
+      this.optimizer,
+      this.config.keepCheckpoints,
+      teacher,
+      (folder) =>
+        modelFiles(folder, this.model, {
+          vocab: this.vocab,
+          tokenizer: this.config.data.tokenizer ?? null,
+          lowercase: this.config.data.lowercase,
+          processor: { resample: 2, maxPatches: patchBudget(this.config.naflex) },
+          boxes: this.config.objectives.caption?.boxes,
+          ema: this.optimizer.ema,
+        }),
+    );
   }
 
   async close(): Promise<void> {
@@ -414,7 +561,9 @@ export class Trainer {
 
 /** Places of the trained parameters. */
 function layoutOf({ segments }: ParamStore): TrainState['layout'] {
-  return segments.filter((s) => s.trained !== null).map(({ name, trained, size }) => [name, trained!, size]);
+  return segments
+    .filter((s) => s.trained !== null)
+    .map(({ name, trained, size }) => [name, trained!, size]);
 }
 
 function chooseDevice(wish: string, note: (m: string) => void): DeviceName {

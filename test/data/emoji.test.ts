@@ -2,14 +2,18 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import {
-  buildEmojiDataset, readClasses, readManifest, type EmojiOptions, type EmojiProgress,
+  buildEmojiDataset,
+  type EmojiOptions,
+  type EmojiProgress,
+  readClasses,
+  readManifest,
 } from '../../lib/data/datasets/emoji.js';
-import { buildEvalSets, candidateNames, pixelNeighbour, thumbnails } from '../../lib/eval/sets.js';
-import { FileReader } from '../../lib/io/reader.js';
-import { decodeImage } from '../../lib/image/image.js';
 import { DataLoader } from '../../lib/data/loader.js';
 import { readCaptions } from '../../lib/data/sample.js';
 import { openSource } from '../../lib/data/source.js';
+import { buildEvalSets, candidateNames, pixelNeighbour, thumbnails } from '../../lib/eval/sets.js';
+import { decodeImage } from '../../lib/image/image.js';
+import { FileReader } from '../../lib/io/reader.js';
 import { errorOf, withFolder } from './support.js';
 
 const options: EmojiOptions = {

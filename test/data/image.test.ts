@@ -2,8 +2,8 @@ import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
 import { applyTransforms, checkTransforms, type ImageTransform } from '../../lib/image/augment.js';
 import { decodeImage, div255, premultiply } from '../../lib/image/image.js';
-import { Random } from '../../lib/random.js';
 import { resizeImage } from '../../lib/native.js';
+import { Random } from '../../lib/random.js';
 import { pilResize } from './pil_resize.js';
 import { errorOf, picture } from './support.js';
 

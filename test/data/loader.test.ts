@@ -2,14 +2,14 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { decodeInput } from '../../lib/image/input.js';
-import type { LoaderOptions } from '../../lib/data/loader_options.js';
-import { DataLoader } from '../../lib/data/loader.js';
 import type { Batch } from '../../lib/data/batch.js';
-import type { SampleSource } from '../../lib/data/sample_source.js';
-import { openSource } from '../../lib/data/source.js';
 import type { BuilderConfig } from '../../lib/data/batch_builder.js';
 import { threadSite } from '../../lib/data/builder_worker.js';
+import { DataLoader } from '../../lib/data/loader.js';
+import type { LoaderOptions } from '../../lib/data/loader_options.js';
+import type { SampleSource } from '../../lib/data/sample_source.js';
+import { openSource } from '../../lib/data/source.js';
+import { decodeInput } from '../../lib/image/input.js';
 import { viewsConfig } from '../../lib/image/views.js';
 import { errorOf, makeTar, withFolder } from './support.js';
 
@@ -58,29 +58,51 @@ async function read(
   }
 }
 
-test('views for self-distillation are the same with workers, damaged images included, and leave the rest alone', () =>
-  withFolder(async (folder) => {
-    await makeTar(path.join(folder, 'a.tar'), 20, 20, damage);
-    const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
-    const views = viewsConfig(32, 8, { locals: 3 });
-    const batches = async (more: Partial<LoaderOptions>): Promise<Batch[]> => {
-      await using loader = new DataLoader(source, { ...options, ...more });
-      return [await loader.next(), await loader.next()];
-    };
-    const [none, two, without] = [await batches({ views }), await batches({ views, workers: 2 }), await batches({})];
-    none.forEach((batch, i) => {
-      expect(two[i]!.views).toEqual(batch.views);
-      expect(content(batch)).toEqual(content(without[i]!));
-      const { globalViews, localViews, masks } = batch.views!;
-      const { size: s } = views.local;
-      expect([globalViews.length, localViews.length, masks.length]).toEqual([8 * 32 * 32 * 3, 3 * 8 * s * s * 3, 8 * 16]);
-      for (let b = 0; b < 8; b++) expect(masks.subarray(b * 16, (b + 1) * 16).reduce((x, y) => x + y)).toBe(8);
-      // No view was left empty.
-      for (let v = 0; v < 24; v++) expect(localViews.subarray(v * s * s * 3, (v + 1) * s * s * 3).some((x) => x > 0)).toBe(true);
-    });
-    expect(without[0]!.views).toBeUndefined();
-    expect((await errorOf(() => new DataLoader(source, { ...options, views: { ...views, locals: 0 } }))).message).toMatch(/locals must be/);
-  }), 60000);
+test(
+  'views for self-distillation are the same with workers, damaged images included, and leave the rest alone',
+  () =>
+    withFolder(async (folder) => {
+      await makeTar(path.join(folder, 'a.tar'), 20, 20, damage);
+      const source = await openSource({ type: 'webdataset', tars: path.join(folder, 'a.tar') });
+      const views = viewsConfig(32, 8, { locals: 3 });
+      const batches = async (more: Partial<LoaderOptions>): Promise<Batch[]> => {
+        await using loader = new DataLoader(source, { ...options, ...more });
+        return [await loader.next(), await loader.next()];
+      };
+      const [none, two, without] = [
+        await batches({ views }),
+        await batches({ views, workers: 2 }),
+        await batches({}),
+      ];
+      none.forEach((batch, i) => {
+        expect(two[i]!.views).toEqual(batch.views);
+        expect(content(batch)).toEqual(content(without[i]!));
+        const { globalViews, localViews, masks } = batch.views!;
+        const { size: s } = views.local;
+        expect([globalViews.length, localViews.length, masks.length]).toEqual([
+          8 * 32 * 32 * 3,
+          3 * 8 * s * s * 3,
+          8 * 16,
+        ]);
+        for (let b = 0; b < 8; b++)
+          expect(masks.subarray(b * 16, (b + 1) * 16).reduce((x, y) => x + y)).toBe(8);
+        // No view was left empty.
+        for (let v = 0; v < 24; v++)
+          expect(localViews.subarray(v * s * s * 3, (v + 1) * s * s * 3).some((x) => x > 0)).toBe(
+            true,
+          );
+      });
+      expect(without[0]!.views).toBeUndefined();
+      expect(
+        (
+          await errorOf(
+            () => new DataLoader(source, { ...options, views: { ...views, locals: 0 } }),
+          )
+        ).message,
+      ).toMatch(/locals must be/);
+    }),
+  60000,
+);
 
 const damage = (i: number, members: { png?: Buffer }): void => {
   if (i % 9 === 4) members.png = Buffer.from('damaged');
@@ -276,16 +298,27 @@ test('a worker that dies is noticed', async () => {
 test('training sees the pixels that the encoder sees: colour profiles are ignored, CMYK is converted without one', () =>
   withFolder(async (folder) => {
     const plain = sharp({ create: { width: 16, height: 16, channels: 3, background: '#30c040' } });
-    const files = [await plain.clone().withIccProfile('p3').png().toBuffer(), await plain.clone().toColourspace('cmyk').jpeg().toBuffer()];
+    const files = [
+      await plain.clone().withIccProfile('p3').png().toBuffer(),
+      await plain.clone().toColourspace('cmyk').jpeg().toBuffer(),
+    ];
     files.forEach((bytes, i) => {
       fs.writeFileSync(path.join(folder, `${i}.${i === 0 ? 'png' : 'jpg'}`), bytes);
       fs.writeFileSync(path.join(folder, `${i}.txt`), 'green');
     });
-    const loader = new DataLoader(await openSource({ type: 'folder', path: folder }), { batchSize: 2, seed: 1, size: 16, shuffle: false, workers: 0 });
+    const loader = new DataLoader(await openSource({ type: 'folder', path: folder }), {
+      batchSize: 2,
+      seed: 1,
+      size: 16,
+      shuffle: false,
+      workers: 0,
+    });
     try {
       const { images } = await loader.next();
       const want = await Promise.all(files.map(async (bytes) => (await decodeInput(bytes)).data));
-      want.forEach((data, i) => expect(images.subarray(i * 768, (i + 1) * 768)).toEqual(new Uint8Array(data)));
+      want.forEach((data, i) =>
+        expect(images.subarray(i * 768, (i + 1) * 768)).toEqual(new Uint8Array(data)),
+      );
     } finally {
       await loader.close();
     }

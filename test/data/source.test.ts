@@ -3,13 +3,19 @@ import * as path from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { expect, test } from '@jest/globals';
 import sharp from 'sharp';
-import { captionsFromObject, chooseCaptions, groupCaptions, type Caption, type CaptionChoice } from '../../lib/text/captions.js';
-import { FileReader } from '../../lib/io/reader.js';
-import { Random } from '../../lib/random.js';
-import { expandPaths } from '../../lib/fs/paths.js';
 import { readCaptions } from '../../lib/data/sample.js';
 import { openSource } from '../../lib/data/source.js';
+import { expandPaths } from '../../lib/fs/paths.js';
+import { FileReader } from '../../lib/io/reader.js';
 import { TarWriter } from '../../lib/io/tar_writer.js';
+import { Random } from '../../lib/random.js';
+import {
+  type Caption,
+  type CaptionChoice,
+  captionsFromObject,
+  chooseCaptions,
+  groupCaptions,
+} from '../../lib/text/captions.js';
 import { errorOf, makeTar, picture, withFolder } from './support.js';
 
 test('WebDataset tars: keys, captions, classes, languages; skips are counted and named', () =>
@@ -109,37 +115,62 @@ test('a folder and a manifest of the same images give the same captions', () =>
 
 test('images that are named by their bytes, and links to nothing, are counted skips', () =>
   withFolder(async (folder) => {
-    const png = await picture(1), rows = [png.toString('latin1'), png.toString('base64').repeat(100), 'there.png'];
+    const png = await picture(1),
+      rows = [png.toString('latin1'), png.toString('base64').repeat(100), 'there.png'];
     fs.writeFileSync(path.join(folder, 'there.png'), png);
-    fs.writeFileSync(path.join(folder, 'm.jsonl'), rows.map((image) => JSON.stringify({ image, caption: 'a' })).join('\n'));
+    fs.writeFileSync(
+      path.join(folder, 'm.jsonl'),
+      rows.map((image) => JSON.stringify({ image, caption: 'a' })).join('\n'),
+    );
     const manifest = await openSource({ type: 'manifest', path: path.join(folder, 'm.jsonl') });
-    expect([manifest.length, manifest.skips.byReason.get('the image is no path of a file')?.examples])
-      .toEqual([1, [1, 2].map((n) => `${path.join(folder, 'm.jsonl')} line ${n}`)]);
-    for (const [to, name] of [['nowhere', 'dangling'], ['loop.png', 'loop']] as const)
+    expect([
+      manifest.length,
+      manifest.skips.byReason.get('the image is no path of a file')?.examples,
+    ]).toEqual([1, [1, 2].map((n) => `${path.join(folder, 'm.jsonl')} line ${n}`)]);
+    for (const [to, name] of [
+      ['nowhere', 'dangling'],
+      ['loop.png', 'loop'],
+    ] as const)
       fs.symlinkSync(to, path.join(folder, `${name}.png`));
     fs.writeFileSync(path.join(folder, 'there.txt'), 'a');
     const { length, skips } = await openSource({ type: 'folder', path: folder });
     expect([length, skips.byReason.get('the image is missing')?.count]).toEqual([1, 2]);
-    const error = await errorOf(() => openSource({ type: 'folder', path: path.join(folder, 'there.png') }));
-    expect(error).toMatchObject({ code: 'ERR_DATA', message: expect.stringContaining('is a file and no folder') });
+    const error = await errorOf(() =>
+      openSource({ type: 'folder', path: path.join(folder, 'there.png') }),
+    );
+    expect(error).toMatchObject({
+      code: 'ERR_DATA',
+      message: expect.stringContaining('is a file and no folder'),
+    });
   }));
 
 test('a folder takes TIFF, and extensions in any case', () =>
   withFolder(async (folder) => {
-    const put = (name: string, data: Buffer | string): void => fs.writeFileSync(path.join(folder, name), data);
+    const put = (name: string, data: Buffer | string): void =>
+      fs.writeFileSync(path.join(folder, name), data);
     put('A.PNG', await picture(1));
     put('A.TXT', 'capitals');
-    put('b.tiff', await sharp(await picture(2)).tiff().toBuffer());
+    put(
+      'b.tiff',
+      await sharp(await picture(2))
+        .tiff()
+        .toBuffer(),
+    );
     put('b.Json', '{"caption": "mixed"}');
     const source = await openSource({ type: 'folder', path: folder });
-    expect(source.samples.map((s) => readCaptions(new FileReader(), s).captions[0]!.text)).toEqual(['capitals', 'mixed']);
+    expect(source.samples.map((s) => readCaptions(new FileReader(), s).captions[0]!.text)).toEqual([
+      'capitals',
+      'mixed',
+    ]);
   }));
 
 test('a compressed tar is called that', () =>
   withFolder(async (folder) => {
     const file = path.join(folder, 'a.tar.gz');
     fs.writeFileSync(file, gzipSync(Buffer.alloc(2048, 'a.png'), { level: 0 }));
-    expect((await errorOf(() => openSource({ type: 'webdataset', tars: file }))).message).toContain('is compressed; ');
+    expect((await errorOf(() => openSource({ type: 'webdataset', tars: file }))).message).toContain(
+      'is compressed; ',
+    );
   }));
 
 test('missing files and empty collections are errors that name them', () =>
@@ -221,17 +252,29 @@ test('captions are chosen as asked for', () => {
 
 test('files with a byte order mark are read like those without', () =>
   withFolder(async (folder) => {
-    const at = (name: string): string => path.join(folder, name), bom = '\ufeff';
+    const at = (name: string): string => path.join(folder, name),
+      bom = '\ufeff';
     for (const name of ['a.png', 'b.png']) fs.writeFileSync(at(name), await picture(1));
     fs.writeFileSync(at('a.json'), `${bom}{"caption": "red thing"}`);
     fs.writeFileSync(at('b.txt'), `${bom}blue thing\r\n`);
-    fs.writeFileSync(at('m.jsonl'), `${bom}{"image": "a.png", "caption": "red thing"}\r\n{"image": "b.png", "caption": "blue thing"}\r\n`);
+    fs.writeFileSync(
+      at('m.jsonl'),
+      `${bom}{"image": "a.png", "caption": "red thing"}\r\n{"image": "b.png", "caption": "blue thing"}\r\n`,
+    );
     fs.writeFileSync(at('keys.txt'), `${bom}a.png\r\n`);
     const reader = new FileReader();
-    for (const spec of [{ type: 'folder', path: folder }, { type: 'manifest', path: at('m.jsonl') }] as const) {
+    for (const spec of [
+      { type: 'folder', path: folder },
+      { type: 'manifest', path: at('m.jsonl') },
+    ] as const) {
       const source = await openSource(spec);
-      expect(source.samples.map((s) => readCaptions(reader, s).captions[0]!.text)).toEqual(['red thing', 'blue thing']);
-      expect((await openSource({ ...spec, keys: at('keys.txt') })).samples.map(({ key }) => key)).toEqual(['a.png']);
+      expect(source.samples.map((s) => readCaptions(reader, s).captions[0]!.text)).toEqual([
+        'red thing',
+        'blue thing',
+      ]);
+      expect(
+        (await openSource({ ...spec, keys: at('keys.txt') })).samples.map(({ key }) => key),
+      ).toEqual(['a.png']);
     }
     reader.close();
   }));

@@ -1,13 +1,13 @@
+import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { execFileSync } from 'node:child_process';
-import { finished } from 'node:stream/promises';
 import { Readable } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import { expect, test } from '@jest/globals';
 import * as tarStream from 'tar-stream';
-import { Random } from '../../lib/random.js';
 import { indexTar, type TarEntry } from '../../lib/io/tar.js';
 import { TarWriter } from '../../lib/io/tar_writer.js';
+import { Random } from '../../lib/random.js';
 import { errorOf, withFolder } from './support.js';
 
 const names = [
@@ -66,9 +66,9 @@ test('the reader finds what tar-stream wrote, long and foreign names included', 
     expect(entries.map((entry) => entry.name)).toEqual([...names, 'link']);
     // A link has the content of what it links to.
     expect(entries.at(-1)).toMatchObject({ offset: entries[0]!.offset, size: entries[0]!.size });
-    entries.slice(0, -1).forEach((entry, i) =>
-      expect(slice(file, entry).equals(content(i, i * 300))).toBe(true),
-    );
+    entries
+      .slice(0, -1)
+      .forEach((entry, i) => expect(slice(file, entry).equals(content(i, i * 300))).toBe(true));
   }));
 
 test('tar-stream reads what the writer wrote, and writing twice gives the same bytes', () =>
@@ -203,7 +203,7 @@ test('a full disk is an error that leaves nothing behind', () =>
     }
   }));
 
-test('a size that stands in the pax header alone is read, as Python\'s tarfile writes it from 8 GiB on', () =>
+test("a size that stands in the pax header alone is read, as Python's tarfile writes it from 8 GiB on", () =>
   withFolder(async (folder) => {
     const block = (name: string, size: number, type: string): Buffer => {
       const b = Buffer.alloc(512);
@@ -212,18 +212,38 @@ test('a size that stands in the pax header alone is read, as Python\'s tarfile w
       b.write('        ', 148);
       b.write(type, 156);
       b.write('ustar\x0000', 257);
-      b.write(`${b.reduce((sum, x) => sum + x, 0).toString(8).padStart(6, '0')}\0 `, 148);
+      b.write(
+        `${b
+          .reduce((sum, x) => sum + x, 0)
+          .toString(8)
+          .padStart(6, '0')}\0 `,
+        148,
+      );
       return b;
     };
-    const padded = (data: Buffer): Buffer => Buffer.concat([data, Buffer.alloc((512 - data.length % 512) % 512)]);
-    const big = content(1, 700), small = content(2, 30), record = Buffer.from('12 size=700\n');
+    const padded = (data: Buffer): Buffer =>
+      Buffer.concat([data, Buffer.alloc((512 - (data.length % 512)) % 512)]);
+    const big = content(1, 700),
+      small = content(2, 30),
+      record = Buffer.from('12 size=700\n');
     const bytes = Buffer.concat([
-      block('PaxHeader', record.length, 'x'), padded(record), block('big.bin', 0, '0'), padded(big),
-      block('small.bin', small.length, '0'), padded(small), Buffer.alloc(1024),
+      block('PaxHeader', record.length, 'x'),
+      padded(record),
+      block('big.bin', 0, '0'),
+      padded(big),
+      block('small.bin', small.length, '0'),
+      padded(small),
+      Buffer.alloc(1024),
     ]);
     const file = path.join(folder, 'big.tar');
     fs.writeFileSync(file, bytes);
-    const found = (await indexTar(file)).map((entry) => ({ name: entry.name, data: slice(file, entry) }));
-    expect(found).toEqual([{ name: 'big.bin', data: big }, { name: 'small.bin', data: small }]);
+    const found = (await indexTar(file)).map((entry) => ({
+      name: entry.name,
+      data: slice(file, entry),
+    }));
+    expect(found).toEqual([
+      { name: 'big.bin', data: big },
+      { name: 'small.bin', data: small },
+    ]);
     expect(found).toEqual(await oracle(bytes));
   }));

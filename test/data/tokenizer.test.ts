@@ -3,7 +3,13 @@ import * as path from 'node:path';
 import { expect, test } from '@jest/globals';
 import { packageFolder } from '../../lib/fs/packages.js';
 import {
-  collectIds, defaultTokenizerPath, GemmaTokenizer, EOS, loadTokenizer, lowerCase, type LowerMode,
+  collectIds,
+  defaultTokenizerPath,
+  EOS,
+  GemmaTokenizer,
+  type LowerMode,
+  loadTokenizer,
+  lowerCase,
 } from '../../lib/text/tokenizer.js';
 import { VocabMap } from '../../lib/text/vocab.js';
 import { errorOf, withFolder } from './support.js';
@@ -118,7 +124,11 @@ test('both libraries give the same ids on hundreds of captions in 30 scripts', a
   const encode = async (texts: string[]): Promise<Int32Array[]> =>
     (await rust.idsOf(texts)).map((ids) => ids.slice(0, -1));
   const copy = VocabMap.fromJSON(JSON.parse(JSON.stringify(vocab)));
-  const small = new GemmaTokenizer('tokenizers', { encode }, { length: 16, vocab: copy, cacheSize: 100 });
+  const small = new GemmaTokenizer(
+    'tokenizers',
+    { encode },
+    { length: 16, vocab: copy, cacheSize: 100 },
+  );
   const full = await rust.idsOf(['a red cat', 'rotes Auto', 'a zebra']);
   const dense = await small.idsOf(['a red cat', 'rotes Auto', 'a zebra']);
   for (const k of [0, 1])
@@ -131,14 +141,52 @@ test('both libraries give the same ids on hundreds of captions in 30 scripts', a
 test('ids are those of the two libraries by the published recipe, without our own code in between', async () => {
   // The recipe, written out: lower-case, no BOS, EOS last even when cut to 64, zeros behind.
   const list = captions();
-  const scripts = ['Arab', 'Armn', 'Beng', 'Cher', 'Cyrl', 'Deva', 'Ethi', 'Geor', 'Grek', 'Gujr', 'Guru', 'Hang', 'Hani', 'Hebr',
-    'Hira', 'Kana', 'Khmr', 'Knda', 'Laoo', 'Latn', 'Mlym', 'Mymr', 'Orya', 'Sinh', 'Taml', 'Telu', 'Thai'];
+  const scripts = [
+    'Arab',
+    'Armn',
+    'Beng',
+    'Cher',
+    'Cyrl',
+    'Deva',
+    'Ethi',
+    'Geor',
+    'Grek',
+    'Gujr',
+    'Guru',
+    'Hang',
+    'Hani',
+    'Hebr',
+    'Hira',
+    'Kana',
+    'Khmr',
+    'Knda',
+    'Laoo',
+    'Latn',
+    'Mlym',
+    'Mymr',
+    'Orya',
+    'Sinh',
+    'Taml',
+    'Telu',
+    'Thai',
+  ];
   const text = list.join('');
   expect(scripts.filter((s) => !new RegExp(`\\p{Script=${s}}`, 'u').test(text))).toEqual([]);
   // Released files list the symbols of the SentencePiece model; this copy has them in the vocabulary alone.
-  const file = JSON.parse(fs.readFileSync(defaultTokenizerPath(), 'utf8')) as { added_tokens: object[]; model: { vocab: Record<string, number> } };
-  const symbols = Object.entries(file.model.vocab).filter(([, id]) => (id >= 4 && id <= 216) || id >= 255968);
-  const rest = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: false };
+  const file = JSON.parse(fs.readFileSync(defaultTokenizerPath(), 'utf8')) as {
+    added_tokens: object[];
+    model: { vocab: Record<string, number> };
+  };
+  const symbols = Object.entries(file.model.vocab).filter(
+    ([, id]) => (id >= 4 && id <= 216) || id >= 255968,
+  );
+  const rest = {
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special: false,
+  };
   file.added_tokens.push(...symbols.map(([content, id]) => ({ id, content, ...rest })));
   const json = JSON.stringify(file);
   const pad = (ids: ArrayLike<number>): number[] => {
@@ -148,21 +196,33 @@ test('ids are those of the two libraries by the published recipe, without our ow
   const whole = (caption: string): string => caption.replace(/\p{Surrogate}/gu, '\ufffd');
   const { Tokenizer: Rust } = await import('tokenizers');
   const { Tokenizer: Plain } = await import('@huggingface/tokenizers');
-  const rust = Rust.fromString(json), plain = new Plain(JSON.parse(json) as object, {});
+  const rust = Rust.fromString(json),
+    plain = new Plain(JSON.parse(json) as object, {});
   for (const lower of ['unicode', 'none'] as const) {
     const ours = await (await loadTokenizer({ lower })).encodeBatch(list);
     for (const [i, caption] of list.entries()) {
-      const input = lower === 'unicode' ? [...whole(caption)].map((c) => c.toLowerCase()).join('') : whole(caption);
+      const input =
+        lower === 'unicode'
+          ? [...whole(caption)].map((c) => c.toLowerCase()).join('')
+          : whole(caption);
       const row = [...ours.subarray(i * 64, (i + 1) * 64)];
-      expect([caption, row]).toEqual([caption, pad(plain.encode(input, { add_special_tokens: false }).ids)]);
-      expect([caption, row]).toEqual([caption, pad((await rust.encode(input, null, { addSpecialTokens: false })).getIds())]);
+      expect([caption, row]).toEqual([
+        caption,
+        pad(plain.encode(input, { add_special_tokens: false }).ids),
+      ]);
+      expect([caption, row]).toEqual([
+        caption,
+        pad((await rust.encode(input, null, { addSpecialTokens: false })).getIds()),
+      ]);
     }
   }
 }, 120_000);
 
 test('lower-casing is character by character', () => {
   expect(lowerCase('ABC ÄÖ Σ', 'ascii')).toBe('abc ÄÖ Σ');
-  expect(lowerCase('ΟΔΟΣ ΣΑΣ İß', 'unicode')).toBe([...'ΟΔΟΣ ΣΑΣ İß'].map((c) => c.toLowerCase()).join(''));
+  expect(lowerCase('ΟΔΟΣ ΣΑΣ İß', 'unicode')).toBe(
+    [...'ΟΔΟΣ ΣΑΣ İß'].map((c) => c.toLowerCase()).join(''),
+  );
   expect(lowerCase('ABC ÄÖ Σ', 'none')).toBe('ABC ÄÖ Σ');
 });
 
@@ -171,18 +231,40 @@ function tinyJson(more: object = {}): string {
   const special = ['<pad>', '<eos>', '<bos>', '<unk>'];
   const characters = [...'▁abcdefghijklmnopqrstuvwxyz<>ABCDEOSδοσςΔΟΣä'];
   return JSON.stringify({
-    version: '1.0', truncation: null, padding: null,
-    added_tokens: special.map((content, id) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true })),
-    normalizer: { type: 'Replace', pattern: { String: ' ' }, content: '▁' }, pre_tokenizer: null,
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: special.map((content, id) => ({
+      id,
+      content,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+      special: true,
+    })),
+    normalizer: { type: 'Replace', pattern: { String: ' ' }, content: '▁' },
+    pre_tokenizer: null,
     post_processor: {
-      type: 'TemplateProcessing', single: [{ SpecialToken: { id: '<bos>', type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }],
+      type: 'TemplateProcessing',
+      single: [
+        { SpecialToken: { id: '<bos>', type_id: 0 } },
+        { Sequence: { id: 'A', type_id: 0 } },
+      ],
       pair: [{ Sequence: { id: 'A', type_id: 0 } }, { Sequence: { id: 'B', type_id: 0 } }],
       special_tokens: { '<bos>': { id: '<bos>', ids: [2], tokens: ['<bos>'] } },
     },
     decoder: null,
     model: {
-      type: 'BPE', dropout: null, unk_token: '<unk>', continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: true,
-      byte_fallback: false, vocab: Object.fromEntries([...special, ...characters].map((piece, id) => [piece, id])), merges: [],
+      type: 'BPE',
+      dropout: null,
+      unk_token: '<unk>',
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: true,
+      byte_fallback: false,
+      vocab: Object.fromEntries([...special, ...characters].map((piece, id) => [piece, id])),
+      merges: [],
     },
     ...more,
   });
@@ -190,86 +272,175 @@ function tinyJson(more: object = {}): string {
 
 const BACKENDS = ['tokenizers', '@huggingface/tokenizers'] as const;
 
-test.each(BACKENDS)('%s: what a file says of padding and truncation changes nothing', (backend) => withFolder(async (folder) => {
-  const texts = ['', 'a dog', 'a dog runs far a dog runs far', 'a'.repeat(90)], file = path.join(folder, 'tokenizer.json');
-  const ids = async (json: string): Promise<number[][]> => {
-    fs.writeFileSync(file, json);
-    const tokenizer = await loadTokenizer({ path: file, backend, length: 12 });
-    const together = await tokenizer.encodeBatch(texts), alone: number[] = [];
-    tokenizer.withLength(13);
-    for (const text of texts) alone.push(...await (await loadTokenizer({ path: file, backend, length: 12 })).encodeBatch([text]));
-    expect(alone).toEqual([...together]);
-    return texts.map((_, i) => [...together.subarray(i * 12, (i + 1) * 12)]);
-  };
-  const want = await ids(tinyJson());
-  expect(want[1]).toEqual([5, 4, 8, 19, 11, 1, 0, 0, 0, 0, 0, 0]);
-  expect(want.map((row) => [row.filter((id) => id === 1).length, row.indexOf(1)])).toEqual([[1, 0], [1, 5], [1, 11], [1, 11]]);
-  const paddings = ['BatchLongest', { Fixed: 64 }, { Fixed: 3 }].flatMap((strategy) => ['Left', 'Right'].map((direction) =>
-    ({ strategy, direction, pad_to_multiple_of: direction === 'Left' ? 8 : null, pad_id: 3, pad_type_id: 0, pad_token: '<unk>' })));
-  const truncations = ['LongestFirst', 'OnlyFirst', 'OnlySecond'].flatMap((strategy) => ['Left', 'Right'].flatMap((direction) =>
-    [2, 64].map((max_length) => ({ strategy, direction, max_length, stride: 0 }))));
-  for (const padding of [null, ...paddings]) {
-    for (const truncation of [null, ...truncations]) expect({ padding, truncation, ids: await ids(tinyJson({ padding, truncation })) }).toEqual({ padding, truncation, ids: want });
-  }
-}), 60_000);
-
-test.each(BACKENDS)('%s: lower-casing comes after special tokens are split off', (backend) => withFolder(async (folder) => {
-  const file = path.join(folder, 'tokenizer.json');
-  const pieces = async (text: string, lower: LowerMode, more: object = {}): Promise<string> => {
-    fs.writeFileSync(file, tinyJson(more));
-    const vocab = Object.entries((JSON.parse(tinyJson()) as { model: { vocab: Record<string, number> } }).model.vocab);
-    const [ids] = await (await loadTokenizer({ path: file, backend, lower })).idsOf([text]);
-    return [...ids!].map((id) => vocab.find(([, i]) => i === id)![0]).join(' ');
-  };
-  expect(await pieces('a <EOS> DOG', 'unicode')).toBe('a ▁ < e o s > ▁ d o g <eos>');
-  expect(await pieces('a <EOS> DOG', 'ascii')).toBe('a ▁ < e o s > ▁ d o g <eos>');
-  expect(await pieces('a <EOS> D', 'none')).toBe('a ▁ < E O S > ▁ D <eos>');
-  expect(await pieces('<eos>A<Bos>', 'unicode')).toBe('<eos> a < b o s > <eos>');
-  expect(await pieces('<EOS>', 'unicode')).toBe('< e o s > <eos>');
-  expect(await pieces('<eos><EOS><eos>', 'ascii')).toBe('<eos> < e o s > <eos> <eos>');
-  expect(await pieces('ΟΔΟΣ', 'unicode')).toBe('ο δ ο σ <eos>');
-  expect(await pieces('ΟΔΟΣ B', 'ascii')).toBe('Ο Δ Ο Σ ▁ b <eos>');
-  expect(await pieces('Ä', 'unicode')).toBe('ä <eos>');
-  // Without a normaliser of its own, and with one that lower-cases already.
-  expect(await pieces('AB', 'unicode', { normalizer: null })).toBe('a b <eos>');
-  expect(await pieces('ΟΔΟΣ B', 'unicode', { normalizer: { type: 'Sequence', normalizers: [{ type: 'Lowercase' },
-    { type: 'Replace', pattern: { String: ' ' }, content: '▁' }] } })).toBe('ο δ ο σ ▁ b <eos>');
-}));
-
-test('ids of transformers for texts in many languages, and a tokenizer that transformers saved after a padded call', () => withFolder(async (folder) => {
-  type Golden = { length: number; rows: { text: string | [string, number]; siglip2: number[]; gemma?: number[] }[] };
-  const { length, rows } = JSON.parse(fs.readFileSync('test/goldens/token_ids.json', 'utf8')) as Golden;
-  const texts = rows.map(({ text }) => typeof text === 'string' ? text : text[0].repeat(text[1]).trim());
-  expect(texts.length).toBeGreaterThan(90);
-  const padded = path.join(folder, 'tokenizer.json');
-  fs.writeFileSync(padded, JSON.stringify({
-    ...JSON.parse(fs.readFileSync(defaultTokenizerPath(), 'utf8')) as object,
-    truncation: { direction: 'Right', max_length: 64, strategy: 'LongestFirst', stride: 0 },
-    padding: { strategy: { Fixed: 64 }, direction: 'Right', pad_to_multiple_of: null, pad_id: 0, pad_type_id: 0, pad_token: '<pad>' },
-  }));
-  for (const file of [defaultTokenizerPath(), padded]) {
-    for (const backend of BACKENDS) {
-      for (const [lower, column] of [['unicode', 'siglip2'], ['none', 'gemma']] as const) {
-        const ids = await (await loadTokenizer({ path: file, backend, lower, length })).encodeBatch(texts);
-        rows.forEach((row, i) => {
-          const want = row[column];
-          if (want) expect([texts[i], ...ids.subarray(i * length, (i + 1) * length)]).toEqual([texts[i], ...want, ...Array<number>(length - want.length).fill(0)]);
-        });
+test.each(BACKENDS)(
+  '%s: what a file says of padding and truncation changes nothing',
+  (backend) =>
+    withFolder(async (folder) => {
+      const texts = ['', 'a dog', 'a dog runs far a dog runs far', 'a'.repeat(90)],
+        file = path.join(folder, 'tokenizer.json');
+      const ids = async (json: string): Promise<number[][]> => {
+        fs.writeFileSync(file, json);
+        const tokenizer = await loadTokenizer({ path: file, backend, length: 12 });
+        const together = await tokenizer.encodeBatch(texts),
+          alone: number[] = [];
+        tokenizer.withLength(13);
+        for (const text of texts)
+          alone.push(
+            ...(await (
+              await loadTokenizer({ path: file, backend, length: 12 })
+            ).encodeBatch([text])),
+          );
+        expect(alone).toEqual([...together]);
+        return texts.map((_, i) => [...together.subarray(i * 12, (i + 1) * 12)]);
+      };
+      const want = await ids(tinyJson());
+      expect(want[1]).toEqual([5, 4, 8, 19, 11, 1, 0, 0, 0, 0, 0, 0]);
+      expect(want.map((row) => [row.filter((id) => id === 1).length, row.indexOf(1)])).toEqual([
+        [1, 0],
+        [1, 5],
+        [1, 11],
+        [1, 11],
+      ]);
+      const paddings = ['BatchLongest', { Fixed: 64 }, { Fixed: 3 }].flatMap((strategy) =>
+        ['Left', 'Right'].map((direction) => ({
+          strategy,
+          direction,
+          pad_to_multiple_of: direction === 'Left' ? 8 : null,
+          pad_id: 3,
+          pad_type_id: 0,
+          pad_token: '<unk>',
+        })),
+      );
+      const truncations = ['LongestFirst', 'OnlyFirst', 'OnlySecond'].flatMap((strategy) =>
+        ['Left', 'Right'].flatMap((direction) =>
+          [2, 64].map((max_length) => ({ strategy, direction, max_length, stride: 0 })),
+        ),
+      );
+      for (const padding of [null, ...paddings]) {
+        for (const truncation of [null, ...truncations])
+          expect({
+            padding,
+            truncation,
+            ids: await ids(tinyJson({ padding, truncation })),
+          }).toEqual({ padding, truncation, ids: want });
       }
-    }
-  }
-}), 120_000);
+    }),
+  60_000,
+);
+
+test.each(BACKENDS)('%s: lower-casing comes after special tokens are split off', (backend) =>
+  withFolder(async (folder) => {
+    const file = path.join(folder, 'tokenizer.json');
+    const pieces = async (text: string, lower: LowerMode, more: object = {}): Promise<string> => {
+      fs.writeFileSync(file, tinyJson(more));
+      const vocab = Object.entries(
+        (JSON.parse(tinyJson()) as { model: { vocab: Record<string, number> } }).model.vocab,
+      );
+      const [ids] = await (await loadTokenizer({ path: file, backend, lower })).idsOf([text]);
+      return [...ids!].map((id) => vocab.find(([, i]) => i === id)![0]).join(' ');
+    };
+    expect(await pieces('a <EOS> DOG', 'unicode')).toBe('a ▁ < e o s > ▁ d o g <eos>');
+    expect(await pieces('a <EOS> DOG', 'ascii')).toBe('a ▁ < e o s > ▁ d o g <eos>');
+    expect(await pieces('a <EOS> D', 'none')).toBe('a ▁ < E O S > ▁ D <eos>');
+    expect(await pieces('<eos>A<Bos>', 'unicode')).toBe('<eos> a < b o s > <eos>');
+    expect(await pieces('<EOS>', 'unicode')).toBe('< e o s > <eos>');
+    expect(await pieces('<eos><EOS><eos>', 'ascii')).toBe('<eos> < e o s > <eos> <eos>');
+    expect(await pieces('ΟΔΟΣ', 'unicode')).toBe('ο δ ο σ <eos>');
+    expect(await pieces('ΟΔΟΣ B', 'ascii')).toBe('Ο Δ Ο Σ ▁ b <eos>');
+    expect(await pieces('Ä', 'unicode')).toBe('ä <eos>');
+    // Without a normaliser of its own, and with one that lower-cases already.
+    expect(await pieces('AB', 'unicode', { normalizer: null })).toBe('a b <eos>');
+    expect(
+      await pieces('ΟΔΟΣ B', 'unicode', {
+        normalizer: {
+          type: 'Sequence',
+          normalizers: [
+            { type: 'Lowercase' },
+            { type: 'Replace', pattern: { String: ' ' }, content: '▁' },
+          ],
+        },
+      }),
+    ).toBe('ο δ ο σ ▁ b <eos>');
+  }),
+);
+
+test(
+  'ids of transformers for texts in many languages, and a tokenizer that transformers saved after a padded call',
+  () =>
+    withFolder(async (folder) => {
+      type Golden = {
+        length: number;
+        rows: { text: string | [string, number]; siglip2: number[]; gemma?: number[] }[];
+      };
+      const { length, rows } = JSON.parse(
+        fs.readFileSync('test/goldens/token_ids.json', 'utf8'),
+      ) as Golden;
+      const texts = rows.map(({ text }) =>
+        typeof text === 'string' ? text : text[0].repeat(text[1]).trim(),
+      );
+      expect(texts.length).toBeGreaterThan(90);
+      const padded = path.join(folder, 'tokenizer.json');
+      fs.writeFileSync(
+        padded,
+        JSON.stringify({
+          ...(JSON.parse(fs.readFileSync(defaultTokenizerPath(), 'utf8')) as object),
+          truncation: { direction: 'Right', max_length: 64, strategy: 'LongestFirst', stride: 0 },
+          padding: {
+            strategy: { Fixed: 64 },
+            direction: 'Right',
+            pad_to_multiple_of: null,
+            pad_id: 0,
+            pad_type_id: 0,
+            pad_token: '<pad>',
+          },
+        }),
+      );
+      for (const file of [defaultTokenizerPath(), padded]) {
+        for (const backend of BACKENDS) {
+          for (const [lower, column] of [
+            ['unicode', 'siglip2'],
+            ['none', 'gemma'],
+          ] as const) {
+            const ids = await (
+              await loadTokenizer({ path: file, backend, lower, length })
+            ).encodeBatch(texts);
+            rows.forEach((row, i) => {
+              const want = row[column];
+              if (want)
+                expect([texts[i], ...ids.subarray(i * length, (i + 1) * length)]).toEqual([
+                  texts[i],
+                  ...want,
+                  ...Array<number>(length - want.length).fill(0),
+                ]);
+            });
+          }
+        }
+      }
+    }),
+  120_000,
+);
 
 test('an id beyond the rows of the token table is an error that says whose fault it is', async () => {
-  const tokenizer = new GemmaTokenizer('tokenizers', { encode: async (texts) => texts.map(() => [7, 61]) }, { length: 4, rows: 61 });
-  expect(await errorOf(() => tokenizer.idsOf(['a']))).toMatchObject({ code: 'ERR_DATA', message: expect.stringMatching(/id 61 .* 61 rows; its tokenizer.json is of another model/) });
+  const tokenizer = new GemmaTokenizer(
+    'tokenizers',
+    { encode: async (texts) => texts.map(() => [7, 61]) },
+    { length: 4, rows: 61 },
+  );
+  expect(await errorOf(() => tokenizer.idsOf(['a']))).toMatchObject({
+    code: 'ERR_DATA',
+    message: expect.stringMatching(/id 61 .* 61 rows; its tokenizer.json is of another model/),
+  });
 });
 
 test('the cache is bounded', async () => {
   let calls = 0;
   const count = async (texts: string[]): Promise<number[][]> =>
     texts.map((text) => (calls++, [text.length]));
-  const tokenizer = new GemmaTokenizer('tokenizers', { encode: count }, { length: 4, cacheSize: 2 });
+  const tokenizer = new GemmaTokenizer(
+    'tokenizers',
+    { encode: count },
+    { length: 4, cacheSize: 2 },
+  );
   for (const text of ['a', 'b', 'a', 'c', 'a', 'b']) await tokenizer.idsOf([text]);
   expect(calls).toBe(4);
 });

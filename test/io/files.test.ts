@@ -1,11 +1,28 @@
-import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from '@jest/globals';
 import { CheckpointError, IoError } from '../../lib/errors.js';
 import {
-  cleanFolder, makeFolder, prepareToWrite, readFileLimited, readTextLimited, recoverFolder, writeFileAtomic, writeFolderAtomic,
+  cleanFolder,
+  makeFolder,
+  prepareToWrite,
+  readFileLimited,
+  readTextLimited,
+  recoverFolder,
+  writeFileAtomic,
+  writeFolderAtomic,
 } from '../../lib/fs/files.js';
 
 let folder: string;
@@ -22,9 +39,12 @@ test('writes text, bytes, iterables and async iterables, and makes missing folde
   const path = join(folder, 'a/b/file');
   const empty = new Uint8Array(0);
   for (const [given, expected] of [
-    ['héllo', 'héllo'], [Buffer.from('bytes'), 'bytes'],
-      [[Buffer.from('x'), empty, Buffer.from('y')], 'xy'],
-    [chunks('1', '22', '333'), '122333'], ['', ''], [empty, ''],
+    ['héllo', 'héllo'],
+    [Buffer.from('bytes'), 'bytes'],
+    [[Buffer.from('x'), empty, Buffer.from('y')], 'xy'],
+    [chunks('1', '22', '333'), '122333'],
+    ['', ''],
+    [empty, ''],
   ] as const) {
     await writeFileAtomic(path, given);
     expect(await readFile(path, 'utf8')).toBe(expected);
@@ -39,10 +59,12 @@ test('a failing producer leaves the old file and no other', async () => {
     yield Buffer.from('new');
     throw error;
   }
-  await expect(writeFileAtomic(path, broken(new Error('boom')))).rejects
-    .toThrow(/cannot write .*file: boom/);
-  await expect(writeFileAtomic(path, broken(new CheckpointError('mine')))).rejects
-    .toThrow(CheckpointError);
+  await expect(writeFileAtomic(path, broken(new Error('boom')))).rejects.toThrow(
+    /cannot write .*file: boom/,
+  );
+  await expect(writeFileAtomic(path, broken(new CheckpointError('mine')))).rejects.toThrow(
+    CheckpointError,
+  );
   expect(await readFile(path, 'utf8')).toBe('old');
   expect(await readdir(folder)).toEqual(['file']);
 });
@@ -51,12 +73,13 @@ test('a path through a file, a folder in the way and a name too long are IoError
   await writeFile(join(folder, 'file'), '');
   await mkdir(join(folder, 'full'));
   await writeFile(join(folder, 'full/x'), '');
-  const fail = async (path: string): Promise<unknown> => writeFileAtomic(path, 'x')
-    .catch((e: unknown) => e);
+  const fail = async (path: string): Promise<unknown> =>
+    writeFileAtomic(path, 'x').catch((e: unknown) => e);
   for (const [name, code] of [
     ['file/below', /a part of the path is a file.*EEXIST/],
-      ['file/below/it', /a part of the path is a file.*ENOTDIR/],
-    ['full', /EISDIR/], ['n'.repeat(300), /the name is too long.*ENAMETOOLONG/],
+    ['file/below/it', /a part of the path is a file.*ENOTDIR/],
+    ['full', /EISDIR/],
+    ['n'.repeat(300), /the name is too long.*ENAMETOOLONG/],
   ] as const) {
     const error = await fail(join(folder, name));
     expect(error).toBeInstanceOf(IoError);
@@ -84,42 +107,54 @@ async function onSmallDisk(name: string, fn: (disk: string) => Promise<void>): P
   }
 }
 
-test('a full disk: IoError, the old file and folder are untouched', () => onSmallDisk('disk', async (disk) => {
-  await writeFileAtomic(join(disk, 'file'), 'old');
-  const big = (): Uint8Array[] => Array.from({ length: 40 }, () => new Uint8Array(65536));
-  await expect(writeFileAtomic(join(disk, 'file'), big())).rejects
-    .toThrow(/disk\/file: the disk is full.*ENOSPC/);
-  await writeFolderAtomic(join(disk, 'set'), (draft) => writeFile(join(draft, 'x'), 'old'));
-  await expect(writeFolderAtomic(join(disk, 'set'), (draft) => writeFileAtomic(join(draft, 'x'),
-    big())))
-    .rejects.toThrow(IoError);
-  expect(await readFile(join(disk, 'file'), 'utf8')).toBe('old');
-  expect(await readFile(join(disk, 'set/x'), 'utf8')).toBe('old');
-  expect((await readdir(disk)).sort()).toEqual(['file', 'set']);
-}));
+test('a full disk: IoError, the old file and folder are untouched', () =>
+  onSmallDisk('disk', async (disk) => {
+    await writeFileAtomic(join(disk, 'file'), 'old');
+    const big = (): Uint8Array[] => Array.from({ length: 40 }, () => new Uint8Array(65536));
+    await expect(writeFileAtomic(join(disk, 'file'), big())).rejects.toThrow(
+      /disk\/file: the disk is full.*ENOSPC/,
+    );
+    await writeFolderAtomic(join(disk, 'set'), (draft) => writeFile(join(draft, 'x'), 'old'));
+    await expect(
+      writeFolderAtomic(join(disk, 'set'), (draft) => writeFileAtomic(join(draft, 'x'), big())),
+    ).rejects.toThrow(IoError);
+    expect(await readFile(join(disk, 'file'), 'utf8')).toBe('old');
+    expect(await readFile(join(disk, 'set/x'), 'utf8')).toBe('old');
+    expect((await readdir(disk)).sort()).toEqual(['file', 'set']);
+  }));
 
-test('a read-only file system says so, also where a folder is to be made', () => onSmallDisk('sealed', async (disk) => {
-  execFileSync('mount', ['-o', 'remount,ro', disk]);
-  const works: (() => Promise<void>)[] = [
-    () => writeFileAtomic(join(disk, 'a/b/file'), 'x'), () => writeFolderAtomic(join(disk, 'a/set'), () => Promise.resolve()),
-    () => makeFolder(join(disk, 'a/b')), () => prepareToWrite(join(disk, 'a/b/file')), () => prepareToWrite(join(disk, 'file')),
-  ];
-  for (const work of works) await expect(work()).rejects.toThrow(/sealed.*: the file system is read-only.*EROFS/);
-}));
+test('a read-only file system says so, also where a folder is to be made', () =>
+  onSmallDisk('sealed', async (disk) => {
+    execFileSync('mount', ['-o', 'remount,ro', disk]);
+    const works: (() => Promise<void>)[] = [
+      () => writeFileAtomic(join(disk, 'a/b/file'), 'x'),
+      () => writeFolderAtomic(join(disk, 'a/set'), () => Promise.resolve()),
+      () => makeFolder(join(disk, 'a/b')),
+      () => prepareToWrite(join(disk, 'a/b/file')),
+      () => prepareToWrite(join(disk, 'file')),
+    ];
+    for (const work of works)
+      await expect(work()).rejects.toThrow(/sealed.*: the file system is read-only.*EROFS/);
+  }));
 
 test('preparing to write finds what is in the way', async () => {
   await prepareToWrite(join(folder, 'new/folder/file'));
   expect((await stat(join(folder, 'new/folder'))).isDirectory()).toBe(true);
-  await expect(prepareToWrite(join(folder, 'new/folder'))).rejects.toThrow(/it is a folder and not a file/);
+  await expect(prepareToWrite(join(folder, 'new/folder'))).rejects.toThrow(
+    /it is a folder and not a file/,
+  );
   await writeFile(join(folder, 'plain'), '');
-  await expect(prepareToWrite(join(folder, 'plain/file'))).rejects.toThrow(/a part of the path is a file/);
+  await expect(prepareToWrite(join(folder, 'plain/file'))).rejects.toThrow(
+    /a part of the path is a file/,
+  );
 });
 
 // Root may write everywhere, so there is nothing to see as root.
 (root ? test.skip : test)('a folder without write permission is an IoError', async () => {
   await chmod(folder, 0o500);
-  await expect(writeFileAtomic(join(folder, 'file'), 'x')).rejects
-    .toThrow(/permission is denied.*EACCES/);
+  await expect(writeFileAtomic(join(folder, 'file'), 'x')).rejects.toThrow(
+    /permission is denied.*EACCES/,
+  );
   await chmod(folder, 0o700);
 });
 
@@ -130,10 +165,12 @@ test('a folder is replaced whole, or not at all', async () => {
     await writeFile(join(draft, 'sub/one'), '1');
   });
   expect(await readFile(join(path, 'sub/one'), 'utf8')).toBe('1');
-  await expect(writeFolderAtomic(path, async (draft) => {
-    await writeFile(join(draft, 'half'), '');
-    throw new Error('boom');
-  })).rejects.toThrow(IoError);
+  await expect(
+    writeFolderAtomic(path, async (draft) => {
+      await writeFile(join(draft, 'half'), '');
+      throw new Error('boom');
+    }),
+  ).rejects.toThrow(IoError);
   expect(await readdir(path)).toEqual(['sub']);
   await writeFolderAtomic(path, async (draft) => {
     // The previous folder stays readable until the new one is complete.
@@ -173,11 +210,13 @@ test('reading is limited and typed', async () => {
   await writeFile(path, Buffer.from([0x68, 0x69]));
   expect(await readTextLimited(path)).toBe('hi');
   expect(await readFileLimited(path, 2)).toEqual(Buffer.from('hi'));
-  await expect(readFileLimited(path, 1)).rejects
-    .toThrow(/file: it has 2 bytes but at most 1 are expected/);
+  await expect(readFileLimited(path, 1)).rejects.toThrow(
+    /file: it has 2 bytes but at most 1 are expected/,
+  );
   await expect(readFileLimited(folder)).rejects.toThrow(IoError);
-  await expect(readFileLimited(join(folder, 'no'))).rejects
-    .toThrow(/no: it does not exist; check the path \(ENOENT\)/);
+  await expect(readFileLimited(join(folder, 'no'))).rejects.toThrow(
+    /no: it does not exist; check the path \(ENOENT\)/,
+  );
   await writeFile(path, Buffer.from([0xff, 0xfe]));
   await expect(readTextLimited(path)).rejects.toThrow(/is not UTF-8 text/);
 });

@@ -1,23 +1,36 @@
 /** Hub ids: the cache is used without network; a download comes from a local server that speaks the hub's protocol. */
+
+import { createHash } from 'node:crypto';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type Server } from 'node:http';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createHash } from 'node:crypto';
 import { afterAll, beforeAll, expect, test } from '@jest/globals';
-import { IoError } from '../../lib/errors.js';
 import { openCheckpoint } from '../../lib/checkpoints/checkpoint.js';
 import { hubFolder, isHubId } from '../../lib/checkpoints/hub.js';
-import { modelConfig } from '../../lib/model/config.js';
 import { modelFiles } from '../../lib/checkpoints/load.js';
+import { IoError } from '../../lib/errors.js';
+import { modelConfig } from '../../lib/model/config.js';
 import { Siglip2Model } from '../../lib/model/siglip2.js';
 import { liveCount } from '../../lib/tensor.js';
 
-const folder = mkdtempSync(join(tmpdir(), 'siglip2-hub-')), remote = join(folder, 'remote'), cache = join(folder, 'cache');
+const folder = mkdtempSync(join(tmpdir(), 'siglip2-hub-')),
+  remote = join(folder, 'remote'),
+  cache = join(folder, 'cache');
 const COMMIT = '0123456789abcdef0123456789abcdef01234567';
 const asked: string[] = [];
-let server: Server, endpoint: string, requests = 0;
+let server: Server,
+  endpoint: string,
+  requests = 0;
 
 beforeAll(async () => {
   process.env['HF_HUB_CACHE'] = cache;
@@ -26,7 +39,8 @@ beforeAll(async () => {
   await modelFiles(remote, model, { vocab: null, tokenizer: null, lowercase: 'ascii', ema: null });
   model.dispose();
   rmSync(join(remote, 'tokenizer.json'));
-  for (const other of ['pytorch_model.bin', 'model.onnx', 'flax_model.msgpack', 'README.md']) writeFileSync(join(remote, other), 'large');
+  for (const other of ['pytorch_model.bin', 'model.onnx', 'flax_model.msgpack', 'README.md'])
+    writeFileSync(join(remote, other), 'large');
   const hash = (bytes: Buffer): string => createHash('sha1').update(bytes).digest('hex');
   server = createServer((request, response) => {
     requests++;
@@ -37,18 +51,43 @@ beforeAll(async () => {
       response.end(JSON.stringify(value));
     };
     if (path.startsWith('/api/models/who/what/revision/') || path === '/api/models/who/what') {
-      return json({ _id: '1', id: 'who/what', sha: COMMIT, private: false, downloads: 0, gated: false, likes: 0, lastModified: new Date(0).toISOString() });
+      return json({
+        _id: '1',
+        id: 'who/what',
+        sha: COMMIT,
+        private: false,
+        downloads: 0,
+        gated: false,
+        likes: 0,
+        lastModified: new Date(0).toISOString(),
+      });
     }
     if (path.startsWith('/api/models/who/what/tree/')) {
-      return json(readdirSync(remote).map((file) => ({ type: 'file', path: file, size: statSync(join(remote, file)).size, oid: hash(readFileSync(join(remote, file))) })));
+      return json(
+        readdirSync(remote).map((file) => ({
+          type: 'file',
+          path: file,
+          size: statSync(join(remote, file)).size,
+          oid: hash(readFileSync(join(remote, file))),
+        })),
+      );
     }
     if (path.startsWith('/api/models/who/what/paths-info/')) {
       let body = '';
-      request.on('data', (part: Buffer) => { body += part.toString(); });
+      request.on('data', (part: Buffer) => {
+        body += part.toString();
+      });
       request.on('end', () => {
         const asked = (JSON.parse(body) as { paths: string[] }).paths;
-        json(asked.map((file) => ({ type: 'file', path: file, size: statSync(join(remote, file)).size, oid: hash(readFileSync(join(remote, file))),
-          lastCommit: { id: COMMIT, title: '', date: new Date(0).toISOString() } })));
+        json(
+          asked.map((file) => ({
+            type: 'file',
+            path: file,
+            size: statSync(join(remote, file)).size,
+            oid: hash(readFileSync(join(remote, file))),
+            lastCommit: { id: COMMIT, title: '', date: new Date(0).toISOString() },
+          })),
+        );
       });
       return;
     }
@@ -57,8 +96,10 @@ beforeAll(async () => {
       response.statusCode = 404;
       return response.end();
     }
-    const bytes = readFileSync(join(remote, file)), [, from, to] = /bytes=(\d+)-(\d*)/.exec(request.headers.range ?? '') ?? [];
-    const begin = Number(from ?? 0), end = to ? Math.min(Number(to) + 1, bytes.length) : bytes.length;
+    const bytes = readFileSync(join(remote, file)),
+      [, from, to] = /bytes=(\d+)-(\d*)/.exec(request.headers.range ?? '') ?? [];
+    const begin = Number(from ?? 0),
+      end = to ? Math.min(Number(to) + 1, bytes.length) : bytes.length;
     response.setHeader('etag', `"${hash(bytes)}"`);
     response.setHeader('x-repo-commit', COMMIT);
     response.setHeader('accept-ranges', 'bytes');
@@ -80,8 +121,10 @@ afterAll(() => {
 });
 
 test('what is an id', () => {
-  for (const id of ['google/siglip2-base-patch16-256', 'a/b@main', 'a/b@refs/pr/1']) expect(isHubId(id)).toBe(true);
-  for (const id of ['a', '/a/b', './a/b', '../b', 'a/b/c', 'a/..', 'a b/c']) expect(isHubId(id)).toBe(false);
+  for (const id of ['google/siglip2-base-patch16-256', 'a/b@main', 'a/b@refs/pr/1'])
+    expect(isHubId(id)).toBe(true);
+  for (const id of ['a', '/a/b', './a/b', '../b', 'a/b/c', 'a/..', 'a b/c'])
+    expect(isHubId(id)).toBe(false);
 });
 
 test('a snapshot in the cache needs no network', async () => {
@@ -93,8 +136,9 @@ test('a snapshot in the cache needs no network', async () => {
   writeFileSync(join(snapshot, 'config.json'), readFileSync(join(remote, 'config.json')));
   process.env['HF_HUB_OFFLINE'] = '1';
   try {
-    await expect(hubFolder('some/model')).rejects.toThrow(/HF_HUB_OFFLINE/);   // the weights are missing
-    for (const file of ['model.safetensors', 'siglip2.json']) writeFileSync(join(snapshot, file), readFileSync(join(remote, file)));
+    await expect(hubFolder('some/model')).rejects.toThrow(/HF_HUB_OFFLINE/); // the weights are missing
+    for (const file of ['model.safetensors', 'siglip2.json'])
+      writeFileSync(join(snapshot, file), readFileSync(join(remote, file)));
     expect(await hubFolder('some/model')).toBe(snapshot);
     expect(await hubFolder(`some/model@${COMMIT}`)).toBe(snapshot);
     const { config, reader } = await openCheckpoint('some/model');
@@ -107,23 +151,36 @@ test('a snapshot in the cache needs no network', async () => {
 });
 
 test('a model of another kind is refused by its config, before its weights are fetched', async () => {
-  const config = join(remote, 'config.json'), ours = readFileSync(config);
+  const config = join(remote, 'config.json'),
+    ours = readFileSync(config);
   writeFileSync(config, JSON.stringify({ model_type: 'bert', hidden_size: 768 }));
   asked.length = 0;
   try {
-    await expect(hubFolder('who/what', { endpoint })).rejects.toThrow(/who\/what: config.json: key "model_type" is "bert"/);
+    await expect(hubFolder('who/what', { endpoint })).rejects.toThrow(
+      /who\/what: config.json: key "model_type" is "bert"/,
+    );
     expect(asked.filter((path) => path.includes('safetensors'))).toEqual([]);
   } finally {
     writeFileSync(config, ours);
-    rmSync(join(cache, 'models--who--what'), { recursive: true });  // another config of the same commit
+    rmSync(join(cache, 'models--who--what'), { recursive: true }); // another config of the same commit
   }
 });
 
 test('a download fills the cache, once', async () => {
   const path = await hubFolder('who/what', { endpoint });
   expect(path.startsWith(cache)).toBe(true);
-  expect(readFileSync(join(path, 'model.safetensors')).equals(readFileSync(join(remote, 'model.safetensors')))).toBe(true);
-  expect(readdirSync(path).sort()).toEqual(['config.json', 'model.safetensors', 'preprocessor_config.json', 'siglip2.json', 'tokenizer_config.json']);
+  expect(
+    readFileSync(join(path, 'model.safetensors')).equals(
+      readFileSync(join(remote, 'model.safetensors')),
+    ),
+  ).toBe(true);
+  expect(readdirSync(path).sort()).toEqual([
+    'config.json',
+    'model.safetensors',
+    'preprocessor_config.json',
+    'siglip2.json',
+    'tokenizer_config.json',
+  ]);
   const before = requests;
   expect(await hubFolder('who/what', { endpoint })).toBe(path);
   expect(requests).toBe(before);

@@ -5,15 +5,28 @@ import { hubFolder } from '../../lib/checkpoints/hub.js';
 import { cacheHome, hubCache, hubToken, offlineSwitch } from '../../lib/fs/places.js';
 
 const ME = homedir();
-const NAMES = ['XDG_CACHE_HOME', 'HF_HOME', 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_TOKEN',
-  'HUGGING_FACE_HUB_TOKEN', 'HF_TOKEN_PATH', 'HF_HUB_DISABLE_IMPLICIT_TOKEN', 'PLACE'];
+const NAMES = [
+  'XDG_CACHE_HOME',
+  'HF_HOME',
+  'HF_HUB_CACHE',
+  'HUGGINGFACE_HUB_CACHE',
+  'HF_HUB_OFFLINE',
+  'TRANSFORMERS_OFFLINE',
+  'HF_TOKEN',
+  'HUGGING_FACE_HUB_TOKEN',
+  'HF_TOKEN_PATH',
+  'HF_HUB_DISABLE_IMPLICIT_TOKEN',
+  'PLACE',
+];
 let before: NodeJS.ProcessEnv;
 beforeEach(() => {
   before = { ...process.env };
   for (const name of NAMES) delete process.env[name];
 });
 afterEach(() => {
-  for (const name of NAMES) if (before[name] === undefined) delete process.env[name]; else process.env[name] = before[name];
+  for (const name of NAMES)
+    if (before[name] === undefined) delete process.env[name];
+    else process.env[name] = before[name];
 });
 
 test.each<[Record<string, string>, string, string]>([
@@ -23,7 +36,11 @@ test.each<[Record<string, string>, string, string]>([
   [{ HF_HOME: '~/hf' }, `${ME}/.cache`, `${ME}/hf/hub`],
   [{ HF_HOME: '$PLACE/hf', PLACE: '/data' }, `${ME}/.cache`, '/data/hf/hub'],
   [{ HUGGINGFACE_HUB_CACHE: '/old' }, `${ME}/.cache`, '/old'],
-  [{ HUGGINGFACE_HUB_CACHE: '/old', HF_HUB_CACHE: '${PLACE}/new', PLACE: '/y' }, `${ME}/.cache`, '/y/new'],
+  [
+    { HUGGINGFACE_HUB_CACHE: '/old', HF_HUB_CACHE: '${PLACE}/new', PLACE: '/y' },
+    `${ME}/.cache`,
+    '/y/new',
+  ],
 ])('%j', (variables, cache, hub) => {
   Object.assign(process.env, variables);
   expect([cacheHome(), hubCache()]).toEqual([cache, hub]);
@@ -34,14 +51,21 @@ test.each(['1', 'true', 'TRUE', 'yes', 'On'])('offline by %s', async (value) => 
     process.env[name] = value;
     process.env['HF_HOME'] = '/nonexistent';
     expect(offlineSwitch()).toBe(name);
-    await expect(hubFolder('owner/name')).rejects.toThrow(`is not in the cache /nonexistent/hub and ${name} forbids to download it`);
+    await expect(hubFolder('owner/name')).rejects.toThrow(
+      `is not in the cache /nonexistent/hub and ${name} forbids to download it`,
+    );
     delete process.env[name];
   }
-  for (const off of ['', '0', 'false', 'no', '2']) expect([off, (process.env['HF_HUB_OFFLINE'] = off, offlineSwitch())]).toEqual([off, undefined]);
+  for (const off of ['', '0', 'false', 'no', '2'])
+    expect([off, ((process.env['HF_HUB_OFFLINE'] = off), offlineSwitch())]).toEqual([
+      off,
+      undefined,
+    ]);
 });
 
 test('the token of the environment, else that of the login', () => {
-  const asked: string[] = [], read = (path: string): string => (asked.push(path), ' from-login\n');
+  const asked: string[] = [],
+    read = (path: string): string => (asked.push(path), ' from-login\n');
   expect(hubToken(read)).toBe('from-login');
   process.env['HF_TOKEN_PATH'] = '~/t';
   hubToken(read);

@@ -1,11 +1,11 @@
-import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { afterAll, beforeAll, expect, test } from '@jest/globals';
 import { CheckpointError } from '../../lib/errors.js';
 import { f32ToBf16, f32ToF16 } from '../../lib/io/half.js';
-import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import type { TensorEntry, TensorReader } from '../../lib/io/safetensors.js';
+import { openSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 
 let folder: string;
 beforeAll(async () => {
@@ -43,7 +43,11 @@ test('writes and reads every dtype, lazily and into given arrays', async () => {
   await writeSafetensors(path, sample(), { format: 'pt', note: 'ünï' });
   await withFile(path, async (file) => {
     expect(file.metadata).toEqual({ format: 'pt', note: 'ünï' });
-    expect([...file.tensors.keys()].sort()).toEqual(sample().map(({ name }) => name).sort());
+    expect([...file.tensors.keys()].sort()).toEqual(
+      sample()
+        .map(({ name }) => name)
+        .sort(),
+    );
     expect(file.tensors.get('a.half')).toMatchObject({ dtype: 'F16', shape: [5, 7], bytes: 70 });
     for (const { name, data } of sample()) {
       const view = await (typeof data === 'function' ? data() : data);
@@ -58,11 +62,13 @@ test('writes and reads every dtype, lazily and into given arrays', async () => {
     expect((await file.readFloat32('a.half'))[1]).toBeCloseTo(FLOATS[1]!, 2);
     expect(await file.readFloat32('scalar')).toEqual(Float32Array.of(Math.PI));
     expect(await file.readFloat32('empty')).toHaveLength(0);
-    await expect(file.readFloat32('long')).rejects
-      .toThrow(/"long" has dtype I64 but floating-point/);
+    await expect(file.readFloat32('long')).rejects.toThrow(
+      /"long" has dtype I64 but floating-point/,
+    );
     await expect(file.read('nope')).rejects.toThrow(/sample.safetensors: holds no tensor "nope"/);
-    await expect(file.read('long', new Uint8Array(3))).rejects
-      .toThrow(/has 16 bytes but the destination has 3/);
+    await expect(file.read('long', new Uint8Array(3))).rejects.toThrow(
+      /has 16 bytes but the destination has 3/,
+    );
     await expect(file.readFloat32('brain', new Float32Array(3))).rejects.toThrow(CheckpointError);
   });
 });
@@ -70,8 +76,9 @@ test('writes and reads every dtype, lazily and into given arrays', async () => {
 test('a conversion longer than its scratch memory', async () => {
   const path = join(folder, 'long.safetensors');
   const values = Float32Array.from({ length: 2 ** 20 + 3 }, (_, i) => i % 251);
-  await writeSafetensors(path,
-    [{ name: 'x', dtype: 'BF16', shape: [values.length], data: f32ToBf16(values) }]);
+  await writeSafetensors(path, [
+    { name: 'x', dtype: 'BF16', shape: [values.length], data: f32ToBf16(values) },
+  ]);
   const read = await withFile(path, (file) => file.readFloat32('x'));
   expect(Buffer.from(values.buffer).equals(Buffer.from(read.buffer))).toBe(true);
 });
@@ -79,15 +86,41 @@ test('a conversion longer than its scratch memory', async () => {
 // An independent reading of the format: Python's standard library only.
 /** The layout as it is published, read without any code of the package: dtype, shape and bytes by name. */
 function published(raw: Buffer): { meta: unknown; tensors: Map<string, unknown> } {
-  const n = Number(raw.readBigUInt64LE(0)), bytes: Record<string, number> = { U8: 1, BOOL: 1, F16: 2, BF16: 2, F32: 4, I32: 4, F64: 8, I64: 8 };
+  const n = Number(raw.readBigUInt64LE(0)),
+    bytes: Record<string, number> = {
+      U8: 1,
+      BOOL: 1,
+      F16: 2,
+      BF16: 2,
+      F32: 4,
+      I32: 4,
+      F64: 8,
+      I64: 8,
+    };
   expect(n % 8).toBe(0);
-  const { __metadata__: meta, ...head } = JSON.parse(raw.toString('utf8', 8, 8 + n)) as
-    Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
-  return { meta, tensors: new Map(Object.entries(head).map(([name, { dtype, shape, data_offsets: [begin, end] }]) => {
-    expect(end - begin).toBe(shape.reduce((a, b) => a * b, 1) * bytes[dtype]!);
-    expect(begin % bytes[dtype]!).toBe(0);
-    return [name, [dtype, shape, raw.toString('hex', 8 + n + begin, 8 + n + end)]];
-  })) };
+  const { __metadata__: meta, ...head } = JSON.parse(raw.toString('utf8', 8, 8 + n)) as Record<
+    string,
+    { dtype: string; shape: number[]; data_offsets: [number, number] }
+  >;
+  return {
+    meta,
+    tensors: new Map(
+      Object.entries(head).map(
+        ([
+          name,
+          {
+            dtype,
+            shape,
+            data_offsets: [begin, end],
+          },
+        ]) => {
+          expect(end - begin).toBe(shape.reduce((a, b) => a * b, 1) * bytes[dtype]!);
+          expect(begin % bytes[dtype]!).toBe(0);
+          return [name, [dtype, shape, raw.toString('hex', 8 + n + begin, 8 + n + end)]];
+        },
+      ),
+    ),
+  };
 }
 
 test('a reader of the published layout sees the same bytes', async () => {
@@ -110,28 +143,36 @@ test('writing refuses what cannot be read back, and keeps the old file', async (
   const before = await readFile(path);
   const one = { name: 'x', dtype: 'F32', shape: [2], data: new Float32Array(2) } as const;
   await expect(writeSafetensors(path, [one, one])).rejects.toThrow(/tensor "x" is given twice/);
-  await expect(writeSafetensors(path, [{ ...one, name: '__metadata__' }])).rejects
-    .toThrow(CheckpointError);
-  await expect(writeSafetensors(path, [{ ...one, shape: [3] }])).rejects
-    .toThrow(/needs 12 bytes but 8 came/);
-  await expect(writeSafetensors(path, [{ ...one, shape: [-1] }])).rejects
-    .toThrow(/has no valid size/);
-  await expect(writeSafetensors(path, [{ ...one, dtype: 'F31' as 'F32' }])).rejects
-    .toThrow(CheckpointError);
+  await expect(writeSafetensors(path, [{ ...one, name: '__metadata__' }])).rejects.toThrow(
+    CheckpointError,
+  );
+  await expect(writeSafetensors(path, [{ ...one, shape: [3] }])).rejects.toThrow(
+    /needs 12 bytes but 8 came/,
+  );
+  await expect(writeSafetensors(path, [{ ...one, shape: [-1] }])).rejects.toThrow(
+    /has no valid size/,
+  );
+  await expect(writeSafetensors(path, [{ ...one, dtype: 'F31' as 'F32' }])).rejects.toThrow(
+    CheckpointError,
+  );
   expect(await readFile(path)).toEqual(before);
   expect((await readdir(folder)).filter((name) => name.includes('tmp'))).toEqual([]);
 });
 
 /** A file from a header object or text and a number of data bytes. */
 function build(header: unknown, dataBytes = 16): Buffer {
-  const json = Buffer.isBuffer(header) ? header
+  const json = Buffer.isBuffer(header)
+    ? header
     : Buffer.from(typeof header === 'string' ? header : JSON.stringify(header));
   const head = Buffer.alloc(8);
   head.writeBigUInt64LE(BigInt(json.length));
   return Buffer.concat([head, json, Buffer.alloc(dataBytes)]);
 }
-const F32 = (shape: unknown, begin: unknown, end: unknown): unknown =>
-  ({ dtype: 'F32', shape, data_offsets: [begin, end] });
+const F32 = (shape: unknown, begin: unknown, end: unknown): unknown => ({
+  dtype: 'F32',
+  shape,
+  data_offsets: [begin, end],
+});
 const pair = '"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}';
 
 test.each<[string, Buffer, RegExp]>([
@@ -147,10 +188,16 @@ test.each<[string, Buffer, RegExp]>([
   ['twice', build(`{${pair},${pair}}`), /names tensor "a" twice/],
   ['twice, escaped', build(`{${pair},${pair.replace('a', '\\u0061')}}`), /"a" twice/],
   ['no object', build({ a: 3 }), /tensor "a" must be described by an object/],
-  ['dtype', build({ a: { dtype: 'F31', shape: [4], data_offsets: [0, 16] } }),
-    /tensor "a" has dtype "F31"; known are /],
-  ['dtype of the prototype', build({ a: { dtype: 'toString', shape: [4], data_offsets: [0, 16] } }),
-    /has dtype/],
+  [
+    'dtype',
+    build({ a: { dtype: 'F31', shape: [4], data_offsets: [0, 16] } }),
+    /tensor "a" has dtype "F31"; known are /,
+  ],
+  [
+    'dtype of the prototype',
+    build({ a: { dtype: 'toString', shape: [4], data_offsets: [0, 16] } }),
+    /has dtype/,
+  ],
   ['no dtype', build({ a: { shape: [4], data_offsets: [0, 16] } }), /has dtype undefined/],
   ['shape', build({ a: F32([2, -2], 0, 16) }), /"a" has no valid shape: \[2,-2\]/],
   ['shape text', build({ a: F32('4', 0, 16) }), /no valid shape/],
@@ -172,8 +219,8 @@ test.each<[string, Buffer, RegExp]>([
   expect(error).toBeInstanceOf(CheckpointError);
   expect((error as Error).message).toMatch(message);
   expect((error as Error).message).toContain(path);
-  if (name === 'hole' || name === 'tail') await (await openSafetensors(path,
-    { strict: false })).close();
+  if (name === 'hole' || name === 'tail')
+    await (await openSafetensors(path, { strict: false })).close();
 });
 
 test('a file cut after opening', async () => {
@@ -181,8 +228,9 @@ test('a file cut after opening', async () => {
   await writeSafetensors(path, sample());
   await withFile(path, async (file) => {
     await truncate(path, 600);
-    await expect(Promise.all([...file.tensors.keys()].map((name) => file.read(name))))
-      .rejects.toThrow(/the file ended early/);
+    await expect(
+      Promise.all([...file.tensors.keys()].map((name) => file.read(name))),
+    ).rejects.toThrow(/the file ended early/);
   });
 });
 
@@ -192,13 +240,17 @@ test('shards: by folder, by index, and what does not fit together', async () => 
   const entries = sample();
   await writeSafetensors(join(set, first!), entries.slice(0, 4));
   await writeSafetensors(join(set, second!), entries.slice(4));
-  const map = Object.fromEntries(entries.filter(({ name }) => name !== '__proto__')
-    .map(({ name }, i) => [name, i < 4 ? first : second]));
+  const map = Object.fromEntries(
+    entries
+      .filter(({ name }) => name !== '__proto__')
+      .map(({ name }, i) => [name, i < 4 ? first : second]),
+  );
   const index = join(set, 'model.safetensors.index.json');
   const save = (value: unknown): Promise<void> => writeFile(index, JSON.stringify(value));
   await save({ metadata: {}, weight_map: map });
-  await expect(openSafetensors(set)).rejects
-    .toThrow(/does not list tensor "__proto__" of model-00002/);
+  await expect(openSafetensors(set)).rejects.toThrow(
+    /does not list tensor "__proto__" of model-00002/,
+  );
   await writeSafetensors(join(set, second!), entries.slice(4, 8));
   for (const path of [set, index]) {
     await withFile(path, async (file) => {
@@ -210,8 +262,10 @@ test('shards: by folder, by index, and what does not fit together', async () => 
     });
   }
   const bad: [unknown, RegExp][] = [
-    [{ weight_map: { ...map, more: first } },
-      /tensor "more" should be in model-00001.* but is not there/],
+    [
+      { weight_map: { ...map, more: first } },
+      /tensor "more" should be in model-00001.* but is not there/,
+    ],
     [{ weight_map: { x: '../out.safetensors' } }, /same folder but is in "..\/out.safetensors"/],
     [{ weight_map: { x: 3 } }, /same folder but is in 3/],
     [{ weight_map: { x: 'absent.safetensors' } }, /absent.safetensors: does not exist/],
@@ -226,10 +280,12 @@ test('shards: by folder, by index, and what does not fit together', async () => 
 });
 
 test('a folder or file that is not there', async () => {
-  await expect(openSafetensors(join(folder, 'no'))).rejects
-    .toThrow(/no: holds neither model.safetensors nor/);
-  await expect(openSafetensors(join(folder, 'no.safetensors'))).rejects
-    .toThrow(/does not exist; check the path/);
+  await expect(openSafetensors(join(folder, 'no'))).rejects.toThrow(
+    /no: holds neither model.safetensors nor/,
+  );
+  await expect(openSafetensors(join(folder, 'no.safetensors'))).rejects.toThrow(
+    /does not exist; check the path/,
+  );
   await expect(openSafetensors(join(folder, 'no.index.json'))).rejects.toThrow(CheckpointError);
 });
 
@@ -243,24 +299,51 @@ test('3,000 mutations: tensors or a CheckpointError, nothing else', async () => 
     seed = (Math.imul(seed, 1103515245) + 12345) >>> 0;
     return Math.floor(((seed >>> 8) / 2 ** 24) * n);
   };
-  const tokens = ['-', '1e400', '9007199254740993', 'null', '[', '}', '"', '0.5', '\\u0000',
-    '{"a":1}', ','];
+  const tokens = [
+    '-',
+    '1e400',
+    '9007199254740993',
+    'null',
+    '[',
+    '}',
+    '"',
+    '0.5',
+    '\\u0000',
+    '{"a":1}',
+    ',',
+  ];
   const mutate = (): Buffer => {
     let bytes = Buffer.from(original);
     for (let times = 1 + random(3); times > 0; times--) {
       const at = random(Math.min(headerEnd, bytes.length));
       switch (random(6)) {
-        case 0: bytes[random(bytes.length)]! ^= 1 << random(8); break;
-        case 1: bytes[at] = random(256); break;
-        case 2: bytes = bytes.subarray(0, random(bytes.length + 1)); break;
-        case 3: bytes = Buffer.concat([bytes.subarray(0, at),
-          Buffer.from(tokens[random(tokens.length)]!), bytes.subarray(at)]); break;
-        case 4: bytes = Buffer.concat([bytes.subarray(0, at), bytes.subarray(at + 1 + random(9))]);
+        case 0:
+          bytes[random(bytes.length)]! ^= 1 << random(8);
+          break;
+        case 1:
+          bytes[at] = random(256);
+          break;
+        case 2:
+          bytes = bytes.subarray(0, random(bytes.length + 1));
+          break;
+        case 3:
+          bytes = Buffer.concat([
+            bytes.subarray(0, at),
+            Buffer.from(tokens[random(tokens.length)]!),
+            bytes.subarray(at),
+          ]);
+          break;
+        case 4:
+          bytes = Buffer.concat([bytes.subarray(0, at), bytes.subarray(at + 1 + random(9))]);
           break;
         // A digit for a digit keeps the JSON valid and reaches the checks of shapes and offsets.
-        default: for (let i = at; i < bytes.length; i++) {
-          if (bytes[i]! >= 48 && bytes[i]! <= 57) { bytes[i] = 48 + random(10); break; }
-        }
+        default:
+          for (let i = at; i < bytes.length; i++) {
+            if (bytes[i]! >= 48 && bytes[i]! <= 57) {
+              bytes[i] = 48 + random(10);
+              break;
+            }
+          }
       }
       if (bytes.length === 0) break;
     }
@@ -280,8 +363,8 @@ test('3,000 mutations: tensors or a CheckpointError, nothing else', async () => 
         expect(total).toBe(0);
       });
     } catch (error) {
-      if (!(error instanceof CheckpointError)) throw new Error(`mutation ${i}: ` +
-        `${bytes.toString('latin1')}`, { cause: error });
+      if (!(error instanceof CheckpointError))
+        throw new Error(`mutation ${i}: ` + `${bytes.toString('latin1')}`, { cause: error });
       refused++;
     }
   }
@@ -291,6 +374,11 @@ test('3,000 mutations: tensors or a CheckpointError, nothing else', async () => 
 
 test('a pointer of git-LFS is called one', async () => {
   const path = join(folder, 'pointer.safetensors');
-  await writeFile(path, 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1500000000\n');
-  await expect(openSafetensors(path)).rejects.toThrow(/pointer.safetensors: is a git-LFS pointer and not the file itself; fetch it with `git lfs pull`/);
+  await writeFile(
+    path,
+    'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1500000000\n',
+  );
+  await expect(openSafetensors(path)).rejects.toThrow(
+    /pointer.safetensors: is a git-LFS pointer and not the file itself; fetch it with `git lfs pull`/,
+  );
 });

@@ -1,9 +1,9 @@
 import { expect, test } from '@jest/globals';
 import { ConfigError } from '../../lib/errors.js';
-import { didYouMean, gridSide, modelConfig, patchCount, VARIANTS } from '../../lib/model/config.js';
-import { parameterCounts, parameterShapes } from '../../lib/model/shapes.js';
 import type { ModelOverrides } from '../../lib/model/config.js';
+import { didYouMean, gridSide, modelConfig, patchCount, VARIANTS } from '../../lib/model/config.js';
 import type { ParameterShape } from '../../lib/model/params.js';
+import { parameterCounts, parameterShapes } from '../../lib/model/shapes.js';
 
 // Variant, image size (0: NaFlex), patches, vision, vision without the pooling head, text, total,
 // tensors.
@@ -27,12 +27,21 @@ const RELEASED: [string, number, number, number, number, number, number, number]
   ['g-opt/16', 384, 576, 1163659776, 1135329792, 708225648, 1871885426, 1096],
 ];
 
-test.each(RELEASED)('%s at %d px: %d patches, released parameter counts',
+test.each(RELEASED)(
+  '%s at %d px: %d patches, released parameter counts',
   (name, imageSize, patches, vision, visionWithoutMap, text, total, tensors) => {
     const config = modelConfig(name, imageSize === 0 ? { naflex: true } : { imageSize });
     expect(patchCount(config)).toBe(patches);
-    expect(parameterCounts(config)).toEqual({ vision, visionWithoutMap, text, total, tensors, decoder: 0 });
-  });
+    expect(parameterCounts(config)).toEqual({
+      vision,
+      visionWithoutMap,
+      text,
+      total,
+      tensors,
+      decoder: 0,
+    });
+  },
+);
 
 const byName = (list: ParameterShape[]): Map<string, ParameterShape> =>
   new Map(list.map((p) => [p.name, p]));
@@ -43,30 +52,57 @@ test('names, shapes, initialisers and decay of B/16', () => {
   expect(all.size).toBe(list.length);
   const layer = 'vision_model.encoder.layers.11';
   expect(all.get('vision_model.embeddings.patch_embedding.weight')).toEqual({
-    name: 'vision_model.embeddings.patch_embedding.weight', shape: [768, 3, 16, 16],
-    init: { kind: 'lecunNormal', fanIn: 768 }, decay: true,
+    name: 'vision_model.embeddings.patch_embedding.weight',
+    shape: [768, 3, 16, 16],
+    init: { kind: 'lecunNormal', fanIn: 768 },
+    decay: true,
   });
-  expect(all.get(`${layer}.mlp.fc1.weight`)).toMatchObject(
-    { shape: [3072, 768], init: { kind: 'xavierUniform', fanIn: 768, fanOut: 3072 }, decay: true });
-  expect(all.get(`${layer}.mlp.fc2.bias`)).toMatchObject(
-    { shape: [768], init: { kind: 'normal', std: 1e-6 }, decay: false });
-  expect(all.get('vision_model.head.attention.in_proj_weight')).toMatchObject(
-    { shape: [2304, 768], init: { kind: 'xavierUniform', fanIn: 768, fanOut: 768 }, decay: true });
-  expect(all.get('vision_model.head.probe')).toMatchObject(
-    { shape: [1, 1, 768], init: { kind: 'xavierUniform', fanIn: 1, fanOut: 768 }, decay: false });
-  expect(all.get('text_model.embeddings.token_embedding.weight')).toMatchObject(
-    { shape: [256000, 768], init: { kind: 'normal', std: 768 ** -0.5 }, decay: false });
-  expect(all.get('text_model.head.weight')).toMatchObject(
-    { shape: [768, 768], init: { kind: 'lecunNormal', fanIn: 768 }, decay: true });
-  expect(all.get('logit_scale')).toMatchObject(
-    { shape: [1], init: { kind: 'constant', value: Math.log(10) }, decay: false });
-  expect(all.get('logit_bias')).toMatchObject({ shape: [1],
-    init: { kind: 'constant', value: -10 } });
+  expect(all.get(`${layer}.mlp.fc1.weight`)).toMatchObject({
+    shape: [3072, 768],
+    init: { kind: 'xavierUniform', fanIn: 768, fanOut: 3072 },
+    decay: true,
+  });
+  expect(all.get(`${layer}.mlp.fc2.bias`)).toMatchObject({
+    shape: [768],
+    init: { kind: 'normal', std: 1e-6 },
+    decay: false,
+  });
+  expect(all.get('vision_model.head.attention.in_proj_weight')).toMatchObject({
+    shape: [2304, 768],
+    init: { kind: 'xavierUniform', fanIn: 768, fanOut: 768 },
+    decay: true,
+  });
+  expect(all.get('vision_model.head.probe')).toMatchObject({
+    shape: [1, 1, 768],
+    init: { kind: 'xavierUniform', fanIn: 1, fanOut: 768 },
+    decay: false,
+  });
+  expect(all.get('text_model.embeddings.token_embedding.weight')).toMatchObject({
+    shape: [256000, 768],
+    init: { kind: 'normal', std: 768 ** -0.5 },
+    decay: false,
+  });
+  expect(all.get('text_model.head.weight')).toMatchObject({
+    shape: [768, 768],
+    init: { kind: 'lecunNormal', fanIn: 768 },
+    decay: true,
+  });
+  expect(all.get('logit_scale')).toMatchObject({
+    shape: [1],
+    init: { kind: 'constant', value: Math.log(10) },
+    decay: false,
+  });
+  expect(all.get('logit_bias')).toMatchObject({
+    shape: [1],
+    init: { kind: 'constant', value: -10 },
+  });
   // Decayed tensors are exactly the kernels: every two- or four-dimensional tensor but the three
   // tables.
   for (const { name, shape, decay } of list) {
-    expect([name, decay]).toEqual([name, [2, 4].includes(shape.length)
-      && !/(token|position)_embedding/.test(name)]);
+    expect([name, decay]).toEqual([
+      name,
+      [2, 4].includes(shape.length) && !/(token|position)_embedding/.test(name),
+    ]);
   }
 });
 
@@ -78,24 +114,35 @@ test('q, k and v kernels are neighbours, then their biases', () => {
     const prefix = first.slice(0, -'q_proj.weight'.length);
     const at = names.indexOf(first);
     expect(names.slice(at, at + 8).map((name) => name.slice(prefix.length))).toEqual([
-      'q_proj.weight', 'k_proj.weight', 'v_proj.weight', 'q_proj.bias', 'k_proj.bias',
-        'v_proj.bias',
-      'out_proj.weight', 'out_proj.bias']);
+      'q_proj.weight',
+      'k_proj.weight',
+      'v_proj.weight',
+      'q_proj.bias',
+      'k_proj.bias',
+      'v_proj.bias',
+      'out_proj.weight',
+      'out_proj.bias',
+    ]);
   }
 });
 
 test('NaFlex, attention pooling of text, and overrides', () => {
   const naflex = byName(parameterShapes(modelConfig('B/16', { naflex: true })));
   expect(naflex.get('vision_model.embeddings.patch_embedding.weight')?.shape).toEqual([768, 768]);
-  expect(naflex.get('vision_model.embeddings.position_embedding.weight')?.shape).toEqual([256,
-    768]);
+  expect(naflex.get('vision_model.embeddings.position_embedding.weight')?.shape).toEqual([
+    256, 768,
+  ]);
   const map = modelConfig('test', { pool: 'map', vocab: 99, text: { depth: 1 } });
   expect(parameterCounts(map).tensors).toBe(parameterCounts(modelConfig('test')).tensors - 16 + 11);
   const table = 'text_model.embeddings.token_embedding.weight';
   expect(byName(parameterShapes(map)).get(table)?.shape).toEqual([99, 32]);
   expect(modelConfig('g-opt/16')).toMatchObject({ embed: 1536, text: { width: 1152 } });
-  expect(modelConfig('micro')).toMatchObject({ naflex: false, embed: 128, layerNormEps: 1e-6,
-    initLogitBias: -10 });
+  expect(modelConfig('micro')).toMatchObject({
+    naflex: false,
+    embed: 128,
+    layerNormEps: 1e-6,
+    initLogitBias: -10,
+  });
   expect(modelConfig('So400m/14').vision.imageSize).toBe(224);
   expect(gridSide(modelConfig('B/8', { imageSize: 70 }))).toBe(8);
   // The tables are shared between calls, so a caller must be able to change its own copy.
@@ -110,8 +157,11 @@ test.each<[string, ModelOverrides, RegExp]>([
   ['So400M/14', {}, /did you mean "So400m\/14"/],
   ['constructor', {}, /no variant is called "constructor"; the variants/],
   ['B/0', {}, /no variant is called "B\/0"/],
-  ['B/16', { imagesize: 3 } as ModelOverrides,
-    /unknown key "imagesize" \(did you mean "imageSize"\?\)/],
+  [
+    'B/16',
+    { imagesize: 3 } as ModelOverrides,
+    /unknown key "imagesize" \(did you mean "imageSize"\?\)/,
+  ],
   ['B/16', { vision: { widht: 3 } as object }, /unknown key "vision.widht"/],
   ['B/16', { imageSize: 8 }, /imageSize 8 must be at least one patch of 16 px/],
   ['B/16', { imageSize: 100, naflex: true }, /multiple of the patch 16 but is 100/],

@@ -2,8 +2,9 @@
  * Runs the PyTorch peer (`step.py`, `grads.py`, `naflex.py`) from Node: finds a Python with PyTorch, gives it
  * the fastest environment it can have, and talks to it line by line.
  */
-import { execFileSync, spawn } from 'node:child_process';
+
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -15,7 +16,9 @@ import type { ModelConfig } from '../../../lib/model/config.js';
 const FOLDER = fileURLToPath(new URL('../../../../bench/peers/pytorch/', import.meta.url));
 
 /** Path of one of the peer's Python files. */
-export function script(name: 'checkpoints.py' | 'gpu_kernels.py' | 'decoder.py' | 'grads.py' | 'naflex.py' | 'step.py'): string {
+export function script(
+  name: 'checkpoints.py' | 'gpu_kernels.py' | 'decoder.py' | 'grads.py' | 'naflex.py' | 'step.py',
+): string {
   return join(FOLDER, name);
 }
 
@@ -28,11 +31,14 @@ export function script(name: 'checkpoints.py' | 'gpu_kernels.py' | 'decoder.py' 
 export function peerEnvironment(): NodeJS.ProcessEnv {
   const { OPENBLAS_CORETYPE: _core, OPENBLAS_L2_SIZE: _l2, ...rest } = process.env;
   const environment: NodeJS.ProcessEnv = {
-    ...rest, MALLOC_MMAP_MAX_: '0', MALLOC_TRIM_THRESHOLD_: '100000000000',
+    ...rest,
+    MALLOC_MMAP_MAX_: '0',
+    MALLOC_TRIM_THRESHOLD_: '100000000000',
     PYTHONDONTWRITEBYTECODE: '1',
   };
   const folders = existsSync('/usr/lib') ? readdirSync('/usr/lib') : [];
-  const blas = folders.map((name) => `/usr/lib/${name}/openblas-openmp`)
+  const blas = folders
+    .map((name) => `/usr/lib/${name}/openblas-openmp`)
     .filter((path) => existsSync(path));
   if (blas.length > 0) {
     const paths = [...blas, process.env.LD_LIBRARY_PATH ?? ''];
@@ -51,17 +57,20 @@ let python: string | null | undefined;
 export function findPython(): string | undefined {
   if (python === undefined) {
     const candidates = [process.env.SIGLIP2_PYTHON, '/usr/bin/python3', 'python3'];
-    python = candidates.find((candidate) => {
-      if (candidate === undefined) return false;
-      try {
-        execFileSync(candidate, ['-c', 'import numpy, torch; torch._foreach_norm'], {
-          stdio: 'ignore', env: peerEnvironment(), timeout: 60_000,
-        });
-        return true;
-      } catch {
-        return false;
-      }
-    }) ?? null;
+    python =
+      candidates.find((candidate) => {
+        if (candidate === undefined) return false;
+        try {
+          execFileSync(candidate, ['-c', 'import numpy, torch; torch._foreach_norm'], {
+            stdio: 'ignore',
+            env: peerEnvironment(),
+            timeout: 60_000,
+          });
+          return true;
+        } catch {
+          return false;
+        }
+      }) ?? null;
   }
   return python ?? undefined;
 }
@@ -108,16 +117,20 @@ export class TorchStep {
   static async start(config: ModelConfig, batch: number, threads: number): Promise<TorchStep> {
     const interpreter = findPython();
     if (interpreter === undefined) {
-      throw new Error('no Python with PyTorch found; install python3-torch and ' +
-        'libopenblas0-openmp, or set SIGLIP2_PYTHON');
+      throw new Error(
+        'no Python with PyTorch found; install python3-torch and ' +
+          'libopenblas0-openmp, or set SIGLIP2_PYTHON',
+      );
     }
     const folder = mkdtempSync(join(tmpdir(), 'siglip2-peer-'));
     try {
       const path = join(folder, 'model.json');
       writeFileSync(path, JSON.stringify(config));
-      const child = spawn(interpreter,
+      const child = spawn(
+        interpreter,
         [script('step.py'), '--config', path, '--batch', `${batch}`, '--threads', `${threads}`],
-        { env: { ...peerEnvironment(), OMP_NUM_THREADS: String(threads) } });
+        { env: { ...peerEnvironment(), OMP_NUM_THREADS: String(threads) } },
+      );
       let errors = '';
       child.stderr.setEncoding('utf8').on('data', (text: string) => {
         errors += text;

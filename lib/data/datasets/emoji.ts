@@ -12,16 +12,24 @@
  *   outline of even width that no other studio draws, so that nothing in training is a near copy of
  *   it.
  */
+
+import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { createHash } from 'node:crypto';
 import { ConfigError, DataError } from '../../errors.js';
-import { makeFolder, writeFileAtomic } from '../../fs/files.js';
-import { fileError, readJson } from '../../fs/files.js';
+import { fileError, makeFolder, readJson, writeFileAtomic } from '../../fs/files.js';
 import { packageFolder } from '../../fs/packages.js';
 import { TarWriter } from '../../io/tar_writer.js';
-import { mapIcons, packageVersion, render, studioLicence, svgOf, type IconSet, type PackageLicence } from './emoji_artwork.js';
-import { cldrName, KEYWORDS, readClassTexts, type EmojiClass } from './emoji_captions.js';
+import {
+  type IconSet,
+  mapIcons,
+  type PackageLicence,
+  packageVersion,
+  render,
+  studioLicence,
+  svgOf,
+} from './emoji_artwork.js';
+import { cldrName, type EmojiClass, KEYWORDS, readClassTexts } from './emoji_captions.js';
 import { legacyNames, studioNames } from './emoji_names.js';
 
 /** Part of the dataset a studio belongs to. */
@@ -327,7 +335,10 @@ export async function buildEmojiDataset(
     path.join(folder, 'classes.json'),
     `[\n${table.map((c) => JSON.stringify(c)).join(',\n')}\n]\n`,
   );
-  await writeFileAtomic(path.join(folder, 'manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`);
+  await writeFileAtomic(
+    path.join(folder, 'manifest.json'),
+    `${JSON.stringify(manifest, null, 1)}\n`,
+  );
   options.onProgress?.({ stage: 'done', studio: '', done, total });
   return manifest;
 }

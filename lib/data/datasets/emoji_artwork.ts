@@ -134,7 +134,10 @@ export async function render(svg: string, size: number): Promise<Buffer | undefi
   const large = 2 * size;
   const image = sharp(Buffer.from(svg)).resize(large, large, { fit: 'fill' }).ensureAlpha();
   const { data } = await image.raw().toBuffer({ resolveWithObject: true });
-  let top = large, bottom = -1, left = large, right = -1;
+  let top = large,
+    bottom = -1,
+    left = large,
+    right = -1;
   for (let y = 0; y < large; y++)
     for (let x = 0; x < large; x++) {
       if ((data[(y * large + x) * 4 + 3] as number) <= 32) continue;

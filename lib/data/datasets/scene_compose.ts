@@ -1,8 +1,9 @@
 /** One scene: artwork on a background, with the exact mask and box of everything in it. */
-import { resizeImage } from '../../native.js';
-import { background, BACKGROUNDS } from '../../image/background.js';
+
+import { BACKGROUNDS, background } from '../../image/background.js';
 import { div255, type RawImage } from '../../image/image.js';
-import { shuffle, type Random } from '../../random.js';
+import { resizeImage } from '../../native.js';
+import { type Random, shuffle } from '../../random.js';
 import type { Box } from '../../text/regions.js';
 
 /** A drawing that can be put into a scene. */
@@ -39,7 +40,8 @@ const SOLID = 128;
 
 /** Sky and ground, or one background: each of two random colours, cropped to the scene. */
 function scenery(width: number, height: number, random: Random): Uint8Array {
-  const side = Math.max(width, height), row = side * 3;
+  const side = Math.max(width, height),
+    row = side * 3;
   const above = background(random.pick(BACKGROUNDS), side, random);
   const horizon = random.uniform() < 0.5 ? Math.round(height * random.between(0.4, 0.8)) : height;
   const below = horizon < height ? background(random.pick(BACKGROUNDS), side, random) : above;
@@ -52,22 +54,31 @@ function scenery(width: number, height: number, random: Random): Uint8Array {
     for (let i = 0; i < pixels.length; i += 3) {
       const bits = random.uint32();
       for (let c = 0; c < 3; c++) {
-        const v = pixels[i + c]! + ((bits >>> (8 * c) & 255) - 128) * strength / 128;
+        const v = pixels[i + c]! + ((((bits >>> (8 * c)) & 255) - 128) * strength) / 128;
         pixels[i + c] = v < 0 ? 0 : v > 255 ? 255 : v;
       }
     }
   return pixels;
 }
 
-interface Square { x: number; y: number; side: number }
+interface Square {
+  x: number;
+  y: number;
+  side: number;
+}
 
 /** Side of an object, as a share of the scene's shorter side. */
 export type ObjectScale = readonly [low: number, high: number];
 export const OBJECT_SCALE: ObjectScale = [0.2, 0.6];
 
 /** A place for a square that leaves the others visible; undefined when none was found. */
-function place(width: number, height: number, others: readonly Square[], [low, high]: ObjectScale,
-  random: Random): Square | undefined {
+function place(
+  width: number,
+  height: number,
+  others: readonly Square[],
+  [low, high]: ObjectScale,
+  random: Random,
+): Square | undefined {
   const short = Math.min(width, height);
   for (let attempt = 0; attempt < 30; attempt++) {
     // Later attempts are smaller.
@@ -84,13 +95,22 @@ function place(width: number, height: number, others: readonly Square[], [low, h
 }
 
 /** A shadow on the ground under a square: an ellipse that is darkest in its middle. */
-function shadow(scene: Pick<Scene, 'width' | 'height' | 'pixels'>, { x, y, side }: Square, strength: number): void {
-  const { width, height, pixels } = scene, cx = x + side / 2, cy = y + 0.96 * side, rx = 0.45 * side, ry = 0.1 * side;
+function shadow(
+  scene: Pick<Scene, 'width' | 'height' | 'pixels'>,
+  { x, y, side }: Square,
+  strength: number,
+): void {
+  const { width, height, pixels } = scene,
+    cx = x + side / 2,
+    cy = y + 0.96 * side,
+    rx = 0.45 * side,
+    ry = 0.1 * side;
   for (let v = Math.max(0, Math.floor(cy - ry)); v < Math.min(height, cy + ry); v++)
     for (let u = Math.max(0, Math.floor(cx - rx)); u < Math.min(width, cx + rx); u++) {
       const far = ((u + 0.5 - cx) / rx) ** 2 + ((v + 0.5 - cy) / ry) ** 2;
       if (far >= 1) continue;
-      const keep = 1 - strength * (1 - far), i = (v * width + u) * 3;
+      const keep = 1 - strength * (1 - far),
+        i = (v * width + u) * 3;
       for (let c = i; c < i + 3; c++) pixels[c] = pixels[c]! * keep;
     }
 }
@@ -99,22 +119,30 @@ function shadow(scene: Pick<Scene, 'width' | 'height' | 'pixels'>, { x, y, side 
  * Lays artwork over the scene and writes `id` where it is solid. It is never mirrored: arrows, letters and moons would
  * become something else.
  */
-function draw(scene: Omit<Scene, 'objects'>, artwork: RawImage, { x, y, side }: Square, id: number): void {
+function draw(
+  scene: Omit<Scene, 'objects'>,
+  artwork: RawImage,
+  { x, y, side }: Square,
+  id: number,
+): void {
   const { width, pixels, mask } = scene;
   const from = resizeImage(artwork.data, artwork.height, artwork.width, 4, side, side);
   for (let v = 0; v < side; v++)
     for (let u = 0; u < side; u++) {
-      const i = (v * side + u) * 4, alpha = from[i + 3]!;
+      const i = (v * side + u) * 4,
+        alpha = from[i + 3]!;
       if (alpha === 0) continue;
       const at = (y + v) * width + x + u;
-      for (let c = 0; c < 3; c++) pixels[at * 3 + c] = from[i + c]! + div255(pixels[at * 3 + c]! * (255 - alpha));
+      for (let c = 0; c < 3; c++)
+        pixels[at * 3 + c] = from[i + c]! + div255(pixels[at * 3 + c]! * (255 - alpha));
       if (alpha >= SOLID) mask[at] = id;
     }
 }
 
 /** Bounds of every id 1 … n in a mask, as shares of the image; undefined where an id does not occur. */
 function bounds(mask: Uint8Array, width: number, height: number, n: number): (Box | undefined)[] {
-  const low = new Int32Array(2 * (n + 1)).fill(2 ** 30), high = new Int32Array(2 * (n + 1)).fill(-1);
+  const low = new Int32Array(2 * (n + 1)).fill(2 ** 30),
+    high = new Int32Array(2 * (n + 1)).fill(-1);
   for (let y = 0, i = 0; y < height; y++)
     for (let x = 0; x < width; x++, i++) {
       const k = 2 * mask[i]!;
@@ -126,8 +154,14 @@ function bounds(mask: Uint8Array, width: number, height: number, n: number): (Bo
     }
   return Array.from({ length: n }, (_, j) => {
     const k = 2 * (j + 1);
-    return high[k]! < 0 ? undefined
-      : [low[k]! / width, low[k + 1]! / height, (high[k]! + 1) / width, (high[k + 1]! + 1) / height] as const;
+    return high[k]! < 0
+      ? undefined
+      : ([
+          low[k]! / width,
+          low[k + 1]! / height,
+          (high[k]! + 1) / width,
+          (high[k + 1]! + 1) / height,
+        ] as const);
   });
 }
 
@@ -135,12 +169,24 @@ function bounds(mask: Uint8Array, width: number, height: number, n: number): (Bo
  * Composes a scene of up to `artworks.length` objects; those that find no place are left out, the first never.
  * @param size the longer side is between this and 4/3 of it, pixels
  */
-export function composeScene(artworks: readonly Artwork[], size: number, random: Random,
-  scale: ObjectScale = OBJECT_SCALE): Scene {
-  const long = size + random.below(Math.floor(size / 3) + 1), aspect = random.pick(ASPECTS);
-  const width = Math.round(aspect >= 1 ? long : long * aspect), height = Math.round(aspect >= 1 ? long / aspect : long);
-  const scene = { width, height, pixels: scenery(width, height, random), mask: new Uint8Array(width * height) };
-  const squares: Square[] = [], there: Artwork[] = [];
+export function composeScene(
+  artworks: readonly Artwork[],
+  size: number,
+  random: Random,
+  scale: ObjectScale = OBJECT_SCALE,
+): Scene {
+  const long = size + random.below(Math.floor(size / 3) + 1),
+    aspect = random.pick(ASPECTS);
+  const width = Math.round(aspect >= 1 ? long : long * aspect),
+    height = Math.round(aspect >= 1 ? long / aspect : long);
+  const scene = {
+    width,
+    height,
+    pixels: scenery(width, height, random),
+    mask: new Uint8Array(width * height),
+  };
+  const squares: Square[] = [],
+    there: Artwork[] = [];
   for (const artwork of artworks) {
     const square = place(width, height, squares, scale, random);
     if (!square) continue;
@@ -153,13 +199,17 @@ export function composeScene(artworks: readonly Artwork[], size: number, random:
     draw(scene, there[i]!.image, square, i + 1);
   });
   const boxes = bounds(scene.mask, width, height, there.length);
-  const objects: Placed[] = [], renumbered = new Uint8Array(there.length + 1);
+  const objects: Placed[] = [],
+    renumbered = new Uint8Array(there.length + 1);
   there.forEach((artwork, i) => {
     const box = boxes[i];
     if (box) renumbered[i + 1] = objects.push({ artwork, box });
   });
   // Something small can be covered altogether; the others close up.
-  if (objects.length < there.length) scene.mask.forEach((id, i) => { scene.mask[i] = renumbered[id]!; });
+  if (objects.length < there.length)
+    scene.mask.forEach((id, i) => {
+      scene.mask[i] = renumbered[id]!;
+    });
   return { ...scene, objects };
 }
 

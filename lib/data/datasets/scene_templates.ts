@@ -7,14 +7,32 @@
 export type Relation = 'left' | 'right' | 'above' | 'below';
 
 /** The opposite relation: a left of b is b right of a. */
-export const opposite: Record<Relation, Relation> = { left: 'right', right: 'left', above: 'below', below: 'above' };
+export const opposite: Record<Relation, Relation> = {
+  left: 'right',
+  right: 'left',
+  above: 'below',
+  below: 'above',
+};
 
 type Templates = Record<Relation, string>;
 
 /** "place: a, other place: b". */
-function places(left: string, right: string, above: string, below: string, link = ': ', separator = ', '): Templates {
-  const say = (first: string, second: string): string => `${first}${link}{a}${separator}${second}${link}{b}`;
-  return { left: say(left, right), right: say(right, left), above: say(above, below), below: say(below, above) };
+function places(
+  left: string,
+  right: string,
+  above: string,
+  below: string,
+  link = ': ',
+  separator = ', ',
+): Templates {
+  const say = (first: string, second: string): string =>
+    `${first}${link}{a}${separator}${second}${link}{b}`;
+  return {
+    left: say(left, right),
+    right: say(right, left),
+    above: say(above, below),
+    below: say(below, above),
+  };
 }
 
 const TEMPLATES: Record<string, Templates> = {
@@ -23,7 +41,12 @@ const TEMPLATES: Record<string, Templates> = {
   da: places('til venstre', 'til højre', 'øverst', 'nederst'),
   de: places('links', 'rechts', 'oben', 'unten'),
   el: places('αριστερά', 'δεξιά', 'πάνω', 'κάτω'),
-  en: { left: '{a} to the left of {b}', right: '{a} to the right of {b}', above: '{a} above {b}', below: '{a} below {b}' },
+  en: {
+    left: '{a} to the left of {b}',
+    right: '{a} to the right of {b}',
+    above: '{a} above {b}',
+    below: '{a} below {b}',
+  },
   es: places('a la izquierda', 'a la derecha', 'arriba', 'abajo'),
   fa: places('در سمت چپ', 'در سمت راست', 'بالا', 'پایین', ': ', '، '),
   fi: places('vasemmalla', 'oikealla', 'ylhäällä', 'alhaalla'),
@@ -55,11 +78,24 @@ const TEMPLATES: Record<string, Templates> = {
 export const templateLanguages: readonly string[] = Object.keys(TEMPLATES);
 
 /** "a `relation` b" in a language; undefined where it has no template. */
-export function relationText(language: string, relation: Relation, a: string, b: string): string | undefined {
+export function relationText(
+  language: string,
+  relation: Relation,
+  a: string,
+  b: string,
+): string | undefined {
   return TEMPLATES[language]?.[relation].replace('{a}', () => a).replace('{b}', () => b);
 }
 
 /** A list of names as a caption. */
 export function listText(language: string, names: readonly string[]): string {
-  return names.join(language === 'ja' ? '、' : language === 'zh' ? '、' : language === 'ar' || language === 'fa' ? '، ' : ', ');
+  return names.join(
+    language === 'ja'
+      ? '、'
+      : language === 'zh'
+        ? '、'
+        : language === 'ar' || language === 'fa'
+          ? '، '
+          : ', ',
+  );
 }

@@ -4,16 +4,16 @@ import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parse } from 'csv-parse';
 import { DataError } from '../../errors.js';
-import { openTable, type Table } from '../../io/parquet.js';
-import { captionsFromJson, captionsFromObject, type ParsedCaptions } from '../../text/captions.js';
 import { fileError } from '../../fs/files.js';
-import { FileReader, type Location } from '../../io/reader.js';
 import { headOf, isKind, kindOf } from '../../fs/kinds.js';
-import type { MemberNames } from '../members.js';
 import { expandPaths, lines } from '../../fs/paths.js';
-import type { CaptionLocation } from '../sample.js';
-import { NotText } from '../../text/decode_text.js';
 import { walk } from '../../fs/walk.js';
+import { openTable, type Table } from '../../io/parquet.js';
+import { FileReader, type Location } from '../../io/reader.js';
+import { captionsFromJson, captionsFromObject, type ParsedCaptions } from '../../text/captions.js';
+import { NotText } from '../../text/decode_text.js';
+import type { MemberNames } from '../members.js';
+import type { CaptionLocation } from '../sample.js';
 
 /** Names of files that are manifests. */
 export const MANIFEST = /\.(jsonl|ndjson|csv|tsv|parquet)$/i;
@@ -54,8 +54,13 @@ export async function manifestFiles(paths: string | readonly string[]): Promise<
       continue;
     }
     // Writers of parts put notes of theirs beside them, whose names begin with an underscore.
-    const parts = (await walk(one)).names.filter((name) => MANIFEST.test(name) && !path.basename(name).startsWith('_'));
-    if (parts.length === 0) throw new DataError(`${one}: no manifest is in this folder; manifests end in .jsonl, .csv, .tsv or .parquet`);
+    const parts = (await walk(one)).names.filter(
+      (name) => MANIFEST.test(name) && !path.basename(name).startsWith('_'),
+    );
+    if (parts.length === 0)
+      throw new DataError(
+        `${one}: no manifest is in this folder; manifests end in .jsonl, .csv, .tsv or .parquet`,
+      );
     files.push(...parts.map((name) => path.join(one, name)));
   }
   return files;
@@ -65,12 +70,22 @@ export async function manifestFiles(paths: string | readonly string[]): Promise<
  * The rows of a manifest.
  * @throws DataError when the file is missing, damaged, of another kind, or has no column of images or of captions; IoError
  */
-export async function* manifestRows(file: string, options: ManifestOptions): AsyncGenerator<ManifestRow> {
-  const kind = kindOf(headOf(file), file), table = /\.[ct]sv$/i.test(file);
-  if (kind?.id === 'parquet' || (kind === undefined && /\.parquet$/i.test(file))) return yield* parquetRows(file, options);
-  if (kind?.id === 'tar') throw new DataError(`${file}: is a tar archive, which is no manifest; name it as one (source.type "webdataset")`);
+export async function* manifestRows(
+  file: string,
+  options: ManifestOptions,
+): AsyncGenerator<ManifestRow> {
+  const kind = kindOf(headOf(file), file),
+    table = /\.[ct]sv$/i.test(file);
+  if (kind?.id === 'parquet' || (kind === undefined && /\.parquet$/i.test(file)))
+    return yield* parquetRows(file, options);
+  if (kind?.id === 'tar')
+    throw new DataError(
+      `${file}: is a tar archive, which is no manifest; name it as one (source.type "webdataset")`,
+    );
   if (kind?.id === 'json-array' && !table)
-    throw new DataError(`${file}: is a JSON array; a manifest has one object a line, which \`jq -c '.[]' ${file}\` writes`);
+    throw new DataError(
+      `${file}: is a JSON array; a manifest has one object a line, which \`jq -c '.[]' ${file}\` writes`,
+    );
   if (kind && kind.id !== 'json' && !(kind.id === 'utf16' && table) && kind.id !== 'json-array')
     throw new DataError(`${file}: is no manifest: it ${isKind(kind)}`);
   yield* table ? tableRows(file, options) : jsonRows(file, options);
@@ -79,37 +94,59 @@ export async function* manifestRows(file: string, options: ManifestOptions): Asy
 /** What a manifest needs, for the sentence that says that it has something else. */
 export function wanted({ image, caption }: MemberNames = {}): string {
   const list = (names: readonly string[]): string => names.map((name) => `"${name}"`).join(' or ');
-  return `${image === undefined ? list(IMAGES) : `"${image}"`} with the path of an image and ` +
-    `${caption === undefined ? list(CAPTIONS) : `"${caption}"`} with its captions (members of the source names others)`;
+  return (
+    `${image === undefined ? list(IMAGES) : `"${image}"`} with the path of an image and ` +
+    `${caption === undefined ? list(CAPTIONS) : `"${caption}"`} with its captions (members of the source names others)`
+  );
 }
 
 /** Which of the columns has the images and which ones the captions; undefined when there are none. */
-function columnsOf(columns: readonly string[], members: MemberNames = {}): { image: string; captions: string[] } | undefined {
+function columnsOf(
+  columns: readonly string[],
+  members: MemberNames = {},
+): { image: string; captions: string[] } | undefined {
   const image = members.image ?? IMAGES.find((name) => columns.includes(name));
-  let captions = (members.caption === undefined ? CAPTIONS : [members.caption]).filter((name) => columns.includes(name));
+  let captions = (members.caption === undefined ? CAPTIONS : [members.caption]).filter((name) =>
+    columns.includes(name),
+  );
   if (captions.length === 0 && image === 'filepath' && columns.includes(TITLE)) captions = [TITLE];
-  return image === undefined || !columns.includes(image) || captions.length === 0 ? undefined : { image, captions };
+  return image === undefined || !columns.includes(image) || captions.length === 0
+    ? undefined
+    : { image, captions };
 }
 
 /** Whether a table with these columns is a manifest. */
-export const hasImages = (columns: readonly string[], members?: MemberNames): boolean => columnsOf(columns, members) !== undefined;
+export const hasImages = (columns: readonly string[], members?: MemberNames): boolean =>
+  columnsOf(columns, members) !== undefined;
 
-function chooseColumns(file: string, columns: readonly string[], members: MemberNames | undefined): { image: string; captions: string[] } {
+function chooseColumns(
+  file: string,
+  columns: readonly string[],
+  members: MemberNames | undefined,
+): { image: string; captions: string[] } {
   const found = columnsOf(columns, members);
-  if (!found) throw new DataError(`${file}: a manifest needs a column ${wanted(members)}, but the columns are ${columns.join(', ') || 'none'}`);
+  if (!found)
+    throw new DataError(
+      `${file}: a manifest needs a column ${wanted(members)}, but the columns are ${columns.join(', ') || 'none'}`,
+    );
   return found;
 }
 
 /** A row with the captions under the names that are read everywhere. */
-function normal(row: Record<string, unknown>, captions: readonly string[]): Record<string, unknown> {
+function normal(
+  row: Record<string, unknown>,
+  captions: readonly string[],
+): Record<string, unknown> {
   const out: Record<string, unknown> = {};
-  for (const name of captions) if (row[name] != null) out[CAPTIONS.includes(name) ? name : 'captions'] = row[name];
+  for (const name of captions)
+    if (row[name] != null) out[CAPTIONS.includes(name) ? name : 'captions'] = row[name];
   for (const name of OTHERS) if (row[name] != null) out[name] = row[name];
   return out;
 }
 
 function imagePath(value: unknown): string | undefined {
-  const named = typeof value === 'object' && value !== null ? (value as { path?: unknown }).path : value;
+  const named =
+    typeof value === 'object' && value !== null ? (value as { path?: unknown }).path : value;
   if (typeof named !== 'string' || named === '') return undefined;
   if (!named.startsWith('file://')) return named;
   try {
@@ -119,17 +156,28 @@ function imagePath(value: unknown): string | undefined {
   }
 }
 
-async function* jsonRows(file: string, { language, members = {}, onSkip }: ManifestOptions): AsyncGenerator<ManifestRow> {
+async function* jsonRows(
+  file: string,
+  { language, members = {}, onSkip }: ManifestOptions,
+): AsyncGenerator<ManifestRow> {
   let number = 0;
   for await (const { data, offset } of lines(file)) {
     number++;
     if (data.every((byte) => byte === 0x20 || byte === 0x09)) continue;
-    const example = `${file} line ${number}`, location: CaptionLocation = { path: file, offset, size: data.length, format: 'json' };
-    if (members.caption !== undefined && !CAPTIONS.includes(members.caption)) location.as = members.caption;
+    const example = `${file} line ${number}`,
+      location: CaptionLocation = { path: file, offset, size: data.length, format: 'json' };
+    if (members.caption !== undefined && !CAPTIONS.includes(members.caption))
+      location.as = members.caption;
     try {
       let parsed = captionsFromJson(data, language, location.as);
-      const { meta } = parsed, name = members.image ?? IMAGES.find((key) => meta[key] != null);
-      if (name === 'filepath' && parsed.captions.length === 0 && location.as === undefined && typeof meta[TITLE] === 'string') {
+      const { meta } = parsed,
+        name = members.image ?? IMAGES.find((key) => meta[key] != null);
+      if (
+        name === 'filepath' &&
+        parsed.captions.length === 0 &&
+        location.as === undefined &&
+        typeof meta[TITLE] === 'string'
+      ) {
         location.as = TITLE;
         parsed = captionsFromJson(data, language, TITLE);
       }
@@ -148,14 +196,21 @@ async function* textOf(file: string): AsyncGenerator<string> {
   let decoder: InstanceType<typeof TextDecoder> | undefined;
   try {
     for await (const chunk of fs.createReadStream(file)) {
-      const bytes = chunk as Buffer, mark = bytes.length > 1 ? bytes.readUInt16BE(0) : 0;
-      decoder ??= new TextDecoder(mark === 0xfffe ? 'utf-16le' : mark === 0xfeff ? 'utf-16be' : 'utf-8', { fatal: true });
+      const bytes = chunk as Buffer,
+        mark = bytes.length > 1 ? bytes.readUInt16BE(0) : 0;
+      decoder ??= new TextDecoder(
+        mark === 0xfffe ? 'utf-16le' : mark === 0xfeff ? 'utf-16be' : 'utf-8',
+        { fatal: true },
+      );
       yield decoder.decode(bytes, { stream: true });
     }
     if (decoder) yield decoder.decode();
   } catch (cause) {
     if (!(cause instanceof TypeError)) throw fileError(cause, 'read', file);
-    throw new DataError(`${file}: is not UTF-8 text; convert it, with \`iconv -f LATIN1 -t UTF-8 ${file}\` if that is what it is`, { cause });
+    throw new DataError(
+      `${file}: is not UTF-8 text; convert it, with \`iconv -f LATIN1 -t UTF-8 ${file}\` if that is what it is`,
+      { cause },
+    );
   }
 }
 
@@ -166,39 +221,69 @@ function delimiterOf(file: string, header: string): string {
   return [',', '\t', ';'].reduce((best, mark) => (count(mark) > count(best) ? mark : best));
 }
 
-async function* tableRows(file: string, { language, members }: ManifestOptions): AsyncGenerator<ManifestRow> {
-  const chunks = textOf(file), first = (await chunks.next()).value as string | undefined ?? '';
+async function* tableRows(
+  file: string,
+  { language, members }: ManifestOptions,
+): AsyncGenerator<ManifestRow> {
+  const chunks = textOf(file),
+    first = ((await chunks.next()).value as string | undefined) ?? '';
   const parser = parse({
-    bom: true, delimiter: delimiterOf(file, /^[^\r\n]*/.exec(first)![0]), columns: true, skip_empty_lines: true, relax_quotes: true,
-    relax_column_count: true, max_record_size: MAX_RECORD,
+    bom: true,
+    delimiter: delimiterOf(file, /^[^\r\n]*/.exec(first)![0]),
+    columns: true,
+    skip_empty_lines: true,
+    relax_quotes: true,
+    relax_column_count: true,
+    max_record_size: MAX_RECORD,
   });
   const fed = (async () => {
     const write = async (text: string): Promise<void> => {
-      if (!parser.write(text)) await new Promise<void>((resolve) => { parser.once('drain', resolve).once('close', resolve); });
+      if (!parser.write(text))
+        await new Promise<void>((resolve) => {
+          parser.once('drain', resolve).once('close', resolve);
+        });
     };
     await write(first);
     for await (const text of chunks) await write(text);
     parser.end();
-  })().catch((error: unknown) => { parser.destroy(error as Error); });
-  let number = 0, columns: ReturnType<typeof chooseColumns> | undefined;
+  })().catch((error: unknown) => {
+    parser.destroy(error as Error);
+  });
+  let number = 0,
+    columns: ReturnType<typeof chooseColumns> | undefined;
   try {
     for await (const record of parser as AsyncIterable<Record<string, string>>) {
       number++;
       columns ??= chooseColumns(file, Object.keys(record), members);
       const text = (name: string): unknown => (record[name]?.trim() ? record[name] : undefined);
-      const row = normal(Object.fromEntries([...columns.captions, ...OTHERS].map((name) => [name, text(name)])), columns.captions);
-      if (typeof row['captions'] === 'string' && /^\s*[[{]/.test(row['captions'])) row['captions'] = jsonOr(row['captions']);
+      const row = normal(
+        Object.fromEntries([...columns.captions, ...OTHERS].map((name) => [name, text(name)])),
+        columns.captions,
+      );
+      if (typeof row['captions'] === 'string' && /^\s*[[{]/.test(row['captions']))
+        row['captions'] = jsonOr(row['captions']);
       if (/^\d+$/.test(String(row['class']))) row['class'] = Number(row['class']);
-      const inline = JSON.stringify(row), image = imagePath(text(columns.image));
+      const inline = JSON.stringify(row),
+        image = imagePath(text(columns.image));
       yield {
-        example: `${file} row ${number}`, image, key: image, captions: { path: file, offset: 0, size: -1, format: 'json', inline },
+        example: `${file} row ${number}`,
+        image,
+        key: image,
+        captions: { path: file, offset: 0, size: -1, format: 'json', inline },
         parsed: captionsFromObject(row, language),
       };
     }
-    if (number === 0) throw new DataError(`${file}: has no row behind a header; a manifest needs a column ${wanted(members)}`);
+    if (number === 0)
+      throw new DataError(
+        `${file}: has no row behind a header; a manifest needs a column ${wanted(members)}`,
+      );
   } catch (cause) {
-    if (!/^CSV_/.test(String((cause as { code?: unknown }).code))) throw fileError(cause, 'read', file);
-    throw new DataError(`${file}: cannot be read as a table behind row ${number}: ${(cause as Error).message}`, { cause });
+    if (!/^CSV_/.test(String((cause as { code?: unknown }).code)))
+      throw fileError(cause, 'read', file);
+    throw new DataError(
+      `${file}: cannot be read as a table behind row ${number}: ${(cause as Error).message}`,
+      { cause },
+    );
   } finally {
     parser.destroy();
     await fed;
@@ -215,7 +300,8 @@ function jsonOr(text: string): unknown {
 
 /** A value of a Parquet table as JSON has it: 64-bit integers as numbers where these are exact, byte arrays as text. Throws NotText. */
 function plain(value: unknown): unknown {
-  if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value);
+  if (typeof value === 'bigint')
+    return Number.isSafeInteger(Number(value)) ? Number(value) : String(value);
   if (value instanceof Uint8Array) {
     try {
       return new TextDecoder('utf-8', { fatal: true }).decode(value);
@@ -229,8 +315,12 @@ function plain(value: unknown): unknown {
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]));
 }
 
-async function* parquetRows(file: string, { language, members, onSkip }: ManifestOptions): AsyncGenerator<ManifestRow> {
-  const table = await openTable(file), { image, captions } = chooseColumns(file, table.columns, members);
+async function* parquetRows(
+  file: string,
+  { language, members, onSkip }: ManifestOptions,
+): AsyncGenerator<ManifestRow> {
+  const table = await openTable(file),
+    { image, captions } = chooseColumns(file, table.columns, members);
   const names = [image, ...captions, ...OTHERS.filter((name) => table.columns.includes(name))];
   let number = 0;
   for await (const group of table.groups(names, true)) {
@@ -238,7 +328,10 @@ async function* parquetRows(file: string, { language, members, onSkip }: Manifes
     for (let i = 0; i < group[image]!.length; i++) {
       const example = `${file} row ${++number}`;
       try {
-        const row = normal(Object.fromEntries(names.slice(1).map((name) => [name, plain(group[name]![i])])), captions);
+        const row = normal(
+          Object.fromEntries(names.slice(1).map((name) => [name, plain(group[name]![i])])),
+          captions,
+        );
         const named = namedImage(table, image, group[image]![i]);
         if (named && typeof named.image === 'object' && !checked) {
           checkPlace(named.image, named.bytes!);
@@ -246,7 +339,10 @@ async function* parquetRows(file: string, { language, members, onSkip }: Manifes
         }
         const inline = JSON.stringify(row);
         yield {
-          example, image: named?.image, key: named?.key ?? String(number), captions: { path: file, offset: 0, size: -1, format: 'json', inline },
+          example,
+          image: named?.image,
+          key: named?.key ?? String(number),
+          captions: { path: file, offset: 0, size: -1, format: 'json', inline },
           parsed: captionsFromObject(row, language),
         };
       } catch (error) {
@@ -258,20 +354,38 @@ async function* parquetRows(file: string, { language, members, onSkip }: Manifes
 }
 
 /** The image of a row: a path, or bytes, alone or beside a path as data sets of Hugging Face have them. */
-function namedImage(table: Table, column: string, value: unknown): { image: string | Location; key: string | undefined; bytes?: Uint8Array } | undefined {
-  const struct = typeof value === 'object' && value !== null && !(value instanceof Uint8Array) ? value as { bytes?: unknown } : undefined;
+function namedImage(
+  table: Table,
+  column: string,
+  value: unknown,
+): { image: string | Location; key: string | undefined; bytes?: Uint8Array } | undefined {
+  const struct =
+    typeof value === 'object' && value !== null && !(value instanceof Uint8Array)
+      ? (value as { bytes?: unknown })
+      : undefined;
   const bytes = struct ? struct.bytes : value;
   if (bytes instanceof Uint8Array && (struct || !isPath(bytes))) {
-    const own = struct && (struct as { path?: unknown }).path, named = own instanceof Uint8Array ? String(plain(own)) : own;
-    return { image: table.place(bytes, struct ? [column, 'bytes'] : [column]), key: imagePath(named), bytes };
+    const own = struct && (struct as { path?: unknown }).path,
+      named = own instanceof Uint8Array ? String(plain(own)) : own;
+    return {
+      image: table.place(bytes, struct ? [column, 'bytes'] : [column]),
+      key: imagePath(named),
+      bytes,
+    };
   }
-  const found = imagePath(struct ? { path: plain((struct as { path?: unknown }).path) } : plain(value));
+  const found = imagePath(
+    struct ? { path: plain((struct as { path?: unknown }).path) } : plain(value),
+  );
   return found === undefined ? undefined : { image: found, key: found };
 }
 
 /** Whether bytes that are not said to be text are the name of a file and no image. */
 function isPath(bytes: Uint8Array): boolean {
-  return bytes.length < 4096 && kindOf(bytes.subarray(0, 512), '') === undefined && bytes.every((byte) => byte >= 0x20);
+  return (
+    bytes.length < 4096 &&
+    kindOf(bytes.subarray(0, 512), '') === undefined &&
+    bytes.every((byte) => byte >= 0x20)
+  );
 }
 
 /** Once for each row group: what stands at the place is what was read. */
@@ -279,7 +393,9 @@ function checkPlace(place: Location, bytes: Uint8Array): void {
   const reader = new FileReader();
   try {
     if (!reader.read(place).equals(bytes))
-      throw new DataError(`${place.path}: its images are not found where they should stand; the file is damaged, or encodes them otherwise than plain`);
+      throw new DataError(
+        `${place.path}: its images are not found where they should stand; the file is damaged, or encodes them otherwise than plain`,
+      );
   } finally {
     reader.close();
   }

@@ -23,7 +23,16 @@ export function curves(curve: readonly CurvePoint[]): string {
   const [first, last] = [smooth[0]![1], smooth.at(-1)![1]];
   return `<section>
 <h2>Training</h2>
-${plot('Loss per example', 'tall', [[raw, 'raw'], [smooth, 'line']], short, false)}
+${plot(
+  'Loss per example',
+  'tall',
+  [
+    [raw, 'raw'],
+    [smooth, 'line'],
+  ],
+  short,
+  false,
+)}
 ${plot('Learning rate', 'low', [[rate, 'line rate']], scientific, true)}
 <p class="note">Sigmoid loss from ${first.toFixed(2)} to ${last.toFixed(2)};
   the strong line is a running mean.</p>
@@ -77,7 +86,10 @@ function ticks(low: number, high: number, count: number): number[] {
  * beside it, so that they keep their size on a phone.
  */
 function plot(
-  title: string, kind: string, lines: [Point[], string][], format: (y: number) => string,
+  title: string,
+  kind: string,
+  lines: [Point[], string][],
+  format: (y: number) => string,
   withSteps: boolean,
 ): string {
   const xs = lines.flatMap(([points]) => points.map(([x]) => x));
@@ -88,12 +100,17 @@ function plot(
   const px = (x: number): string => (((x - left) / (right - left || 1)) * 100).toFixed(2);
   const py = (y: number): string => ((1 - (y - bottom) / (top - bottom)) * 100).toFixed(2);
   const grid = levels.map((y) => `<path class="grid" d="M0 ${py(y)}H100"/>`).join('');
-  const paths = lines.map(([points, name]) =>
-    `<polyline class="${name}" points="${points.map(([x, y]) => `${px(x)},${py(y)}`).join(' ')}"/>`)
-      .join('');
-  const labels = levels.map((y) => `<span style="top:${py(y)}%">${escape(format(y))}</span>`)
+  const paths = lines
+    .map(
+      ([points, name]) =>
+        `<polyline class="${name}" points="${points.map(([x, y]) => `${px(x)},${py(y)}`).join(' ')}"/>`,
+    )
     .join('');
-  const steps = ticks(left, right, 6).filter((x) => x >= left && x <= right)
+  const labels = levels
+    .map((y) => `<span style="top:${py(y)}%">${escape(format(y))}</span>`)
+    .join('');
+  const steps = ticks(left, right, 6)
+    .filter((x) => x >= left && x <= right)
     .map((x) => `<span style="left:${px(x)}%">${grouped(x)}</span>`);
   return `<figure class="plot ${kind}">
 <figcaption>${title}</figcaption>
@@ -101,7 +118,11 @@ function plot(
 <svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="${title} by step">
 ${grid}${paths}</svg>
 <div class="ys" aria-hidden="true">${labels}</div></div>
-${withSteps ? `<div class="xs" aria-hidden="true">${steps.join('')}</div>
-<p class="axis">step</p>` : ''}
+${
+  withSteps
+    ? `<div class="xs" aria-hidden="true">${steps.join('')}</div>
+<p class="axis">step</p>`
+    : ''
+}
 </figure>`;
 }

@@ -3,7 +3,7 @@
  * script, in light and dark, on a phone and on paper. Every text that comes from data is escaped.
  */
 import { bar, escape, grouped, locale, percent } from './parts.js';
-import { curves, type CurvePoint } from './plot.js';
+import { type CurvePoint, curves } from './plot.js';
 import { STYLE } from './style.js';
 
 /** Zero-shot figures of one language, as fractions. */
@@ -91,8 +91,10 @@ const SETS: Record<string, { title: string; text: string }> = {
 };
 
 const METRICS = [
-  ['top1', 'Top-1', 'the right class first'], ['top5', 'Top-5', 'the right class among five'],
-  ['t2i_r1', 'Text → image', 'recall at 1'], ['i2t_r1', 'Image → text', 'recall at 1'],
+  ['top1', 'Top-1', 'the right class first'],
+  ['top5', 'Top-5', 'the right class among five'],
+  ['t2i_r1', 'Text → image', 'recall at 1'],
+  ['i2t_r1', 'Image → text', 'recall at 1'],
 ] as const;
 
 /**
@@ -143,10 +145,16 @@ function header({ title, date, seed, device, model, train }: ReportData): string
     ['Date', `<time datetime="${iso}">${iso.slice(0, 16).replace('T', ' ')} UTC</time>`],
     ['Seed', escape(seed)],
     ['Device', escape(device)],
-    ['Model', `${escape(model.name)}, ${parameters(model.parameters)} parameters, ` +
-      `${escape(model.imageSize)} px`],
-    ['Training', `${duration(train.seconds)}: ${grouped(train.steps)} steps of ` +
-      `${grouped(train.batch)}, ${grouped(train.images)} images, ${grouped(train.images_per_second)} images/s`],
+    [
+      'Model',
+      `${escape(model.name)}, ${parameters(model.parameters)} parameters, ` +
+        `${escape(model.imageSize)} px`,
+    ],
+    [
+      'Training',
+      `${duration(train.seconds)}: ${grouped(train.steps)} steps of ` +
+        `${grouped(train.batch)}, ${grouped(train.images)} images, ${grouped(train.images_per_second)} images/s`,
+    ],
   ];
   return `<header>
 <h1>${escape(title)}</h1>
@@ -166,8 +174,9 @@ function headline(set: EvaluationSet): [string, LanguageScores] | undefined {
 }
 
 function ranked(set: EvaluationSet): [string, LanguageScores][] {
-  return Object.entries(set.languages)
-    .sort(([a, x], [b, y]) => y.top1 - x.top1 || y.top5 - x.top5 || (a < b ? -1 : 1));
+  return Object.entries(set.languages).sort(
+    ([a, x], [b, y]) => y.top1 - x.top1 || y.top5 - x.top5 || (a < b ? -1 : 1),
+  );
 }
 
 function headlines({ sets }: ReportData): string {
@@ -183,19 +192,30 @@ function headlines({ sets }: ReportData): string {
     const { title, text } = SETS[name] ?? { title: name, text: '' };
     const others = Object.entries(set.languages).filter(([other]) => other !== tag);
     const mean = others.reduce((sum, [, { top1: value }]) => sum + value, 0) / others.length;
-    const rows: [string, string, number][] =
-      [['Model', 'model', top1], ['Pixel neighbour', 'pixel', set.pixel_1nn],
-        ['Chance', 'chance', set.chance]];
+    const rows: [string, string, number][] = [
+      ['Model', 'model', top1],
+      ['Pixel neighbour', 'pixel', set.pixel_1nn],
+      ['Chance', 'chance', set.chance],
+    ];
     return `<article class="card">
 <h3>${escape(title)}</h3>
 <p class="note">${escape(text)}</p>
 <p class="figure">${percent(top1)} <small>top-1 in ${escape(locale(tag).name)},
 ${grouped(set.classes)} classes</small></p>
-<dl class="bars">${rows.map(([label, kind, value]) => `<div class="${kind}"><dt>${label}</dt>` +
-      `<dd>${bar(value / scale)}<span>${percent(value)}</span></dd></div>`).join('')}</dl>
+<dl class="bars">${rows
+      .map(
+        ([label, kind, value]) =>
+          `<div class="${kind}"><dt>${label}</dt>` +
+          `<dd>${bar(value / scale)}<span>${percent(value)}</span></dd></div>`,
+      )
+      .join('')}</dl>
 <p class="verdict">${verdict(top1, set)}</p>
-${others.length === 0 ? '' : `<p class="note">Mean of the other ${others.length} languages:
-<b>${percent(mean)}</b></p>`}
+${
+  others.length === 0
+    ? ''
+    : `<p class="note">Mean of the other ${others.length} languages:
+<b>${percent(mean)}</b></p>`
+}
 </article>`;
   });
   return `<section class="cards" aria-label="Headline figures">
@@ -205,26 +225,35 @@ ${cards.join('\n')}
 
 /** How the model stands against the pixel neighbour, said plainly in both cases. */
 function verdict(top1: number, { pixel_1nn: pixel, chance }: EvaluationSet): string {
-  const against = pixel <= 0 ? 'The pixel neighbour finds nothing here.'
-    : top1 >= pixel ? `${times(top1 / pixel)} the pixel neighbour.`
-      : `Below the pixel neighbour, which is ${times(pixel / Math.max(top1, 1e-9))} as good here.`;
+  const against =
+    pixel <= 0
+      ? 'The pixel neighbour finds nothing here.'
+      : top1 >= pixel
+        ? `${times(top1 / pixel)} the pixel neighbour.`
+        : `Below the pixel neighbour, which is ${times(pixel / Math.max(top1, 1e-9))} as good here.`;
   return chance > 0 ? `${against}<br>${times(top1 / chance)} chance.` : against;
 }
 
-function retrievals({ set: name, retrievals: list }: Gallery, set: EvaluationSet | undefined): string {
+function retrievals(
+  { set: name, retrievals: list }: Gallery,
+  set: EvaluationSet | undefined,
+): string {
   if (list.length === 0) return '';
   const { title, text } = SETS[name] ?? { title: name, text: '' };
-  const all = list.flatMap(({ results }) => results), hits = all.filter(({ correct }) => correct).length;
+  const all = list.flatMap(({ results }) => results),
+    hits = all.filter(({ correct }) => correct).length;
   const rows = list.map(({ query, lang, results }) => {
     const { attributes, name } = locale(lang);
     const right = results.filter(({ correct }) => correct).length;
     const pictures = results.map(({ png, correct, label }) => {
       const mark = correct ? 'right' : 'wrong';
       const source = `data:image/png;base64,${Buffer.from(png).toString('base64')}`;
-      return `<li class="${mark}"><img src="${source}" ` +
+      return (
+        `<li class="${mark}"><img src="${source}" ` +
         `alt="${escape(label)}" title="${escape(label)}" width="96" height="96">` +
         `<span class="mark" role="img" aria-label="${mark}">${correct ? '✓' : '✗'}</span>` +
-        `<span class="label">${escape(label)}</span></li>`;
+        `<span class="label">${escape(label)}</span></li>`
+      );
     });
     return `<article class="query">
 <h3><bdi ${attributes}>${escape(query)}</bdi>
@@ -236,7 +265,8 @@ function retrievals({ set: name, retrievals: list }: Gallery, set: EvaluationSet
   return `<section>
 <h2>What typed words find: ${escape(title.toLowerCase())}</h2>
 <p class="note">${escape(text)} The ${longest} nearest pictures to each text, best first${
-  set ? `, of ${grouped(set.n)}` : ''}. ✓ marks a picture of the class that the text names:
+    set ? `, of ${grouped(set.n)}` : ''
+  }. ✓ marks a picture of the class that the text names:
 <b>${hits} of ${all.length}</b>.</p>
 ${rows.join('\n')}
 </section>`;
@@ -246,15 +276,19 @@ ${rows.join('\n')}
 function languages(sets: [string, EvaluationSet][]): string {
   if (sets.length === 0) return '';
   const title = (name: string): string => escape(SETS[name]?.title ?? name);
-  const inputs = sets.map(([name], i) =>
-    `<input type="radio" name="set" id="set-${i}" class="hidden"${i === 0 ? ' checked' : ''}>` +
-    `<label for="set-${i}">${title(name)}</label>`);
-  const panels = sets.map(([name, set], i) => `<div class="panel panel-${i}">
+  const inputs = sets.map(
+    ([name], i) =>
+      `<input type="radio" name="set" id="set-${i}" class="hidden"${i === 0 ? ' checked' : ''}>` +
+      `<label for="set-${i}">${title(name)}</label>`,
+  );
+  const panels = sets.map(
+    ([name, set], i) => `<div class="panel panel-${i}">
 <h3 class="paper">${title(name)}</h3>
 <p class="note">${grouped(set.n)} pictures, ${grouped(set.classes)} classes,
 ${Object.keys(set.languages).length} languages, sorted by top-1.</p>
 ${table(set)}
-</div>`);
+</div>`,
+  );
   return `<section>
 <h2>Every language</h2>
 <div class="tabs">${inputs.join('')}
@@ -274,8 +308,9 @@ function table(set: EvaluationSet): string {
   const baseline = (label: string, kind: string, value: number): string =>
     `<tr><th scope="row">${label}</th>${cell(value, kind)}<td colspan="3"></td></tr>`;
   return `<table>
-<thead><tr><th scope="col">Language</th>${METRICS.map(([, label, text]) =>
-    `<th scope="col">${label}<small>${text}</small></th>`).join('')}</tr></thead>
+<thead><tr><th scope="col">Language</th>${METRICS.map(
+    ([, label, text]) => `<th scope="col">${label}<small>${text}</small></th>`,
+  ).join('')}</tr></thead>
 <tbody>
 ${rows.join('\n')}
 </tbody>
@@ -288,16 +323,20 @@ ${baseline('Chance', 'chance', set.chance)}
 
 /** Shows the panel of the chosen radio button. */
 function tabRules(count: number): string {
-  return Array.from({ length: count }, (_, i) => `#set-${i}:checked~.panel-${i}`).join(',') +
-    `${count ? '{display:block}' : ''}`;
+  return (
+    Array.from({ length: count }, (_, i) => `#set-${i}:checked~.panel-${i}`).join(',') +
+    `${count ? '{display:block}' : ''}`
+  );
 }
 
 function meaning({ train, sets, seed }: ReportData): string {
   const beaten = Object.entries(sets)
     .filter(([, set]) => (headline(set)?.[1].top1 ?? 1) < set.pixel_1nn)
     .map(([name]) => SETS[name]?.title.toLowerCase() ?? name);
-  const warning = beaten.length === 0 ? ''
-    : ` <strong>The pixel neighbour beats the model on: ${escape(beaten.join('; '))}.</strong>`;
+  const warning =
+    beaten.length === 0
+      ? ''
+      : ` <strong>The pixel neighbour beats the model on: ${escape(beaten.join('; '))}.</strong>`;
   return `<section class="prose">
 <h2>What these figures mean</h2>
 <p><b>Placed</b> means that every picture is drawn at a random size and position on a random
@@ -319,14 +358,22 @@ replacement for a released checkpoint. Pictures are drawings and not photographs
 function licences({ attributions, command }: ReportData): string {
   const items = attributions.map(({ name, license, author, url }) => {
     // Only web addresses become links; anything else is shown as nothing.
-    const title = url !== undefined && /^https?:\/\//i.test(url)
-      ? `<a href="${escape(url)}" rel="noreferrer">${escape(name)}</a>` : escape(name);
-    return `<li>${title}${author === undefined ? '' : ` by ${escape(author)}`}: ` +
-      `${escape(license)}</li>`;
+    const title =
+      url !== undefined && /^https?:\/\//i.test(url)
+        ? `<a href="${escape(url)}" rel="noreferrer">${escape(name)}</a>`
+        : escape(name);
+    return (
+      `<li>${title}${author === undefined ? '' : ` by ${escape(author)}`}: ` +
+      `${escape(license)}</li>`
+    );
   });
   return `<footer>
-${items.length ? `<h2>Artwork and words</h2>
-<ul>${items.join('')}</ul>` : ''}
+${
+  items.length
+    ? `<h2>Artwork and words</h2>
+<ul>${items.join('')}</ul>`
+    : ''
+}
 ${command === undefined ? '' : `<p>Made with <code>${escape(command)}</code></p>`}
 </footer>`;
 }

@@ -4,10 +4,10 @@
  * drawn in chunks, each given the chunks before it, as in blocked Gibbs sampling.
  */
 import { ConfigError, DataError } from '../../errors.js';
-import { Random, Stream } from '../../random.js';
 import { addChosenScores, addDiagonalScores, type PairEmbeddings } from '../../ops/pair_scores.js';
+import { Random, Stream } from '../../random.js';
 import { noGrad } from '../../tape.js';
-import { scope, tensor, zeros, type Tensor } from '../../tensor.js';
+import { scope, type Tensor, tensor, zeros } from '../../tensor.js';
 
 /**
  * What makes a pair worth training on, as a function S of the sigmoid losses ℓ: `learnability` S = ℓ(learner) −
@@ -36,7 +36,12 @@ export function selectedCount(superBatch: number, filterRatio: number): number {
 /**
  * The uniform numbers in (0, 1) behind one chunk's draw: n consecutive ones of the generator of (seed, step, chunk).
  */
-export function selectionUniforms(n: number, seed: number, step: number, chunk: number): Float64Array {
+export function selectionUniforms(
+  n: number,
+  seed: number,
+  step: number,
+  chunk: number,
+): Float64Array {
   const random = new Random(seed, Stream.selection, step, chunk);
   return Float64Array.from({ length: n }, () => (random.uint32() + 0.5) / 2 ** 32);
 }
@@ -51,29 +56,43 @@ export function selectionUniforms(n: number, seed: number, step: number, chunk: 
  * @throws ConfigError for options out of range or a model that is missing; DataError when a score is not a number
  */
 export async function selectBatch(
-  learner: PairEmbeddings | null, reference: PairEmbeddings | null, options: SelectionOptions,
+  learner: PairEmbeddings | null,
+  reference: PairEmbeddings | null,
+  options: SelectionOptions,
 ): Promise<Int32Array> {
   const { chunks, gain, seed, step } = options;
   const models = weighted(learner, reference, options.score);
-  const first = models[0]!.e.x, B = first.shape[0] ?? 0;
+  const first = models[0]!.e.x,
+    B = first.shape[0] ?? 0;
   if (!models.every(({ e }) => e.x.shape[0] === B))
-    throw new ConfigError('selection: learner and reference must embed the same super-batch, but have ' +
-      `${models.map(({ e }) => e.x.shape[0]).join(' and ')} rows`);
+    throw new ConfigError(
+      'selection: learner and reference must embed the same super-batch, but have ' +
+        `${models.map(({ e }) => e.x.shape[0]).join(' and ')} rows`,
+    );
   if (!(options.filterRatio >= 0 && options.filterRatio < 1))
     throw new ConfigError(`selection: filterRatio must be in [0, 1) but is ${options.filterRatio}`);
   const count = selectedCount(B, options.filterRatio);
   if (!Number.isSafeInteger(chunks) || chunks < 1 || chunks > count)
-    throw new ConfigError(`selection: chunks must be an integer from 1 to the batch of ${count} but is ${chunks}`);
+    throw new ConfigError(
+      `selection: chunks must be an integer from 1 to the batch of ${count} but is ${chunks}`,
+    );
   if (!(Number.isFinite(gain) && gain >= 0))
     throw new ConfigError(`selection: gain must be a number that is not negative but is ${gain}`);
 
   const scores = diagonalScores(learner, reference, options.score);
   try {
-    const selected = new Int32Array(count), free = new Uint8Array(B).fill(1);
+    const selected = new Int32Array(count),
+      free = new Uint8Array(B).fill(1);
     for (let chunk = 0, from = 0; chunk < chunks; chunk++) {
-      const to = Math.floor((chunk + 1) * count / chunks);
-      const gains = await scores.read() as Float32Array;
-      const chosen = gumbelTopK(gains, free, gain, to - from, selectionUniforms(B, seed, step, chunk));
+      const to = Math.floor(((chunk + 1) * count) / chunks);
+      const gains = (await scores.read()) as Float32Array;
+      const chosen = gumbelTopK(
+        gains,
+        free,
+        gain,
+        to - from,
+        selectionUniforms(B, seed, step, chunk),
+      );
       selected.set(chosen, from);
       for (const i of chosen) free[i] = 0;
       from = to;
@@ -94,29 +113,40 @@ export async function selectBatch(
  * @throws ConfigError when a model that the score needs is missing
  */
 export function diagonalScores(
-  learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore,
+  learner: PairEmbeddings | null,
+  reference: PairEmbeddings | null,
+  score: SelectionScore,
 ): Tensor {
-  const models = weighted(learner, reference, score), { x } = models[0]!.e;
-  return scope(() => noGrad(() => {
-    const total = zeros([x.shape[0]!], 'f32', x.device);
-    for (const { e, weight } of models) addDiagonalScores(total, e, weight);
-    return total;
-  }));
+  const models = weighted(learner, reference, score),
+    { x } = models[0]!.e;
+  return scope(() =>
+    noGrad(() => {
+      const total = zeros([x.shape[0]!], 'f32', x.device);
+      for (const { e, weight } of models) addDiagonalScores(total, e, weight);
+      return total;
+    }),
+  );
 }
 
 /** The models whose losses make up S, with the sign of each. */
 function weighted(
-  learner: PairEmbeddings | null, reference: PairEmbeddings | null, score: SelectionScore,
+  learner: PairEmbeddings | null,
+  reference: PairEmbeddings | null,
+  score: SelectionScore,
 ): { e: PairEmbeddings; weight: number }[] {
   const terms = { learnability: [1, -1], 'easy-reference': [0, -1], learner: [1, 0] }[score];
   if (!terms)
-    throw new ConfigError(`selection: score must be learnability, easy-reference or learner but is ${String(score)}`);
+    throw new ConfigError(
+      `selection: score must be learnability, easy-reference or learner but is ${String(score)}`,
+    );
   return [learner, reference].flatMap((e, i) => {
     const weight = terms[i]!;
     if (weight === 0) return [];
     if (!e)
-      throw new ConfigError(`selection: the score ${score} needs the ${i === 0 ? 'learner' : 'reference'}'s embeddings, ` +
-        'which were not given');
+      throw new ConfigError(
+        `selection: the score ${score} needs the ${i === 0 ? 'learner' : 'reference'}'s embeddings, ` +
+          'which were not given',
+      );
     return [{ e, weight }];
   });
 }
@@ -127,14 +157,20 @@ function weighted(
  * @returns ascending indices
  */
 export function gumbelTopK(
-  scores: Float32Array, free: Uint8Array, gain: number, k: number, uniforms: Float64Array,
+  scores: Float32Array,
+  free: Uint8Array,
+  gain: number,
+  k: number,
+  uniforms: Float64Array,
 ): Int32Array {
   const keys = new Float64Array(scores.length).fill(-Infinity);
   for (let i = 0; i < keys.length; i++) {
     if (!free[i]) continue;
     if (!Number.isFinite(scores[i]))
-      throw new DataError(`selection: the score of sample ${i} is ${scores[i]}; ` +
-        'its embeddings are damaged or the model has diverged');
+      throw new DataError(
+        `selection: the score of sample ${i} is ${scores[i]}; ` +
+          'its embeddings are damaged or the model has diverged',
+      );
     keys[i] = gain * scores[i]! - Math.log(-Math.log(uniforms[i]!));
   }
   const threshold = keys.slice().sort()[keys.length - k]!;
