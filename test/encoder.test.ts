@@ -114,7 +114,7 @@ test('the same input gives the same bits in any batch, and with any number of th
   }
   const code = `
     import { createHash } from 'node:crypto';
-    import { load } from 'lib/encoder.js';
+    import { load } from 'lib/encoder/encoder.js';
     const model = await load(${JSON.stringify(folder)}), hash = createHash('sha256');
     const data = Uint8Array.from({ length: 2880 }, (_, k) => (k * 31 + (k >> 5)) & 255);
     hash.update((await model.encodeImages(Array(5).fill({ data, width: 40, height: 24, channels: 3 }))).data);

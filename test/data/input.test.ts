@@ -172,7 +172,7 @@ const encoded = (before: string, images: string): string =>
     `
   import { execFileSync } from 'node:child_process';
   import { openSync, readFileSync } from 'node:fs';
-  import { load } from 'lib/encoder.js';
+  import { load } from 'lib/encoder/encoder.js';
   const model = await load(${JSON.stringify(folder)}), bad = [];
   const onBadImage = (e) => bad.push(e.message);
   await model.encodeImages({ data: new Uint8Array(300), width: 10, height: 10, channels: 3 });
